@@ -1,0 +1,105 @@
+"""The only module that touches the compiled library, and the few helpers by which an op file registers its parts.
+
+An op exists in torch's dispatcher under ``torch.ops.lightning_nerf``. Its schema comes from the compiled library where one
+is loaded, else from the op's Python file. The pure-torch reference is registered for every backend; the library's CPU and
+CUDA kernels take precedence over it.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMESPACE = "lightning_nerf"
+
+_fragment = torch.library.Library(NAMESPACE, "FRAGMENT")
+_schemas: dict[str, str] = {}
+_warned: set[str] = set()
+load_error: str | None = None
+
+
+def library_path() -> pathlib.Path:
+    """Where the compiled library is looked for: ``$LIGHTNING_NERF_LIBRARY`` if set, else beside the package's files."""
+    override = os.environ.get("LIGHTNING_NERF_LIBRARY")
+    return pathlib.Path(override) if override else pathlib.Path(__file__).parents[1] / "_C.so"
+
+
+def _load() -> bool:
+    global load_error
+    path = library_path()
+    if not path.is_file():
+        load_error = f"{path} does not exist"
+        return False
+    try:
+        torch.ops.load_library(path)
+    except OSError as error:  # built for a newer torch, or another platform: the references serve
+        load_error = str(error)
+        return False
+    return True
+
+
+loaded = _load()
+
+
+def _warn_slow(device: str) -> None:
+    """Once per device type: an op fell back on its reference."""
+    if device in _warned:
+        return
+    _warned.add(device)
+    reason = f"the compiled library has no {device} kernels" if loaded else f"no compiled library: {load_error}"
+    warnings.warn(
+        f"lightning-nerf runs its pure-torch reference ops on {device}, 4 to 100 times slower than its kernels ({reason}). "
+        "Install a wheel, or a C++ compiler (and nvcc for CUDA) and reinstall from source.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+
+
+def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register op ``name``: schema ``(Tensor a, ...) -> ...`` without default arguments, reference and fake kernel.
+
+    No defaults, because ``needs_input_grad`` drops trailing arguments that equal their default.
+    """
+    _schemas[name] = schema
+    if not hasattr(getattr(torch.ops, NAMESPACE), name):
+        _fragment.define(name + schema)
+
+    def slow(*args: Any) -> Any:
+        _warn_slow(next((a.device.type for a in args if isinstance(a, Tensor)), "cpu"))
+        return reference(*args)
+
+    _fragment.impl(name, slow, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_fragment)
+
+
+def differentiable(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+    """Attach a derivative. A missing output gradient reaches ``backward`` as None instead of an N-sized zero tensor."""
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+        setup_context(ctx, inputs, output)
+
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=_fragment)
+
+
+def once_differentiable(name: str, instead: str) -> None:
+    """Make differentiating op ``name`` (some op's backward) an error instead of a silent zero."""
+
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(f"lightning_nerf::{name} has no derivative of its own; {instead}")
+
+    torch.library.register_autograd(
+        f"{NAMESPACE}::{name}", backward, setup_context=lambda ctx, inputs, output: None, lib=_fragment
+    )
+
+
+def computes_in_float32(name: str) -> None:
+    """Under autocast, cast floating-point inputs of op ``name`` to float32 (custom ops get them in half otherwise)."""
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"{NAMESPACE}::{name}", device, torch.float32, lib=_fragment)
