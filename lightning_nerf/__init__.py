@@ -1,0 +1,1 @@
+"""Neural radiance fields for PyTorch Lightning, on one fast CPU and CUDA backend."""

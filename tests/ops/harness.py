@@ -56,9 +56,8 @@ def run_with_grad(
         args[i] = args[i].detach().clone().requires_grad_()
     outputs = tensors(function(*args))
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if c is not None]
-    grads = torch.autograd.grad(
-        [o for o, _ in pairs], [args[i] for i in differentiable], [c for _, c in pairs], allow_unused=True
-    )
+    inputs = [args[i] for i in differentiable]
+    grads = torch.autograd.grad([o for o, _ in pairs], inputs, [c for _, c in pairs], allow_unused=True)
     return outputs, [torch.zeros_like(i) if g is None else g for i, g in zip(inputs, grads, strict=True)]
 
 
