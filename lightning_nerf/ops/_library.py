@@ -7,8 +7,11 @@ CUDA kernels take precedence over it.
 
 from __future__ import annotations
 
+import importlib
 import os
 import pathlib
+import pkgutil
+import sysconfig
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -25,9 +28,15 @@ load_error: str | None = None
 
 
 def library_path() -> pathlib.Path:
-    """Where the compiled library is looked for: ``$LIGHTNING_NERF_LIBRARY`` if set, else beside the package's files."""
+    """Where the compiled library is: ``$LIGHTNING_NERF_LIBRARY``, else beside this package, else in site-packages.
+
+    The last serves a source checkout (or an editable install) whose wheel is installed in the same environment.
+    """
     override = os.environ.get("LIGHTNING_NERF_LIBRARY")
-    return pathlib.Path(override) if override else pathlib.Path(__file__).parents[1] / "_C.so"
+    if override:
+        return pathlib.Path(override)
+    beside = pathlib.Path(__file__).parents[1] / "_C.so"
+    return beside if beside.is_file() else pathlib.Path(sysconfig.get_path("platlib"), "lightning_nerf", "_C.so")
 
 
 def _load() -> bool:
@@ -45,6 +54,13 @@ def _load() -> bool:
 
 
 loaded = _load()
+
+
+def schemas() -> dict[str, str]:
+    """Every op's name and schema, as its Python file states it; imports all of them."""
+    for module in pkgutil.iter_modules([str(pathlib.Path(__file__).parent)]):
+        importlib.import_module(f"lightning_nerf.ops.{module.name}")
+    return dict(_schemas)
 
 
 def _warn_slow(device: str) -> None:

@@ -1,0 +1,21 @@
+"""Callbacks, one per file."""
+
+from lightning_nerf.callbacks.images import ComparisonImages
+from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
+from lightning_nerf.callbacks.progress import NeRFProgressBar
+from lightning_nerf.callbacks.psnr import PSNRLogger
+from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.callbacks.results import RunResults
+from lightning_nerf.callbacks.telemetry import Telemetry
+from lightning_nerf.callbacks.turntable import Turntable
+
+__all__ = [
+    "ComparisonImages",
+    "NeRFProgressBar",
+    "OccupancyGridUpdate",
+    "PSNRLogger",
+    "RayBudget",
+    "RunResults",
+    "Telemetry",
+    "Turntable",
+]

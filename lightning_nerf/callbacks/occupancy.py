@@ -1,0 +1,52 @@
+"""Keeps the occupancy grid up with the field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
+
+
+class OccupancyGridUpdate(L.Callback):
+    """Update the module's occupancy grid, in place, before every ``every_n_steps``-th training step.
+
+    A module whose estimator is no :class:`OccupancyGrid` is left alone.
+
+    Args:
+        every_n_steps: steps between updates, >= 1.
+        mark_invisible: at the start of training, close the cells that no training camera sees: nothing would ever train
+            them, and what the field says there by chance would cost samples.
+    """
+
+    def __init__(self, every_n_steps: int = 16, mark_invisible: bool = True) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps: expected >= 1, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.mark_invisible = mark_invisible
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Close invisible cells, unless the grid comes from a checkpoint."""
+        grid = pl_module.estimator
+        if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or trainer.global_step > 0:
+            return
+        datamodule = pl_module.datamodule  # type: ignore[operator]
+        views = datamodule.views("train")
+        height, width = views.images.shape[1:3]
+        grid.mark_invisible_cells(
+            views.c2w.to(pl_module.device), views.intrinsics.to(pl_module.device), width, height, near=datamodule.near
+        )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Update the grid where it is due."""
+        grid = pl_module.estimator
+        step = trainer.global_step
+        if not isinstance(grid, OccupancyGrid) or step % self.every_n_steps != 0:
+            return
+        pl_module.key[2].fill_(step)  # type: ignore[index]
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            grid.update(pl_module.field.density, step=step, key=pl_module.key)  # type: ignore[arg-type]

@@ -1,0 +1,60 @@
+"""Scores the views that validation and test render."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+
+def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of two float images in [0, 1]: ``-10 log10(mean squared error)``, at most 100."""
+    return -10 * torch.log10((prediction.float() - truth.float()).square().mean().clamp(min=1e-10))
+
+
+class PSNRLogger(L.Callback):
+    """Log ``val/psnr`` and ``val/ssim`` (or ``test/…``): the mean over the split of each image's value.
+
+    Per image on float renders against float truth, without quantisation: the convention of the NeRF papers.
+
+    Args:
+        ssim: also compute SSIM (torchmetrics: Gaussian window of 11, sigma 1.5).
+    """
+
+    def __init__(self, ssim: bool = True) -> None:
+        self.ssim = ssim
+
+    def _score(self, pl_module: L.LightningModule, outputs: Any, split: str) -> None:
+        prediction, truth = outputs["render"].rgb.float(), outputs["truth"].float()
+        options = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
+        pl_module.log(f"{split}/psnr", psnr(prediction, truth), prog_bar=True, **options)
+        if self.ssim:
+            images = (prediction.permute(2, 0, 1)[None].clamp(0, 1), truth.permute(2, 0, 1)[None])
+            pl_module.log(f"{split}/ssim", structural_similarity_index_measure(*images, data_range=1.0), **options)  # type: ignore[arg-type]
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score a validation view."""
+        self._score(pl_module, outputs, "val")
+
+    def on_test_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Score a test view."""
+        self._score(pl_module, outputs, "test")

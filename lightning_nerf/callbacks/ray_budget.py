@@ -1,0 +1,36 @@
+"""Chooses how many rays a step takes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+
+
+class RayBudget(L.Callback):
+    """Let the number of active rays follow a target number of samples per step, decided on the device.
+
+    After each step: ``n_rays <- fill * capacity / (samples per ray that fitted)``, at most doubled or halved. Rays past the
+    capacity are left out of their step's loss, so that ``fill`` a little below 1 wastes neither samples nor rays.
+
+    Args:
+        fill: target share of ``samples_per_step``, in (0, 1].
+    """
+
+    def __init__(self, fill: float = 0.98) -> None:
+        if not 0 < fill <= 1:
+            raise ValueError(f"fill: expected a share in (0, 1], got {fill}")
+        self.fill = fill
+
+    @torch.no_grad()
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Set the next step's number of rays from this step's counts, without reading either on the host."""
+        budget: torch.Tensor = pl_module.n_rays  # type: ignore[assignment]
+        samples, rays = outputs["n_samples"], outputs["n_rays"]
+        per_ray = samples.float() / rays.clamp(min=1)
+        wanted = self.fill * pl_module.samples_per_step / per_ray.clamp(min=1e-6)  # type: ignore[operator]
+        wanted = wanted.clamp(budget * 0.5, budget * 2.0).clamp(1, pl_module.max_rays)  # type: ignore[arg-type]
+        budget.copy_(wanted)

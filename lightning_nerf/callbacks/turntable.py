@@ -1,0 +1,63 @@
+"""Renders a turn around the scene."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import imageio.v3 as imageio
+import lightning as L
+import numpy as np
+
+from lightning_nerf.callbacks.colors import to_uint8
+from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.data.cameras import turntable_poses
+from lightning_nerf.data.views import Views
+
+
+class Turntable(L.Callback):
+    """After a test, save ``turntable.mp4`` (``turntable.gif`` without imageio-ffmpeg) in the run folder.
+
+    The camera circles the middle of the scene's box at the training cameras' mean distance, with their intrinsics.
+
+    Args:
+        n_frames: frames of the full turn.
+        elevation: degrees above the horizon.
+        fps: frames per second.
+    """
+
+    def __init__(self, n_frames: int = 30, elevation: float = 30.0, fps: int = 15) -> None:
+        if n_frames < 1 or fps < 1:
+            raise ValueError(f"expected n_frames >= 1 and fps >= 1, got n_frames={n_frames}, fps={fps}")
+        self.n_frames = n_frames
+        self.elevation = elevation
+        self.fps = fps
+
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Render and save."""
+        if not trainer.is_global_zero:
+            return
+        datamodule = pl_module.datamodule
+        train: Views = datamodule.views("train")  # type: ignore[operator]
+        centre = datamodule.scene_box.aabb.mean(0)  # type: ignore[union-attr]
+        radius = float((train.c2w[:, :, 3].cpu() - centre).norm(dim=-1).mean())
+        poses = turntable_poses(self.n_frames, radius, self.elevation, target=centre.tolist())
+        views = Views(
+            images=train.images[:1].expand(self.n_frames, -1, -1, -1),  # for their size only
+            c2w=poses.to(train.c2w),
+            intrinsics=train.intrinsics[:1].expand(self.n_frames, -1),
+        )
+        with trainer.precision_plugin.forward_context():
+            frames = [to_uint8(pl_module.render_view(views, i).rgb).numpy() for i in range(self.n_frames)]  # type: ignore[operator]
+        save_video(run_folder(trainer) / "turntable", np.stack(frames), self.fps)
+
+
+def save_video(stem: Path, frames: np.ndarray, fps: int) -> Path:
+    """Write frames [F, H, W, 3] uint8 as MP4 where imageio-ffmpeg is installed, else as an endless GIF."""
+    if find_spec("imageio_ffmpeg"):
+        path = stem.with_suffix(".mp4")
+        imageio.imwrite(path, frames, fps=fps, macro_block_size=2)
+    else:
+        path = stem.with_suffix(".gif")
+        imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
+    return path

@@ -1,0 +1,67 @@
+"""``lightning-nerf fit | validate | test | predict``: LightningCLI with our recipes and a report at the end of a fit."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from collections.abc import Sequence
+
+from lightning.pytorch.cli import LightningCLI
+
+from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.data.base import NeRFDataModule
+from lightning_nerf.modules.base import NeRFModule
+from lightning_nerf.recipes import resolve_recipe
+
+
+def resolve_arguments(args: Sequence[str]) -> list[str]:
+    """Replace the short recipe names after ``-c`` / ``--config`` by paths."""
+    resolved: list[str] = []
+    for i, arg in enumerate(args):
+        flag, equals, value = arg.partition("=")
+        if flag in ("-c", "--config") and equals:
+            resolved.append(f"{flag}={resolve_recipe(value)}")
+        elif i > 0 and args[i - 1] in ("-c", "--config"):
+            resolved.append(resolve_recipe(arg))
+        else:
+            resolved.append(arg)
+    return resolved
+
+
+class NeRFCLI(LightningCLI):
+    """LightningCLI over any NeRFModule and any NeRFDataModule; ``fit`` ends with a test of the final weights."""
+
+    def after_fit(self) -> None:
+        """Render the held-out views with the final weights; callbacks score and save them."""
+        if self.trainer.interrupted:
+            return
+        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        path = run_folder(self.trainer) / "results.json"
+        if self.trainer.is_global_zero and path.is_file():
+            results = json.loads(path.read_text())
+            print(
+                f"\n{results['scene']}: PSNR {results['psnr']:.2f} dB, SSIM {results['ssim'] or float('nan'):.4f} over "
+                f"{results['images']} held-out views ({results['psnr_of_mean_image'] or float('nan'):.2f} dB by predicting "
+                f"the mean training image); {results['steps']} steps in {results['training_seconds']:.1f} s\n{path.parent}"
+            )
+
+
+def main(args: Sequence[str] | None = None) -> NeRFCLI:
+    """Entry point of ``lightning-nerf`` and ``python -m lightning_nerf``."""
+    # The loaders hand out step and view numbers; more workers would only add processes.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    try:
+        arguments = resolve_arguments(sys.argv[1:] if args is None else args)
+    except FileNotFoundError as error:
+        sys.exit(f"lightning-nerf: {error}")
+    return NeRFCLI(
+        NeRFModule,
+        NeRFDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        save_config_kwargs={"overwrite": True},
+        args=arguments,
+        parser_kwargs={"prog": "lightning-nerf"},
+    )

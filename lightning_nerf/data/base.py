@@ -1,0 +1,176 @@
+"""The base of all data modules."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+
+from lightning_nerf.data.views import Views, draw_rays
+from lightning_nerf.ops.random import STREAM_BACKGROUND, random_uniform
+from lightning_nerf.types import RayBatch, SceneBox
+
+SPLITS = ("train", "val", "test")
+BACKGROUNDS = {"white": 1.0, "black": 0.0}  # and "random"
+_SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
+
+
+class NeRFDataModule(L.LightningDataModule, ABC):
+    """Posed images in splits "train", "val" and "test", and training rays drawn from them on the device.
+
+    A training batch is a step number and an evaluation batch a view's ``(index, name)``: rays and pixels are looked up on
+    the device, with :meth:`draw` and :meth:`lend`, from images that stay there. A subclass implements :meth:`load`.
+
+    Args:
+        aabb: minimum and maximum corner of the box that holds the scene, ``[[x, y, z], [x, y, z]]``.
+        near, far: bounds of every ray, in world units; the estimator also clips rays to the scene box.
+        background: what training rays are composited on, prediction and truth (where it has alpha) alike: "white", "black",
+            or "random", a colour of its own for each ray and step, which keeps a field from painting the background.
+        eval_background: the same for evaluation, "white" or "black". None: as ``background``, and white for "random".
+    """
+
+    def __init__(
+        self,
+        aabb: Sequence[Sequence[float]],
+        near: float,
+        far: float,
+        background: str = "white",
+        eval_background: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.scene_box = SceneBox(_checked_aabb(aabb))
+        if not (math.isfinite(near) and math.isfinite(far) and 0 <= near < far):
+            raise ValueError(f"near, far: expected finite numbers with 0 <= near < far, got {near}, {far}")
+        self.near, self.far = float(near), float(far)
+        if background not in (*BACKGROUNDS, "random"):
+            raise ValueError(f'background: expected "white", "black" or "random", got {background!r}')
+        if eval_background is not None and eval_background not in BACKGROUNDS:
+            raise ValueError(f'eval_background: expected "white", "black" or None, got {eval_background!r}')
+        self.background = background
+        self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")
+        self._loaded: dict[str, tuple[Views, list[str]]] = {}
+        self._lent: dict[str, Views] = {}
+
+    @abstractmethod
+    def load(self, split: str) -> tuple[Views, list[str]]:
+        """Read split "train", "val" or "test": its views, on the CPU, and their names. A split may have no views."""
+
+    def setup(self, stage: str | None = None) -> None:
+        for split in _SPLITS_OF_STAGE[stage] if stage else SPLITS:
+            self.views(split)
+
+    def views(self, split: str) -> Views:
+        """The views of a split, on the CPU; loaded on first use."""
+        return self._load_once(split)[0]
+
+    def names(self, split: str) -> list[str]:
+        """One name per view of a split."""
+        return self._load_once(split)[1]
+
+    def lend(self, device: torch.device | str, split: str = "train") -> Views:
+        """The views of a split on ``device``: copied there on first use and kept, for one device at a time."""
+        lent = self._lent.get(split)
+        if lent is None or lent.images.device != _with_index(device):
+            lent = self._lent[split] = self.views(split).to(device)
+        return lent
+
+    def draw(self, key: Tensor, capacity: int, n_rays: Tensor | None = None) -> RayBatch:
+        """Training rays on the key's device, see :func:`lightning_nerf.data.views.draw_rays`.
+
+        The first call on a device copies the images there. Call :meth:`lend` before capturing a CUDA graph.
+        """
+        return draw_rays(self.lend(key.device), key, capacity, n_rays, near=self.near, far=self.far)
+
+    def draw_background(self, key: Tensor, n: int) -> Tensor:
+        """The training background of n rays, [n, 3], a function of ``key`` (stream ``STREAM_BACKGROUND``).
+
+        To be used for the truth and for the prediction alike.
+        """
+        if self.background == "random":
+            return random_uniform(key, STREAM_BACKGROUND, n, 3)
+        return torch.full((n, 3), BACKGROUNDS[self.background], device=key.device)
+
+    def train_dataloader(self) -> StepNumbers:
+        return StepNumbers(self._steps_done)
+
+    def val_dataloader(self) -> ViewIndices | list[ViewIndices]:
+        indices = self._view_indices("val")
+        return indices if len(indices) else []  # a fit without validation, as Lightning spells it
+
+    def test_dataloader(self) -> ViewIndices:
+        return self._view_indices("test")
+
+    def predict_dataloader(self) -> ViewIndices:
+        return self._view_indices("test")
+
+    def _load_once(self, split: str) -> tuple[Views, list[str]]:
+        if split not in SPLITS:
+            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        if split not in self._loaded:
+            self._loaded[split] = self.load(split)
+        return self._loaded[split]
+
+    def _steps_done(self) -> int:
+        return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
+
+    def _view_indices(self, split: str) -> ViewIndices:
+        names = self.names(split)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        if len(names) % world:
+            rank_zero_warn(
+                f"{len(names)} {split} views over {world} processes: some are evaluated twice, so that all ranks take part "
+                "in every step; means over views are then not exact. Evaluate on one device for figures to report."
+            )
+        return ViewIndices(names, rank, world)
+
+
+class StepNumbers:
+    """Endless step numbers from ``start()`` on, read at the beginning of each epoch: a resumed run continues its count.
+
+    A plain iterable, as is :class:`ViewIndices`: Lightning advises to give a ``DataLoader`` more workers, here in vain.
+    """
+
+    def __init__(self, start: Callable[[], int]) -> None:
+        self.start = start
+
+    def __iter__(self) -> Iterator[int]:
+        step = self.start()
+        while True:
+            yield step
+            step += 1
+
+
+class ViewIndices:
+    """``(index, name)`` of every world-th view, from view ``rank`` on; cyclic, so that all ranks have the same number."""
+
+    def __init__(self, names: Sequence[str], rank: int = 0, world: int = 1) -> None:
+        self.names, self.rank, self.world = names, rank, world
+
+    def __len__(self) -> int:
+        return -(-len(self.names) // self.world)
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        for i in range(len(self)):
+            index = (i * self.world + self.rank) % len(self.names)
+            yield index, self.names[index]
+
+
+def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:
+    try:
+        box = torch.tensor([[float(x) for x in corner] for corner in aabb])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"aabb: expected two corners of three numbers, got {aabb!r}") from error
+    if box.shape != (2, 3) or not bool(torch.isfinite(box).all()) or not bool((box[0] < box[1]).all()):
+        raise ValueError(f"aabb: expected a minimum and a maximum corner of three numbers each, got {aabb!r}")
+    return box
+
+
+def _with_index(device: torch.device | str) -> torch.device:
+    """ "cuda" as the current device's "cuda:i", which is what tensors carry."""
+    device = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device

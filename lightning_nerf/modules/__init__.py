@@ -1,0 +1,7 @@
+"""LightningModules, one per method: wiring, defaults and losses."""
+
+from lightning_nerf.modules.base import NeRFModule
+from lightning_nerf.modules.instant_ngp import InstantNGP
+from lightning_nerf.modules.schedule import WarmupDecay
+
+__all__ = ["InstantNGP", "NeRFModule", "WarmupDecay"]

@@ -1,0 +1,256 @@
+"""The LightningModule that every method shares: draw rays, sample, evaluate the field, render, compare."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
+from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
+from lightning_nerf.data.views import Views, image_rays, image_truth, truth
+from lightning_nerf.estimators.base import Estimator
+from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.modules.schedule import WarmupDecay
+from lightning_nerf.ops.points import sample_points
+from lightning_nerf.ops.random import make_key
+from lightning_nerf.renderers.base import Renderer
+from lightning_nerf.renderers.volume import VolumeRenderer
+from lightning_nerf.types import RayBatch, Rays, Render
+
+
+def adam(params: Any) -> Optimizer:
+    """Adam with the constants of Instant-NGP: rate 1e-2, betas (0.9, 0.99), eps 1e-15, one fused kernel per step."""
+    return torch.optim.Adam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, fused=True)
+
+
+class NeRFModule(L.LightningModule):
+    """A radiance field, an estimator that says where to sample it, and a renderer, trained on posed images.
+
+    The loader yields step numbers; rays, pixels, jitter and background are drawn on the device inside the step, each a
+    function of (seed, rank, step, ray). A step takes up to ``max_rays`` rays, of which the first ``n_rays`` are active
+    (:class:`RayBudget` sets that number on the device), and up to ``samples_per_step`` samples with gradient.
+
+    :meth:`render_loss` is the seam for execution strategies: tensors in, tensors out, no logging, no host synchronisation.
+
+    Args:
+        field: the radiance field.
+        estimator: where to place samples.
+        renderer: how to composite them.
+        samples_per_step: capacity of samples with gradient per step. Rays that do not fit are left out of the loss.
+        march_factor: on CUDA, samples before pruning fit in ``march_factor * samples_per_step``.
+        max_rays: capacity of rays per step.
+        initial_rays: active rays in the first step.
+        huber_delta: errors below it cost quadratically, above it linearly; inf for the mean squared error.
+        optimizer: from parameter groups to an optimizer.
+        lr_scheduler: from an optimizer to a scheduler that is stepped every training step; default :class:`WarmupDecay`.
+        seed: of all draws; default ``seed_everything``'s, else 0.
+        eval_samples: samples rendered at once outside training; bounds the memory.
+    """
+
+    key: Tensor  # [3] int64: seed, rank, step
+    n_rays: Tensor  # [] int32
+
+    def __init__(
+        self,
+        field: RadianceField,
+        estimator: Estimator,
+        renderer: Renderer | None = None,
+        samples_per_step: int = 2**18,
+        march_factor: int = 4,
+        max_rays: int = 2**16,
+        initial_rays: int = 1024,
+        huber_delta: float = 0.1,
+        optimizer: OptimizerCallable = adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        seed: int | None = None,
+        eval_samples: int = 2**21,
+    ) -> None:
+        super().__init__()
+        for name, value in [
+            ("samples_per_step", samples_per_step),
+            ("march_factor", march_factor),
+            ("max_rays", max_rays),
+            ("initial_rays", initial_rays),
+            ("eval_samples", eval_samples),
+        ]:
+            if value < 1:
+                raise ValueError(f"{name}: expected >= 1, got {value}")
+        if initial_rays > max_rays:
+            raise ValueError(f"initial_rays: expected <= max_rays = {max_rays}, got {initial_rays}")
+        if not huber_delta > 0:
+            raise ValueError(f"huber_delta: expected > 0, got {huber_delta}")
+        self.field = field
+        self.estimator = estimator
+        self.renderer = VolumeRenderer() if renderer is None else renderer
+        self.samples_per_step = samples_per_step
+        self.march_factor = march_factor
+        self.max_rays = max_rays
+        self.huber_delta = huber_delta
+        self.eval_samples = eval_samples
+        self._optimizer = optimizer
+        self._lr_scheduler = lr_scheduler
+        seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.register_buffer("key", make_key(seed))
+        self.register_buffer("n_rays", torch.tensor(initial_rays, dtype=torch.int32))
+
+    # -- wiring ------------------------------------------------------------------------------------------------------
+
+    @property
+    def datamodule(self) -> NeRFDataModule:
+        """The Trainer's data module."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, NeRFDataModule):
+            raise TypeError(f"datamodule: expected a lightning_nerf.data.NeRFDataModule, got {type(datamodule).__name__}")
+        return datamodule
+
+    def setup(self, stage: str) -> None:
+        """Tell field and estimator where the scene is."""
+        box = self.datamodule.scene_box
+        self.field.bind(box)
+        self.estimator.bind(box)
+        self.key[1] = self.trainer.global_rank
+
+    def configure_callbacks(self) -> list[Callback]:
+        """What training needs, unless the user brought it: grid updates and the ray budget."""
+        given = {type(c) for c in self.trainer.callbacks}  # type: ignore[attr-defined]
+        return [kind() for kind in (OccupancyGridUpdate, RayBudget) if not any(issubclass(g, kind) for g in given)]
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimizer, named: field, then estimator where it has parameters."""
+        groups = [("field", self.field), ("estimator", self.estimator)]
+        return [
+            {"params": parameters, "name": name}
+            for name, module in groups
+            if (parameters := [p for p in module.parameters() if p.requires_grad])
+        ]
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer and a scheduler that is stepped every training step."""
+        optimizer = self._optimizer(self.parameter_groups())
+        if self._lr_scheduler is None:
+            scheduler = WarmupDecay(optimizer, int(self.trainer.estimated_stepping_batches))
+        else:
+            scheduler = self._lr_scheduler(optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # -- training ----------------------------------------------------------------------------------------------------
+
+    def draw(self) -> RayBatch:
+        """The step's rays: a function of ``self.key``."""
+        return self.datamodule.draw(self.key, self.max_rays, self.n_rays)
+
+    def render_loss(self, batch: RayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean Huber loss over the rays that count, and device scalars: mse, n_rays, n_samples.
+
+        Rays count that are active and whose samples fit; the mean is over them.
+        """
+        rays = batch.rays
+        exact = rays.origins.device.type == "cpu"  # there a count is free, on CUDA it would stall the step
+        samples = self.estimator.sampling(
+            rays,
+            self.field.density,
+            key=self.key,
+            capacity=self.samples_per_step,
+            march_capacity=None if exact else self.march_factor * self.samples_per_step,
+        )
+        background = self.datamodule.draw_background(self.key, len(rays.origins))
+        output = self.field(*sample_points(rays, samples))
+        render = self.renderer(output, samples, background=background)
+        error = render.rgb - truth(batch, background)
+
+        counted = samples.kept if batch.mask is None else samples.kept & batch.mask
+        n_rays = counted.sum()
+        per_ray = torch.nn.functional.huber_loss(
+            error, torch.zeros_like(error), reduction="none", delta=self.huber_delta
+        ).mean(-1)
+        denominator = n_rays.clamp(min=1)
+        loss = torch.where(counted, per_ray, 0.0).sum() / denominator
+        mse = torch.where(counted, error.detach().square().mean(-1), 0.0).sum() / denominator
+        return loss, {"mse": mse, "n_rays": n_rays, "n_samples": samples.offsets[-1]}
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
+        self.key[2].fill_(self.global_step)
+        loss, logs = self.render_loss(batch if isinstance(batch, RayBatch) else self.draw())
+        return {"loss": loss, **logs}
+
+    # -- evaluation --------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def render(self, rays: Rays, background: Tensor | None = None) -> Render:
+        """Render any number of rays, at most about ``eval_samples`` samples at once. Exact: no ray is left out."""
+        size = self.eval_samples  # of a first chunk: a ray takes memory, too
+        chunks = [
+            render
+            for start in range(0, max(len(rays.origins), 1), size)
+            for render in self._render_chunks(_slice(rays, start, start + size), background)
+        ]
+        extras = {name: torch.cat([c.extras[name] for c in chunks]) for name in chunks[0].extras}
+        rgb, opacity, depth, n_samples = (torch.cat([c[i] for c in chunks]) for i in range(4))  # type: ignore[arg-type]
+        return Render(rgb, opacity, depth, n_samples, extras)
+
+    def _render_chunks(self, rays: Rays, background: Tensor | None) -> list[Render]:
+        n = len(rays.origins)
+        count = len(self.estimator.sampling(rays).t_starts)  # without densities: cheap, and an upper bound
+        if count > self.eval_samples and n > 1:
+            size = max(1, n * self.eval_samples // count)
+            return [
+                render
+                for start in range(0, n, size)
+                for render in self._render_chunks(_slice(rays, start, start + size), background)
+            ]
+        samples = self.estimator.sampling(rays, self.field.density)
+        output = self.field(*sample_points(rays, samples))
+        return [self.renderer(output, samples, background=background)]
+
+    def eval_background(self) -> Tensor:
+        """The colour [3] that evaluation composites on."""
+        return torch.full((3,), BACKGROUNDS[self.datamodule.eval_background], device=self.device)
+
+    def render_view(self, views: Views, index: int) -> Render:
+        """Render one view, shaped as its image: rgb [H, W, 3], opacity, depth and n_samples [H, W], extras [H, W, k]."""
+        height, width = views.images.shape[1:3]
+        rays = image_rays(views, index, self.datamodule.near, self.datamodule.far)
+        rays = Rays(*(None if t is None else t.to(self.device) for t in rays))  # type: ignore[arg-type]
+        render = self.render(rays, self.eval_background())
+        return Render(
+            render.rgb.view(height, width, 3),
+            render.opacity.view(height, width),
+            render.depth.view(height, width),
+            render.n_samples.view(height, width),
+            {name: value.view(height, width, -1) for name, value in render.extras.items()},
+        )
+
+    def _evaluation_step(self, split: str, batch: Any) -> dict[str, Any]:
+        index, name = batch
+        views = self.datamodule.views(split)
+        image = views.images[int(index)].to(self.device)
+        return {
+            "render": self.render_view(views, int(index)),
+            "truth": image_truth(image, self.eval_background()),
+            "name": name,
+        }
+
+    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Render one view of the validation split; callbacks score and save it."""
+        return self._evaluation_step("val", batch)
+
+    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Render one view of the test split; callbacks score and save it."""
+        return self._evaluation_step("test", batch)
+
+    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
+        """Render one view of the test split."""
+        return self._evaluation_step("test", batch)
+
+
+def _slice(rays: Rays, start: int, stop: int) -> Rays:
+    return Rays(*(None if t is None else t[start:stop] for t in rays))  # type: ignore[arg-type]

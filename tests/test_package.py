@@ -1,0 +1,92 @@
+"""What an installed package promises before anything is computed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import lightning_nerf
+from lightning_nerf.ops import _library
+from tests.ops_table import OPS
+
+
+def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}, check=False
+    )
+
+
+def test_import_is_silent_quick_and_needs_no_lightning() -> None:
+    code = (
+        "import time, torch; t = time.perf_counter(); import lightning_nerf; t = time.perf_counter() - t\n"
+        "import sys; assert 'lightning' not in sys.modules and 'wandb' not in sys.modules; print(t)"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert float(done.stdout) <= 0.3
+
+
+def test_backend_needs_no_lightning() -> None:
+    code = (
+        "import sys, lightning_nerf.estimators, lightning_nerf.fields, lightning_nerf.renderers\n"
+        "assert not any(m == 'lightning' or m.startswith(('lightning.', 'pytorch_lightning')) for m in sys.modules)"
+    )
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_exists() -> None:
+    for name in lightning_nerf.__all__:
+        assert getattr(lightning_nerf, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        lightning_nerf.Nonsense  # noqa: B018
+
+
+def test_the_table_names_every_op() -> None:
+    assert set(OPS) == set(_library.schemas())
+
+
+@pytest.mark.skipif(not _library.loaded, reason="no compiled library")
+@pytest.mark.parametrize("op", OPS)
+def test_library_and_python_agree_on_the_schema(op: str) -> None:
+    compiled = str(getattr(torch.ops.lightning_nerf, op).default._schema)
+    ours = str(torch._C.parse_schema(f"lightning_nerf::{op}{_library.schemas()[op]}"))
+    assert compiled == ours
+
+
+@pytest.mark.skipif(not _library.loaded, reason="no compiled library")
+@pytest.mark.parametrize("op", OPS)
+def test_every_op_has_its_kernels(op: str) -> None:
+    name = f"lightning_nerf::{op}"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CPU")
+    # Where nvcc built the library, CUDA kernels are registered on every torch, a CPU build of it included.
+    if torch._C._dispatch_has_kernel_for_dispatch_key("lightning_nerf::random_uniform", "CUDA"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")
+
+
+USE_AN_OP_TWICE = (
+    "import warnings; warnings.simplefilter('always')\n"
+    "import lightning_nerf.ops.random as r\n"
+    "key = r.make_key(1); print(r.random_uniform(key, 0, 3, 2).tolist()); r.random_uniform(key, 0, 3, 2)"
+)
+
+
+def test_without_the_library_the_references_serve_with_one_warning(tmp_path) -> None:
+    done = run(USE_AN_OP_TWICE, LIGHTNING_NERF_LIBRARY=str(tmp_path / "absent.so"))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("RuntimeWarning") == 1
+    assert "4 to 100 times slower" in done.stderr
+    assert done.stdout == run(USE_AN_OP_TWICE).stdout
+
+
+def test_a_library_that_does_not_load_is_reported_not_raised(tmp_path) -> None:
+    broken = tmp_path / "_C.so"
+    broken.write_bytes(b"no library")
+    done = run(USE_AN_OP_TWICE, LIGHTNING_NERF_LIBRARY=str(broken))
+    assert done.returncode == 0, done.stderr
+    assert str(broken) in done.stderr
