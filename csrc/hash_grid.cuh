@@ -1,6 +1,8 @@
 // Multiresolution hash encoding (Mueller, Evans, Schied, Keller, "Instant Neural Graphics Primitives with a
 // Multiresolution Hash Encoding", SIGGRAPH 2022): where a point lies in a level's grid, and which table rows it mixes.
 #pragma once
+#include <type_traits>
+
 #include "host_device.cuh"
 
 namespace lightning_nerf {
@@ -99,6 +101,26 @@ LN_HD float corner_slope(const Cell<D>& cell, int c, int axis) {
   for (int d = 0; d < D; ++d)
     if (d != axis) slope *= cell.axis[d].weight[(c >> d) & 1];
   return slope;
+}
+
+// body(D, F) with the dimensions and features as compile-time constants; false where there is no kernel for them.
+template <typename Body>
+bool for_shape(int64_t dims, int64_t features, const Body& body) {
+  const auto with_dims = [&](auto d) {
+    switch (features) {
+      case 1: return body(d, std::integral_constant<int, 1>()), true;
+      case 2: return body(d, std::integral_constant<int, 2>()), true;
+      case 4: return body(d, std::integral_constant<int, 4>()), true;
+      case 8: return body(d, std::integral_constant<int, 8>()), true;
+      default: return false;
+    }
+  };
+  switch (dims) {
+    case 2: return with_dims(std::integral_constant<int, 2>());
+    case 3: return with_dims(std::integral_constant<int, 3>());
+    case 4: return with_dims(std::integral_constant<int, 4>());
+    default: return false;
+  }
 }
 
 }  // namespace lightning_nerf

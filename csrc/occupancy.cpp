@@ -8,18 +8,12 @@
 namespace lightning_nerf {
 namespace {
 
-constexpr int64_t kBlock = 256;  // cells counted together before a draw's search
+constexpr int64_t kBlock = 4096;  // cells counted and listed together
 constexpr int64_t kChunk = 4096;  // cells summed together for the mean: fixed, so that its bits are
 
-// Number of occupied ones among n cells. A bool is one byte, 0 or 1.
 int64_t count(const bool* cells, int64_t n) {
-  int64_t total = 0, i = 0;
-  for (; i + 8 <= n; i += 8) {
-    uint64_t bytes;
-    std::memcpy(&bytes, cells + i, 8);
-    total += int64_t((bytes * 0x0101010101010101u) >> 56);
-  }
-  for (; i < n; ++i) total += cells[i];
+  int32_t total = 0;
+  for (int64_t i = 0; i < n; ++i) total += cells[i];
   return total;
 }
 
@@ -34,32 +28,29 @@ Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uni
   const bool* grid = data<bool>(binaries);
   int32_t* out = mutable_data<int32_t>(cells);
 
-  const int64_t n_blocks = (n + kBlock - 1) / kBlock;
-  std::vector<int64_t> ends(size_t(levels * n_blocks));  // occupied cells of the level up to and with this block
-  parallel_for(levels * n_blocks, 64, [&](int64_t i) {
-    const int64_t level = i / n_blocks, begin = i % n_blocks * kBlock;
-    ends[i] = count(grid + level * n + begin, std::min(kBlock, n - begin));
+  // The occupied cells of all levels, listed in order; then a draw is one look-up.
+  const int64_t n_cells = levels * n, n_blocks = (n_cells + kBlock - 1) / kBlock;
+  std::vector<int64_t> starts(size_t(n_blocks) + 1), level_starts(size_t(levels) + 1);
+  parallel_for(n_blocks, 4, [&](int64_t block) {
+    starts[size_t(block) + 1] = count(grid + block * kBlock, std::min(kBlock, n_cells - block * kBlock));
   });
-  for (int64_t i = 0; i < levels * n_blocks; ++i)
-    if (i % n_blocks > 0) ends[i] += ends[i - 1];
+  for (int64_t block = 0; block < n_blocks; ++block) starts[size_t(block) + 1] += starts[size_t(block)];
+  std::vector<int32_t> occupied(static_cast<size_t>(starts.back()));
+  parallel_for(n_blocks, 4, [&](int64_t block) {
+    int32_t* next = occupied.data() + starts[size_t(block)];
+    const int64_t end = std::min(n_cells, (block + 1) * kBlock);
+    for (int64_t cell = block * kBlock; cell < end; ++cell)
+      if (grid[cell]) *next++ = int32_t(cell);
+  });
+  for (int64_t level = 0; level <= levels; ++level)
+    level_starts[size_t(level)] = std::lower_bound(occupied.begin(), occupied.end(), level * n) - occupied.begin();
 
   parallel_for(levels * per_level, 4096, [&](int64_t row) {
-    const int64_t level = row / per_level;
-    const int64_t* const level_ends = ends.data() + level * n_blocks;
-    const int64_t total = level_ends[n_blocks - 1];
+    const int64_t level = row / per_level, start = level_starts[size_t(level)];
+    const int64_t total = level_starts[size_t(level) + 1] - start;
     const uint32_t draw = cell_draw(key_data, row);
-    if (row % per_level < n_uniform || total == 0) {
-      out[row] = int32_t(level * n + below(draw, n));
-      return;
-    }
-    int64_t rank = below(draw, total);
-    const int64_t block = std::upper_bound(level_ends, level_ends + n_blocks, rank) - level_ends;
-    if (block > 0) rank -= level_ends[block - 1];
-    int64_t cell = level * n + block * kBlock;
-    for (int64_t eight; rank >= (eight = count(grid + cell, std::min<int64_t>(8, (level + 1) * n - cell))); cell += 8)
-      rank -= eight;
-    while (!grid[cell] || rank-- > 0) ++cell;
-    out[row] = int32_t(cell);
+    const bool uniform = row % per_level < n_uniform || total == 0;
+    out[row] = uniform ? int32_t(level * n + below(draw, n)) : occupied[size_t(start + below(draw, total))];
   });
   return cells;
 }
@@ -75,8 +66,9 @@ Tensor occupancy_points(
   const int32_t* cells_data = data<int32_t>(cells);
   const float* aabb_data = data<float>(aabb);
   float* out = mutable_data<float>(points);
+  const GridShape shape = {int32_t(x), int32_t(y), int32_t(z)};
   parallel_for(n, 4096, [&](int64_t row) {
-    cell_point(key_data, row, cells_data[row], {x, y, z}, aabb_data, out + 3 * row);
+    cell_point(key_data, row, cells_data[row], shape, aabb_data, out + 3 * row);
   });
   return points;
 }

@@ -146,7 +146,7 @@ Tensor occupancy_points(
   Tensor points = empty(key, {n, 3}, ScalarType::Float);
   if (n == 0) return points;
   points_kernel<<<blocks(n), kThreads, 0, launch.stream>>>(
-      data<int64_t>(key), data<int32_t>(cells), data<float>(aabb), GridShape{x, y, z}, n, mutable_data<float>(points));
+      data<int64_t>(key), data<int32_t>(cells), data<float>(aabb), {int32_t(x), int32_t(y), int32_t(z)}, n, mutable_data<float>(points));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return points;
 }

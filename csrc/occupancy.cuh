@@ -29,19 +29,19 @@ LN_HD int nth_bit(uint32_t word, int rank) {
 }
 
 struct GridShape {
-  int64_t x, y, z;
+  int32_t x, y, z;  // all levels together have fewer than 2^31 cells
 };
 
 // A uniform point of cell `cell`, drawn with row `row` of stream "cell points".
 LN_HD void cell_point(
     const int64_t* key,  // [3]
-    int64_t row, int64_t cell, GridShape shape,
+    int64_t row, int32_t cell, GridShape shape,
     const float* aabb,  // [2, 3]
     float* point) {  // [3]
   float u[3];
   random_uniform_row(key, kStreamCellPoints, row, 3, u);
-  const int64_t size[3] = {shape.x, shape.y, shape.z};
-  const int64_t index[3] = {cell / (shape.y * shape.z) % shape.x, cell / shape.z % shape.y, cell % shape.z};
+  const int32_t size[3] = {shape.x, shape.y, shape.z};
+  const int32_t index[3] = {cell / (shape.y * shape.z) % shape.x, cell / shape.z % shape.y, cell % shape.z};
   const float scale = float(int64_t(1) << (cell / (shape.x * shape.y * shape.z)));
   for (int d = 0; d < 3; ++d) {
     const float centre = (aabb[d] + aabb[3 + d]) * 0.5f;

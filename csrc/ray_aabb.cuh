@@ -17,9 +17,13 @@ LN_HD Span ray_aabb_pair(
   for (int axis = 0; axis < 3; ++axis) {
     const float o = origin[axis], d = direction[axis], low = aabb[axis], high = aabb[3 + axis];
     // Each condition is false for NaN. Parallel to this slab: wholly inside of it, or outside.
-    span.hit &= low < high && (d != 0.0f ? d == d && o == o : low <= o && o <= high);
-    if (d == 0.0f) continue;
+    span.hit &= low < high;
+    if (d == 0.0f) {
+      span.hit &= low <= o && o <= high;
+      continue;
+    }
     const float t_low = (low - o) / d, t_high = (high - o) / d;
+    span.hit &= t_low == t_low && t_high == t_high;
     span.t_min = fmaxf(span.t_min, fminf(t_low, t_high));
     span.t_max = fminf(span.t_max, fmaxf(t_low, t_high));
   }

@@ -33,7 +33,7 @@ _HOME = {
     "SyntheticScene": "data",
 }
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604
+__all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
     from lightning_nerf.data import BlenderData, NeRFDataModule, SyntheticScene

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,3 +14,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def scene_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where procedural scenes are rendered once for all tests."""
+    return tmp_path_factory.mktemp("scenes")

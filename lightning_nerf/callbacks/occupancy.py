@@ -27,26 +27,24 @@ class OccupancyGridUpdate(L.Callback):
         self.every_n_steps = every_n_steps
         self.mark_invisible = mark_invisible
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Close invisible cells, unless the grid comes from a checkpoint."""
         grid = pl_module.estimator
         if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or trainer.global_step > 0:
             return
-        datamodule = pl_module.datamodule  # type: ignore[operator]
+        datamodule = pl_module.datamodule
         views = datamodule.views("train")
         height, width = views.images.shape[1:3]
         grid.mark_invisible_cells(
             views.c2w.to(pl_module.device), views.intrinsics.to(pl_module.device), width, height, near=datamodule.near
         )
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Update the grid where it is due."""
         grid = pl_module.estimator
         step = trainer.global_step
         if not isinstance(grid, OccupancyGrid) or step % self.every_n_steps != 0:
             return
-        pl_module.key[2].fill_(step)  # type: ignore[index]
+        pl_module.key[2].fill_(step)
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            grid.update(pl_module.field.density, step=step, key=pl_module.key)  # type: ignore[arg-type]
+            grid.update(pl_module.field.density, step=step, key=pl_module.key)

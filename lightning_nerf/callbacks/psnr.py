@@ -27,18 +27,18 @@ class PSNRLogger(L.Callback):
     def __init__(self, ssim: bool = True) -> None:
         self.ssim = ssim
 
-    def _score(self, pl_module: L.LightningModule, outputs: Any, split: str) -> None:
+    def _score(self, pl_module: Any, outputs: Any, split: str) -> None:
         prediction, truth = outputs["render"].rgb.float(), outputs["truth"].float()
         options = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
         pl_module.log(f"{split}/psnr", psnr(prediction, truth), prog_bar=True, **options)
         if self.ssim:
             images = (prediction.permute(2, 0, 1)[None].clamp(0, 1), truth.permute(2, 0, 1)[None])
-            pl_module.log(f"{split}/ssim", structural_similarity_index_measure(*images, data_range=1.0), **options)  # type: ignore[arg-type]
+            pl_module.log(f"{split}/ssim", structural_similarity_index_measure(*images, data_range=1.0), **options)
 
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -50,7 +50,7 @@ class PSNRLogger(L.Callback):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,

@@ -24,13 +24,11 @@ class RayBudget(L.Callback):
         self.fill = fill
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
-        budget: torch.Tensor = pl_module.n_rays  # type: ignore[assignment]
+        budget: torch.Tensor = pl_module.n_rays
         samples, rays = outputs["n_samples"], outputs["n_rays"]
         per_ray = samples.float() / rays.clamp(min=1)
-        wanted = self.fill * pl_module.samples_per_step / per_ray.clamp(min=1e-6)  # type: ignore[operator]
-        wanted = wanted.clamp(budget * 0.5, budget * 2.0).clamp(1, pl_module.max_rays)  # type: ignore[arg-type]
+        wanted = self.fill * pl_module.samples_per_step / per_ray.clamp(min=1e-6)
+        wanted = wanted.clamp(budget * 0.5, budget * 2.0).clamp(1, pl_module.max_rays)
         budget.copy_(wanted)

@@ -21,7 +21,7 @@ class RunResults(L.Callback):
     """Measure training time and, after a test, write ``results.json`` in the run folder.
 
     Keys: recipe, scene, split, images, psnr, ssim, steps, training_seconds (without evaluation and loading), ms_per_step,
-    samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (of training; null on a
+    samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training; null on a
     CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image scores). What a
     process did not measure (training, in a mere ``test``) is null.
 
@@ -41,17 +41,17 @@ class RunResults(L.Callback):
 
     # -- the clock: runs from the first to the last training step, stands still during validation ---------------------
 
-    def _start(self, pl_module: L.LightningModule) -> None:
+    def _start(self, pl_module: Any) -> None:
         _wait(pl_module)
         self._started = time.perf_counter()
 
-    def _stop(self, pl_module: L.LightningModule) -> None:
+    def _stop(self, pl_module: Any) -> None:
         if self._started is not None:
             _wait(pl_module)
             self.training_seconds = (self.training_seconds or 0.0) + time.perf_counter() - self._started
             self._started = None
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Start the clock."""
         self.training_seconds = 0.0
         self._samples = torch.zeros((), dtype=torch.int64, device=pl_module.device)
@@ -60,22 +60,20 @@ class RunResults(L.Callback):
             torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._start(pl_module)
 
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Count samples, on the device."""
         self._samples += outputs["n_samples"]  # type: ignore[operator]
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Halt the clock."""
         self._stop(pl_module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Let the clock go on, if this validation was within a training."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._start(pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Halt the clock for good."""
         self._stop(pl_module)
         self._steps = trainer.global_step - self._first_step
@@ -84,14 +82,14 @@ class RunResults(L.Callback):
 
     # -- the score ----------------------------------------------------------------------------------------------------
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Forget a former test."""
         self._psnr = {}
 
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: L.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -100,7 +98,7 @@ class RunResults(L.Callback):
         """Note a view's PSNR."""
         self._psnr[str(outputs["name"])] = float(psnr(outputs["render"].rgb, outputs["truth"]))
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write results.json, whole or not at all."""
         if not trainer.is_global_zero:
             return
@@ -109,7 +107,7 @@ class RunResults(L.Callback):
         draft.write_text(json.dumps(self._results(trainer, pl_module), indent=2) + "\n")
         os.replace(draft, path)
 
-    def _results(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
+    def _results(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         seconds, steps = self.training_seconds, self._steps
         trained = bool(seconds and steps and self._samples is not None)
         samples = int(self._samples) if trained else 0  # type: ignore[arg-type]
@@ -117,7 +115,7 @@ class RunResults(L.Callback):
         datamodule = pl_module.datamodule
         return {
             "recipe": self.recipe,
-            "scene": datamodule.scene,  # type: ignore[union-attr]
+            "scene": datamodule.scene,
             "split": "test",
             "images": len(self._psnr),
             "psnr": metrics.get("test/psnr"),
@@ -127,16 +125,16 @@ class RunResults(L.Callback):
             "training_seconds": seconds,
             "ms_per_step": 1000 * seconds / steps if trained else None,  # type: ignore[operator]
             "samples_per_second": samples / seconds if trained else None,  # type: ignore[operator]
-            "fill": samples / steps / pl_module.samples_per_step if trained else None,  # type: ignore[operator]
+            "fill": samples / steps / pl_module.samples_per_step if trained else None,
             "peak_memory_gib": self._peak,
             "device": _device_name(pl_module.device),
             "versions": _versions(),
-            "seed": int(pl_module.key[0]),  # type: ignore[index]
+            "seed": int(pl_module.key[0]),
             "psnr_per_image": self._psnr,
         }
 
 
-def _wait(pl_module: L.LightningModule) -> None:
+def _wait(pl_module: Any) -> None:
     if pl_module.device.type == "cuda":
         torch.cuda.synchronize(pl_module.device)
 
@@ -159,10 +157,10 @@ def _versions() -> dict[str, str | None]:
     }
 
 
-def _mean_image_psnr(pl_module: L.LightningModule) -> float | None:
+def _mean_image_psnr(pl_module: Any) -> float | None:
     """Mean over the test views of the PSNR of the mean training image, or None where the sizes differ."""
     datamodule: Any = pl_module.datamodule
-    background = pl_module.eval_background().cpu()  # type: ignore[operator]
+    background = pl_module.eval_background().cpu()
     train, test = datamodule.views("train").images, datamodule.views("test").images
     if not len(train) or not len(test) or train.shape[1:3] != test.shape[1:3]:
         return None

@@ -33,14 +33,12 @@ class Telemetry(L.Callback):
         self._pending: tuple[int, float] | None = None  # step and seconds per step of the copy under way
         self._last: tuple[int, float] | None = None  # step and clock of the last reading
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Forget a former run."""
         self.latest, self._pending, self._last = {}, None, None
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Publish an arrived copy; where due, start the next."""
         self._publish(trainer)
         step = trainer.global_step

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as imageio
 import lightning as L
@@ -33,13 +34,13 @@ class Turntable(L.Callback):
         self.elevation = elevation
         self.fps = fps
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Render and save."""
         if not trainer.is_global_zero:
             return
         datamodule = pl_module.datamodule
-        train: Views = datamodule.views("train")  # type: ignore[operator]
-        centre = datamodule.scene_box.aabb.mean(0)  # type: ignore[union-attr]
+        train: Views = datamodule.views("train")
+        centre = datamodule.scene_box.aabb.mean(0)
         radius = float((train.c2w[:, :, 3].cpu() - centre).norm(dim=-1).mean())
         poses = turntable_poses(self.n_frames, radius, self.elevation, target=centre.tolist())
         views = Views(
@@ -48,7 +49,7 @@ class Turntable(L.Callback):
             intrinsics=train.intrinsics[:1].expand(self.n_frames, -1),
         )
         with trainer.precision_plugin.forward_context():
-            frames = [to_uint8(pl_module.render_view(views, i).rgb).numpy() for i in range(self.n_frames)]  # type: ignore[operator]
+            frames = [to_uint8(pl_module.render_view(views, i).rgb).numpy() for i in range(self.n_frames)]
         save_video(run_folder(trainer) / "turntable", np.stack(frames), self.fps)
 
 

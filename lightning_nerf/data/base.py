@@ -61,6 +61,7 @@ class NeRFDataModule(L.LightningDataModule, ABC):
         """Read split "train", "val" or "test": its views, on the CPU, and their names. A split may have no views."""
 
     def setup(self, stage: str | None = None) -> None:
+        """Load the splits of a stage; None: all."""
         for split in _SPLITS_OF_STAGE[stage] if stage else SPLITS:
             self.views(split)
 
@@ -96,16 +97,20 @@ class NeRFDataModule(L.LightningDataModule, ABC):
         return torch.full((n, 3), BACKGROUNDS[self.background], device=key.device)
 
     def train_dataloader(self) -> StepNumbers:
+        """Step numbers, without end."""
         return StepNumbers(self._steps_done)
 
     def val_dataloader(self) -> ViewIndices | list[ViewIndices]:
+        """The views to validate on; ``[]`` where there are none."""
         indices = self._view_indices("val")
-        return indices if len(indices) else []  # a fit without validation, as Lightning spells it
+        return indices if len(indices) else []
 
     def test_dataloader(self) -> ViewIndices:
+        """The views to test on."""
         return self._view_indices("test")
 
     def predict_dataloader(self) -> ViewIndices:
+        """The test views."""
         return self._view_indices("test")
 
     def _load_once(self, split: str) -> tuple[Views, list[str]]:

@@ -74,6 +74,7 @@ class BlenderData(NeRFDataModule):
         self.limit = {"train": n_train, "val": n_val, "test": n_test}
 
     def load(self, split: str) -> tuple[Views, list[str]]:
+        """The views that the constructor's arguments leave of a split, and the stems of their file names."""
         if not self.root.is_dir():
             raise FileNotFoundError(f"root: no folder {self.root}")
         held_out = self.holdout_every is not None and split != "test"

@@ -17,7 +17,7 @@ def look_at(positions: Tensor, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Ten
 
 
 def turntable_poses(n: int, radius: float, elevation: float = 30.0, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
-    """n cameras on a circle around ``target``, ``elevation`` degrees above its horizon; the last does not repeat the first."""
+    """n cameras on a circle around ``target``, ``elevation`` degrees above its horizon; a film of them loops."""
     if n < 1 or not radius > 0 or not -90 < elevation < 90:
         raise ValueError(
             f"expected n >= 1, radius > 0 and -90 < elevation < 90, got n={n}, radius={radius}, elevation={elevation}"

@@ -52,8 +52,7 @@ def load_masks(paths: Sequence[Path | None], height: int, width: int, downscale:
     def load(path: Path | None) -> np.ndarray:
         if path is None:
             return np.ones((height // downscale, width // downscale), bool)
-        mask = _read(path) != 0
-        mask = mask if mask.ndim == 2 else mask[..., : 3 if mask.shape[-1] > 2 else 1].any(-1)  # alpha masks nothing
+        mask = read_rgba(path)[0][..., :3].max(-1) > 0  # alpha masks nothing
         if mask.shape != (height, width):
             raise ValueError(f"{path}: a mask of {mask.shape[1]}x{mask.shape[0]} pixels for an image of {width}x{height}")
         return _blocks(mask[..., None], downscale).all((1, 3))[..., 0]
@@ -82,7 +81,7 @@ def read_rgba(path: Path) -> tuple[np.ndarray, bool]:
 
 
 def shrink(rgba: np.ndarray, factor: int) -> np.ndarray:
-    """Average blocks of ``factor`` x ``factor`` pixels; straight alpha in, straight alpha out, and what is left over cut off.
+    """Average blocks of ``factor`` x ``factor`` pixels, straight alpha in and out; what is left over is cut off.
 
     Colours are averaged as they cover, hence weighted by alpha: what is invisible must not bleed into the edges.
 

@@ -6,6 +6,7 @@ Cameras follow OpenGL and NeRF-Synthetic: x right, y up, looking along -z. The p
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -32,7 +33,8 @@ class Views(NamedTuple):
             pin = device.type == "cuda" and tensor.device.type == "cpu"
             return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
 
-        return Views(*(None if tensor is None else move(tensor) for tensor in self))
+        times, pixels = (None if tensor is None else move(tensor) for tensor in (self.times, self.pixels))
+        return Views(move(self.images), move(self.c2w), move(self.intrinsics), times, pixels)
 
 
 def pixel_rays(views: Views, image_index: Tensor, x: Tensor, y: Tensor, near: float | Tensor, far: float | Tensor) -> Rays:
@@ -89,6 +91,8 @@ def draw_rays(
     """
     if views.images.device != key.device:
         raise ValueError(f"views: expected tensors on {key.device} (where key is), got {views.images.device}")
+    if not (math.isfinite(near) and math.isfinite(far)):
+        raise ValueError(f"near, far: expected finite numbers, got {near}, {far}")
     n_views, height, width, channels = views.images.shape
     index = _draw_index(key, capacity, n_views * height * width if views.pixels is None else views.pixels.shape[0])
     flat = index if views.pixels is None else views.pixels[index]
@@ -98,7 +102,7 @@ def draw_rays(
     mask, near_far = None, (near, far)
     if n_rays is not None:
         mask = torch.arange(capacity, device=key.device) < n_rays
-        near_far = (torch.where(mask, near, 0.0), torch.where(mask, far, 0.0))
+        near_far = (mask * near, mask * far)  # finite: inf * 0 would be NaN
     rays = pixel_rays(views, image_index, flat - row * width, row - image_index * height, *near_far)
     colours = views.images.view(-1, channels)[flat] / 255
     return RayBatch(rays, colours[:, :3], colours[:, 3] if channels == 4 else None, mask, image_index)

@@ -147,11 +147,13 @@ class NeRFModule(L.LightningModule):
         """The step's rays: a function of ``self.key``."""
         return self.datamodule.draw(self.key, self.max_rays, self.n_rays)
 
-    def render_loss(self, batch: RayBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean Huber loss over the rays that count, and device scalars: mse, n_rays, n_samples.
 
-        Rays count that are active and whose samples fit; the mean is over them.
+        Without a batch the step's rays are drawn here. Rays count that are active and whose samples fit; the mean is over
+        them.
         """
+        batch = self.draw() if batch is None else batch
         rays = batch.rays
         exact = rays.origins.device.type == "cpu"  # there a count is free, on CUDA it would stall the step
         samples = self.estimator.sampling(
@@ -178,8 +180,9 @@ class NeRFModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
-        self.key[2].fill_(self.global_step)
-        loss, logs = self.render_loss(batch if isinstance(batch, RayBatch) else self.draw())
+        # Counts batches, not optimizer steps: accumulated micro-batches differ, and a resumed run goes on.
+        self.key[2].fill_(self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        loss, logs = self.render_loss(batch if isinstance(batch, RayBatch) else None)
         return {"loss": loss, **logs}
 
     # -- evaluation --------------------------------------------------------------------------------------------------

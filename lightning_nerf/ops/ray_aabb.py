@@ -57,8 +57,8 @@ def reference(origins: Tensor, directions: Tensor, aabbs: Tensor) -> tuple[Tenso
     o, d = origins[:, None], directions[:, None]  # [R, 1, 3]
     low, high = aabbs.unbind(1)  # [M, 3]
     parallel = d == 0
-    hits = ((low < high) & torch.where(parallel, (low <= o) & (o <= high), ~(d.isnan() | o.isnan()))).all(-1)
     t = torch.stack([(low - o) / d, (high - o) / d])
+    hits = ((low < high) & torch.where(parallel, (low <= o) & (o <= high), ~t.isnan().any(0))).all(-1)
     t_mins = torch.where(parallel, -math.inf, t.amin(0)).amax(-1)
     t_maxs = torch.where(parallel, math.inf, t.amax(0)).amin(-1)
     hits = hits & (t_mins < t_maxs)

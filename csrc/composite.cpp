@@ -1,0 +1,111 @@
+#include "composite.h"
+
+#include <algorithm>
+
+namespace lightning_nerf {
+namespace {
+
+constexpr int64_t kGrain = 64;  // rays; some ten microseconds of work
+
+float delta(const Samples& s, int64_t i) { return s.t_ends[i] - s.t_starts[i]; }
+float middle(const Samples& s, int64_t i) { return 0.5f * (s.t_starts[i] + s.t_ends[i]); }
+
+void zero(float* data, int64_t from, int64_t to) {
+  if (data && from < to) std::fill(data + from, data + to, 0.0f);
+}
+
+// kChannels: the number of channels where the compiler may know it, else 0.
+template <int kChannels>
+void composite_rays(const Samples& s, float early_stop_eps, const Composited& out) {
+  const int n_channels = kChannels ? kChannels : s.n_channels;
+  parallel_for(s.n_rays, kGrain, [&](int64_t ray) {
+    const int64_t end = s.begin(ray + 1);
+    float sums[kMaxChannels] = {};
+    float opacity = 0.0f, depth = 0.0f, transmittance = 1.0f;
+    int64_t i = s.begin(ray);
+    for (; i < end && transmittance >= early_stop_eps; ++i) {
+      const Absorption a = absorb(s.densities[i], delta(s, i));
+      const float weight = transmittance * a.alpha;
+      transmittance *= a.transmitted;
+      if (out.weights) out.weights[i] = weight;
+      if (weight == 0.0f) continue;  // a void sample's channels may hold anything
+      opacity += weight;
+      depth += weight * middle(s, i);
+      for (int c = 0; c < n_channels; ++c) sums[c] += weight * s.channels[i * n_channels + c];
+    }
+    for (int c = 0; c < n_channels; ++c) out.channels[ray * n_channels + c] = sums[c];
+    out.opacity[ray] = std::min(opacity, 1.0f);
+    out.depth[ray] = depth;
+    out.n_samples[ray] = int32_t(i - s.begin(ray));
+    zero(out.weights, i, end);
+  });
+}
+
+void forward(const Tensor&, const Samples& s, float early_stop_eps, const Composited& out) {
+  (s.n_channels == 3 ? composite_rays<3> : composite_rays<0>)(s, early_stop_eps, out);
+  zero(out.weights, s.begin(s.n_rays), s.n);
+}
+
+template <int kChannels>
+void composite_backward_rays(const Samples& s, const int32_t* n_samples, const Cotangents& cotangents,
+                             const Gradients& grad) {
+  const int n_channels = kChannels ? kChannels : s.n_channels;
+  parallel_for(s.n_rays, kGrain, [&](int64_t ray) {
+    const int64_t begin = s.begin(ray), end = s.begin(ray + 1);
+    const int64_t stop = std::min(begin + n_samples[ray], end);
+    // Down the ray: the transmittance in front of each sample, parked where its gradient will be.
+    float transmittance = 1.0f;
+    for (int64_t i = begin; i < stop; ++i) {
+      grad.densities[i] = transmittance;
+      transmittance *= absorb(s.densities[i], delta(s, i)).transmitted;
+    }
+    // And back.
+    const float of_opacity = cotangents.opacity ? cotangents.opacity[ray] : 0.0f;
+    const float of_depth = cotangents.depth ? cotangents.depth[ray] : 0.0f;
+    float of_channels[kMaxChannels] = {};
+    if (cotangents.channels)
+      for (int c = 0; c < n_channels; ++c) of_channels[c] = cotangents.channels[ray * n_channels + c];
+    float later = 0.0f;
+    for (int64_t i = stop - 1; i >= begin; --i) {
+      const bool ignored = is_void(s.densities[i], delta(s, i));
+      const Absorption a = absorb(s.densities[i], delta(s, i));
+      const float weight = grad.densities[i] * a.alpha;
+      float g = of_opacity + of_depth * middle(s, i);
+      if (cotangents.weights) g += cotangents.weights[i];
+      if (cotangents.channels)
+        for (int c = 0; c < n_channels; ++c) g += of_channels[c] * s.channels[i * n_channels + c];
+      const float behind = grad.densities[i] * a.transmitted;
+      grad.densities[i] = ignored ? 0.0f : density_gradient(delta(s, i), behind, g, later);
+      later += ignored ? 0.0f : g * weight;
+      if (grad.channels)
+        for (int c = 0; c < n_channels; ++c) grad.channels[i * n_channels + c] = weight * of_channels[c];
+    }
+    zero(grad.densities, stop, end);
+    zero(grad.channels, stop * n_channels, end * n_channels);
+  });
+}
+
+void backward(const Tensor&, const Samples& s, const int32_t* n_samples, const Cotangents& cotangents,
+              const Gradients& grad) {
+  (s.n_channels == 3 ? composite_backward_rays<3> : composite_backward_rays<0>)(s, n_samples, cotangents, grad);
+  zero(grad.densities, s.begin(s.n_rays), s.n);
+  zero(grad.channels, s.begin(s.n_rays) * s.n_channels, s.n * s.n_channels);
+}
+
+}  // namespace
+}  // namespace lightning_nerf
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
+  m.def(
+      "composite(Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
+      "bool return_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "composite_backward(Tensor? grad_channels_out, Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, "
+      "Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor n_samples, "
+      "bool channels_wanted) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
+  m.impl("composite", TORCH_BOX(&lightning_nerf::composite<lightning_nerf::forward>));
+  m.impl("composite_backward", TORCH_BOX(&lightning_nerf::composite_backward<lightning_nerf::backward>));
+}

@@ -1,0 +1,71 @@
+#include "march.h"
+
+#include <algorithm>
+
+namespace lightning_nerf {
+namespace {
+
+Tensor march_count(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
+    double cone_angle) {
+  const MarchArguments m =
+      march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+  Tensor counts = empty(origins, {m.n_rays}, ScalarType::Int);
+  int32_t* count = mutable_data<int32_t>(counts);
+  const Grid grid(m);
+  parallel_for(m.n_rays, 16, [&](int64_t r) {
+    CountSamples samples;
+    march(grid, Ray(m, r), Lattice(m, r), samples);
+    count[r] = samples.result();
+  });
+  return counts;
+}
+
+std::tuple<Tensor, Tensor, Tensor> march_write(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
+    double cone_angle, const Tensor& offsets, int64_t n) {
+  const MarchArguments m =
+      march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+  check_int(offsets, "offsets");
+  Tensor t_starts = empty(origins, {n}, ScalarType::Float);
+  Tensor t_ends = empty(origins, {n}, ScalarType::Float);
+  Tensor ray_indices = empty(origins, {n}, ScalarType::Int);
+  float* starts = mutable_data<float>(t_starts);
+  float* ends = mutable_data<float>(t_ends);
+  int32_t* indices = mutable_data<int32_t>(ray_indices);
+  const int32_t* offset = data<int32_t>(offsets);
+  const Grid grid(m);
+  parallel_for(m.n_rays, 16, [&](int64_t r) {
+    const int64_t begin = offset[r], end = std::min<int64_t>(offset[r + 1], n);
+    if (begin >= end) return;
+    const Lattice lattice(m, r);
+    WriteSamples samples{lattice, begin, end, starts, ends};
+    march(grid, Ray(m, r), lattice, samples);
+    std::fill(indices + begin, indices + end, int32_t(r));
+  });
+  const int64_t used = std::min<int64_t>(offset[m.n_rays], n);
+  std::fill(starts + used, starts + n, 0.0f);
+  std::fill(ends + used, ends + n, 0.0f);
+  std::fill(indices + used, indices + n, 0);
+  return {t_starts, t_ends, ray_indices};
+}
+
+}  // namespace
+}  // namespace lightning_nerf
+
+STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
+  m.def(
+      "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
+      "Tensor aabb, float step_size, float cone_angle) -> Tensor");
+  m.def(
+      "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
+      "Tensor aabb, float step_size, float cone_angle, Tensor offsets, int n) "
+      "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
+  m.impl("march_count", TORCH_BOX(&lightning_nerf::march_count));
+  m.impl("march_write", TORCH_BOX(&lightning_nerf::march_write));
+}

@@ -1,0 +1,28 @@
+// Which samples of a ray are worth evaluating. Transmittance and opacity are compared as optical depths, which only add:
+// T >= eps is depth <= -log(eps), and alpha >= a is depth of the one sample >= -log(1 - a).
+#pragma once
+#include "host_device.cuh"
+
+namespace lightning_nerf {
+
+struct VisibilityLimits {
+  double before;  // greatest optical depth in front of a sample that is still visible
+  double within;  // least optical depth of the sample itself
+};
+
+// `log_eps` = log(early_stop_eps).
+LN_HD VisibilityLimits visibility_limits(double log_eps, float alpha_thre) {
+  return {-log_eps, -log1p(-double(alpha_thre))};
+}
+
+// Optical depth of one sample. NaN and negative densities count as 0, an infinite one as opaque unless its length is 0.
+LN_HD double optical_depth(float density, float t_start, float t_end) {
+  const float length = t_end - t_start;
+  return density > 0.0f && length > 0.0f ? double(density) * double(length) : 0.0;
+}
+
+LN_HD bool visible(const VisibilityLimits& limits, double before, double within) {
+  return before <= limits.before && within >= limits.within;
+}
+
+}  // namespace lightning_nerf

@@ -1,0 +1,147 @@
+"""Encodings of positions and directions, as modules. Each maps [N, D] to [N, ``n_outputs``]."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from lightning_nerf.ops.hash_grid import hash_grid
+from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
+
+
+class HashGrid(nn.Module):
+    """Multiresolution hash encoding with a learned table, see :func:`lightning_nerf.ops.hash_grid.hash_grid`.
+
+    The resolutions grow geometrically: ``floor(base_resolution * b^l)``, ``b = (max / base)^(1 / (n_levels - 1))``. A
+    level whose vertices fit in ``2^log2_table_size`` rows stores them all (rounded up to 8 rows), any other hashes into that
+    many.
+
+    Args:
+        n_dims: 2, 3 or 4.
+        n_levels: at least 1; a single level needs ``base_resolution == max_resolution``.
+        n_features: per level; 1, 2, 4 or 8.
+        log2_table_size: 3 to 28, rows of the largest level.
+        base_resolution: of the coarsest level, at least 2.
+        max_resolution: of the finest level, at most 2^20.
+
+    ``table`` [T, n_features] is a float32 parameter, uniform in [-1e-4, 1e-4] at first; ``levels`` [n_levels, 3] int32
+    holds each level's (resolution, offset, size). Positions are float32 in [0, 1], also under autocast, where the features
+    come in the table's dtype.
+
+    Source: Mueller et al. 2022, equations 2 and 3, table 1.
+    """
+
+    levels: Tensor
+
+    def __init__(
+        self,
+        n_dims: int = 3,
+        n_levels: int = 16,
+        n_features: int = 2,
+        log2_table_size: int = 19,
+        base_resolution: int = 16,
+        max_resolution: int = 2048,
+    ) -> None:
+        super().__init__()
+        _expect("n_dims", n_dims, n_dims in (2, 3, 4), "2, 3 or 4")
+        _expect("n_levels", n_levels, n_levels >= 1, "at least 1")
+        _expect("n_features", n_features, n_features in (1, 2, 4, 8), "1, 2, 4 or 8")
+        _expect("log2_table_size", log2_table_size, 3 <= log2_table_size <= 28, "3 to 28")
+        _expect("base_resolution", base_resolution, base_resolution >= 2, "at least 2")
+        _expect("max_resolution", max_resolution, base_resolution <= max_resolution <= 2**20, "base_resolution to 2**20")
+        if n_levels == 1 and base_resolution != max_resolution:
+            raise ValueError(
+                "n_levels=1 has one resolution: expected base_resolution == max_resolution, "
+                f"got {base_resolution} and {max_resolution}"
+            )
+        self.n_dims, self.n_levels, self.n_features = n_dims, n_levels, n_features
+        self.log2_table_size, self.base_resolution, self.max_resolution = log2_table_size, base_resolution, max_resolution
+        self.n_outputs = n_levels * n_features
+
+        growth = math.exp(math.log(max_resolution / base_resolution) / max(n_levels - 1, 1))
+        rows, offset = [], 0
+        for level in range(n_levels):
+            resolution = math.floor(base_resolution * growth**level + 1e-6)  # the last is max_resolution despite rounding
+            vertices = (resolution + 1) ** n_dims
+            size = min((vertices + 7) // 8 * 8, 2**log2_table_size)
+            rows.append((resolution, offset, size))
+            offset += size
+        _expect("n_levels", n_levels, offset < 2**31, f"a table of less than 2**31 rows, not {offset}")
+        self.register_buffer("levels", torch.tensor(rows, dtype=torch.int32))
+        self.table = nn.Parameter(torch.empty(offset, n_features))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the table anew from torch's default generator."""
+        nn.init.uniform_(self.table, -1e-4, 1e-4)
+
+    def forward(self, positions: Tensor) -> Tensor:
+        """Features [N, n_levels * n_features] of positions [N, n_dims]."""
+        if positions.shape[-1] != self.n_dims:
+            raise ValueError(f"positions: expected shape [N, {self.n_dims}], got {list(positions.shape)}")
+        return hash_grid(positions, self.table, self.levels)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return (
+            f"n_dims={self.n_dims}, n_levels={self.n_levels}, n_features={self.n_features}, "
+            f"log2_table_size={self.log2_table_size}, base_resolution={self.base_resolution}, "
+            f"max_resolution={self.max_resolution}, rows={len(self.table)}"
+        )
+
+
+class SphericalHarmonics(nn.Module):
+    """Real spherical harmonics of directions, see :func:`lightning_nerf.ops.spherical_harmonics.spherical_harmonics`."""
+
+    def __init__(self, degree: int = 4) -> None:
+        super().__init__()
+        _expect("degree", degree, 1 <= degree <= MAX_DEGREE, f"1 to {MAX_DEGREE}")
+        self.degree = degree
+        self.n_outputs = degree**2
+
+    def forward(self, directions: Tensor) -> Tensor:
+        """Coefficients [N, degree^2] of directions [N, 3], which need not have unit length."""
+        return spherical_harmonics(directions, self.degree)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f"degree={self.degree}"
+
+
+class Frequency(nn.Module):
+    """NeRF's positional encoding: ``[x, sin(2^k x), cos(2^k x)]``, k = 0 .. n_frequencies - 1.
+
+    Outputs lie in the order x (only with ``include_input``), all sines, all cosines; frequency by frequency, axis by axis.
+    As in the authors' code, without the factor pi of the paper's equation 4, under which x = -1 and x = 1 look alike.
+
+    Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, n_frequencies: int, include_input: bool = True, n_dims: int = 3) -> None:
+        super().__init__()
+        _expect("n_frequencies", n_frequencies, n_frequencies >= 1, "at least 1")
+        _expect("n_dims", n_dims, n_dims >= 1, "at least 1")
+        self.n_frequencies, self.include_input, self.n_dims = n_frequencies, include_input, n_dims
+        self.n_outputs = n_dims * (2 * n_frequencies + include_input)
+        self.register_buffer("frequencies", 2.0 ** torch.arange(n_frequencies), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Encoding [..., n_outputs] of x [..., n_dims]."""
+        if x.shape[-1] != self.n_dims:
+            raise ValueError(f"x: expected shape [..., {self.n_dims}], got {list(x.shape)}")
+        angles = (x[..., None, :] * self.frequencies[:, None]).flatten(-2)
+        parts = [angles.sin(), angles.cos()]
+        return torch.cat([x, *parts] if self.include_input else parts, -1)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f"n_frequencies={self.n_frequencies}, include_input={self.include_input}, n_dims={self.n_dims}"
+
+
+def _expect(name: str, value: int, good: bool, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name}: expected {expected}, got {value}")

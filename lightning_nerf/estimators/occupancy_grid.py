@@ -1,0 +1,208 @@
+"""The occupancy grid: rays skip what was found empty."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.estimators.base import DensityFn, Estimator
+from lightning_nerf.ops import occupancy
+from lightning_nerf.ops.march import march
+from lightning_nerf.ops.points import sample_points
+from lightning_nerf.ops.random import STREAM_JITTER, random_uniform
+from lightning_nerf.ops.visibility import prune
+from lightning_nerf.types import PackedSamples, Rays, SceneBox
+
+EVALUATION_CHUNK = 2**18  # cells that update() hands to the density function at once
+
+
+class OccupancyGrid(Estimator):
+    """Marches rays through the occupied cells of nested grids, whose state follows the field during training.
+
+    A cell's value is the running maximum of its opacity, density times step size: each update multiplies the values of the
+    cells it evaluates by ``decay`` and takes the larger of that and the new value. A cell is occupied if its value reaches
+    ``threshold``, or the mean of all cells where that is lower. Before the first update every cell counts as occupied: that
+    space is empty has to be found out.
+
+    Everything on CUDA is free of host synchronisation, given capacities in :meth:`sampling`. All buffers are only ever
+    written in place, and all are saved.
+
+    Args:
+        resolution: cells per axis and level, >= 1.
+        n_levels: nested boxes, 1 to 8, each twice as large as the one before; the first is the scene box.
+        decay: of a cell's value per evaluation, in [0, 1].
+        threshold: opacity of one step from which on a cell is occupied, >= 0.
+        warmup_steps: :meth:`update` evaluates all cells in training steps below this; later, per level, a quarter of the
+            cells at random and as many draws among the occupied ones.
+        step_size: between samples, in world units for directions of length 1, > 0. None: the scene box's diagonal / 1024.
+        cone_angle: samples lie ``max(step_size, cone_angle * t)`` apart, >= 0.
+        alpha_threshold: samples of lower opacity are pruned, in [0, 1). Half the grid's mean value takes its place where
+            that is lower, so that a young field keeps its samples.
+        early_stop_eps: samples behind which less light than this remains are pruned, in [0, 1).
+
+    Source: Müller, Evans, Schied, Keller, "Instant neural graphics primitives with a multiresolution hash encoding",
+    SIGGRAPH 2022, appendix C; the choice of thresholds follows Li, Tancik, Kanazawa, "NerfAcc", ICCV 2023.
+    """
+
+    needs_update = True
+
+    aabb: Tensor  # [2, 3] float32, level 0
+    occs: Tensor  # [L * X * Y * Z] float32: opacity of a step; negative: no camera sees the cell
+    binaries: Tensor  # [L, X, Y, Z] bool
+    mean: Tensor  # [] float32, of the visible cells' occs
+    bound: Tensor  # [] bool
+
+    def __init__(
+        self,
+        resolution: int = 128,
+        n_levels: int = 1,
+        decay: float = 0.95,
+        threshold: float = 0.01,
+        warmup_steps: int = 256,
+        step_size: float | None = None,
+        cone_angle: float = 0.0,
+        alpha_threshold: float = 0.01,
+        early_stop_eps: float = 1e-4,
+    ) -> None:
+        super().__init__()
+        for name, value, fine, expected in [
+            ("resolution", resolution, resolution >= 1, ">= 1"),
+            ("n_levels", n_levels, 1 <= n_levels <= 8, "1 to 8"),
+            ("resolution", resolution, n_levels * resolution**3 < 2**31, "fewer than 2**31 cells in all levels"),
+            ("decay", decay, 0 <= decay <= 1, "0 to 1"),
+            ("threshold", threshold, threshold >= 0, ">= 0"),
+            ("warmup_steps", warmup_steps, warmup_steps >= 0, ">= 0"),
+            ("step_size", step_size, step_size is None or 0 < step_size < math.inf, "None or > 0"),
+            ("cone_angle", cone_angle, 0 <= cone_angle < math.inf, ">= 0"),
+            ("alpha_threshold", alpha_threshold, 0 <= alpha_threshold < 1, "0 <= alpha_threshold < 1"),
+            ("early_stop_eps", early_stop_eps, 0 <= early_stop_eps < 1, "0 <= early_stop_eps < 1"),
+        ]:
+            if not fine:
+                raise ValueError(f"{name}: expected {expected}, got {value}")
+        self.decay = decay
+        self.threshold = threshold
+        self.warmup_steps = warmup_steps
+        self.step_size = step_size
+        self.cone_angle = cone_angle
+        self.alpha_threshold = alpha_threshold
+        self.early_stop_eps = early_stop_eps
+        n_cells = n_levels * resolution**3
+        self.register_buffer("aabb", torch.full((2, 3), float("nan")))
+        self.register_buffer("occs", torch.zeros(n_cells))
+        self.register_buffer("binaries", torch.ones(n_levels, resolution, resolution, resolution, dtype=torch.bool))
+        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("bound", torch.zeros((), dtype=torch.bool))
+        self._diagonal: float | None = None  # of the scene box, for the host; None while unbound
+
+    @torch.no_grad()
+    def bind(self, scene_box: SceneBox) -> None:
+        """Lay the first level over the scene box. Binding the same box again changes nothing; another starts afresh."""
+        box = scene_box.aabb.to(self.aabb)
+        if box.shape != (2, 3) or not bool(box.isfinite().all() & (box[0] < box[1]).all()):
+            raise ValueError(f"scene_box.aabb: expected finite [2, 3], minimum below maximum, got {scene_box.aabb}")
+        if not torch.equal(box, self.aabb):
+            self.aabb.copy_(box)
+            self.occs.zero_()
+            self.binaries.fill_(True)
+            self.mean.zero_()
+            self.bound.fill_(True)
+        self._read_box()
+
+    def _read_box(self) -> None:
+        self._diagonal = float((self.aabb[1] - self.aabb[0]).double().norm()) if bool(self.bound) else None
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._read_box()
+
+    @property
+    def render_step_size(self) -> float:
+        """Distance between samples, in world units. An error while no scene is bound."""
+        if self._diagonal is None:
+            raise RuntimeError(f"{type(self).__name__} is not bound to a scene: call bind(scene_box) first")
+        return self._diagonal / 1024 if self.step_size is None else self.step_size
+
+    @torch.no_grad()
+    def sampling(
+        self,
+        rays: Rays,
+        density_fn: DensityFn | None = None,
+        *,
+        key: Tensor | None = None,
+        capacity: int | None = None,
+        march_capacity: int | None = None,
+    ) -> PackedSamples:
+        """March through occupied cells; given ``density_fn``, drop samples that are transparent or hidden.
+
+        See :meth:`Estimator.sampling`. Without ``density_fn`` the march fills ``capacity`` (or else ``march_capacity``).
+        """
+        if density_fn is None and capacity is not None:
+            march_capacity = capacity
+        samples = march(
+            rays,
+            self.binaries,
+            self.aabb,
+            step_size=self.render_step_size,
+            cone_angle=self.cone_angle,
+            jitter=None if key is None else random_uniform(key, STREAM_JITTER, rays.origins.shape[0], 1)[:, 0],
+            capacity=march_capacity,
+        )
+        if density_fn is None:
+            return samples
+        positions, _, times = sample_points(rays, samples)
+        densities = _densities(density_fn, positions) if times is None else _densities(density_fn, positions, times)
+        # Half: the opacity 1 - exp(-x) of a step lies a little below its value x, and a field of constant density, as
+        # fields are when they start, must not lose every sample for that.
+        alpha_thre = (self.mean * 0.5).clamp(max=self.alpha_threshold)
+        return prune(densities, samples, early_stop_eps=self.early_stop_eps, alpha_thre=alpha_thre, capacity=capacity)
+
+    @torch.no_grad()
+    def update(self, density_fn: DensityFn, *, step: int, key: Tensor) -> None:
+        """Evaluate ``density_fn(positions [M, 3])`` in cells chosen by ``step`` and ``key``, and renew the grid in place.
+
+        A cell whose new value is negative or not finite stays as it was; so do cells that no camera sees.
+        """
+        step_size = self.render_step_size
+        cells = self.cells(step, key)
+        positions = occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[1:])
+        densities = torch.cat([_densities(density_fn, chunk) for chunk in positions.split(EVALUATION_CHUNK)])
+        newest = self.combine(occupancy.occupancy_newest(cells, densities * step_size, self.occs.numel()))
+        occupancy.occupancy_update_(self.occs, self.binaries, self.mean, newest, decay=self.decay, threshold=self.threshold)
+
+    def cells(self, step: int, key: Tensor) -> Tensor:
+        """Which cells [M] int32 to evaluate in ``step``: all during warm-up, then a quarter and a quarter per level."""
+        if step < self.warmup_steps:
+            return torch.arange(self.occs.numel(), dtype=torch.int32, device=self.occs.device)
+        quarter = max(1, self.binaries[0].numel() // 4)
+        return occupancy.occupancy_select(key, self.binaries, quarter, quarter)
+
+    def combine(self, newest: Tensor) -> Tensor:
+        """Processes that evaluate a share of the cells each take the maximum of their ``newest`` [L * X * Y * Z] here."""
+        return newest
+
+    def mark_invisible_cells(self, c2w: Tensor, intrinsics: Tensor, width: int, height: int, near: float = 0.0) -> None:
+        """Close the cells that none of V cameras sees, for good; see the op of this name in ``ops.occupancy``.
+
+        Args:
+            c2w: [V, 3, 4], columns right, up, backwards, position.
+            intrinsics: [4] or [V, 4], fx, fy, cx, cy in pixels.
+            width, height: of the images, in pixels.
+            near: distance from the camera, in world units, that rays begin at.
+        """
+        _ = self.render_step_size  # bound?
+        occupancy.mark_invisible_cells(self.occs, self.binaries, self.aabb, c2w, intrinsics, width, height, near)
+
+    def occupied_share(self) -> Tensor:
+        """Share of the cells of all levels that are occupied, 0-d float32, on the grid's device."""
+        return self.binaries.count_nonzero() / self.binaries.numel()
+
+
+def _densities(density_fn: DensityFn, *points: Tensor) -> Tensor:
+    densities = density_fn(*points)
+    n = points[0].shape[0]
+    if densities.shape != (n,):
+        raise ValueError(f"density_fn: expected densities of shape [{n}], got {list(densities.shape)}")
+    return densities.float()

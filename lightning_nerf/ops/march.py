@@ -1,0 +1,281 @@
+"""Samples along rays, in the occupied cells of nested grids only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops import _library
+from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops.pack import pack
+from lightning_nerf.types import PackedSamples, Rays
+
+_MAX_LEVELS = 8
+_LARGEST = torch.finfo(torch.float32).max
+_SMALLEST_STEP = 2.0**-149  # the smallest float32
+
+
+def march(
+    rays: Rays,
+    occupancy: Tensor,
+    aabb: Tensor,
+    *,
+    step_size: float,
+    cone_angle: float = 0.0,
+    jitter: Tensor | None = None,
+    capacity: int | None = None,
+) -> PackedSamples:
+    """The samples of each ray whose midpoints are in occupied cells.
+
+    A ray's lattice starts at t_0 = near + jitter * step_size and has intervals of dt(t) = max(step_size, cone_angle * t):
+    t_k = t_0 + k * step_size up to k = c, the first with t_c >= step_size / cone_angle, and t_c (1 + cone_angle)^(k - c) from
+    there on. Sample k, from t_k to t_{k+1}, is returned if its midpoint m_k is in [near, far) and origin + m_k * direction in
+    an occupied cell of the finest level that contains it. Level l covers the box scaled by 2^l about its centre; outside of
+    the outermost level nothing is occupied. Lattice arithmetic is float64, positions are float32. A ray's last interval may
+    end beyond far.
+
+    The kernels' time is that of the cells crossed, not of lattice points, and finite for all input: also where dt is below
+    the float spacing of t (most samples have t_start = t_end then, and their lengths still add up), far is inf, or a
+    direction 0. (The reference's time is that of the lattice points in the box.) A ray with NaN or inf in origin, direction
+    or near has no samples.
+
+    Args:
+        rays: R rays.
+        occupancy: [L, X, Y, Z] bool, 1 <= L <= 8.
+        aabb: [2, 3] float32, corners of level 0. Without volume: no samples (ValueError for CPU tensors).
+        step_size: least dt, > 0, in units of t.
+        cone_angle: growth of dt with t, >= 0.
+        jitter: [R] float32 in [0, 1), where in its first step a ray starts. None: 0.
+        capacity: None: exactly as many samples as there are, one host synchronisation. Else N, without synchronisation:
+            rays that don't fit (see :func:`~lightning_nerf.ops.pack.pack`) have ``kept`` False and no samples.
+
+    Returns:
+        Samples in the order of rays and t. Not differentiable.
+
+    Raises:
+        ValueError: a wrong argument; with ``capacity=None`` also where 2^31 - 1 samples do not hold all rays.
+
+    Source: the lattice and the cells are those of Müller et al., "Instant neural graphics primitives", SIGGRAPH 2022,
+    appendix E, and of ``traverse_grids`` in Li et al., "NerfAcc", ICCV 2023.
+    """
+    n = rays.origins.shape[0]
+    check_tensor("rays.origins", rays.origins, ("R", 3), torch.float32)
+    check_tensor("rays.directions", rays.directions, (n, 3), torch.float32)
+    check_tensor("rays.near", rays.near, (n,), torch.float32)
+    check_tensor("rays.far", rays.far, (n,), torch.float32)
+    check_tensor("occupancy", occupancy, ("L", "X", "Y", "Z"), torch.bool)
+    check_tensor("aabb", aabb, (2, 3), torch.float32)
+    if jitter is not None:
+        check_tensor("jitter", jitter, (n,), torch.float32)
+    check_same_device(
+        **{"rays.origins": rays.origins, "rays.directions": rays.directions, "rays.near": rays.near, "rays.far": rays.far},
+        occupancy=occupancy,
+        aabb=aabb,
+        jitter=jitter,
+    )
+    if not 1 <= occupancy.shape[0] <= _MAX_LEVELS or occupancy.numel() == 0:
+        raise ValueError(f"occupancy: expected 1 to {_MAX_LEVELS} levels of at least one cell, got {list(occupancy.shape)}")
+    if not _SMALLEST_STEP <= step_size < math.inf:
+        raise ValueError(f"step_size: expected a positive float32, got {step_size}")
+    if not 0 <= cone_angle < math.inf:
+        raise ValueError(f"cone_angle: expected 0 <= cone_angle < inf, got {cone_angle}")
+    if aabb.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((aabb[0] < aabb[1]).all()):
+        raise ValueError(f"aabb: expected minimum < maximum on each axis, got {aabb.tolist()}")
+
+    arguments = (
+        *(a.detach().contiguous() for a in (rays.origins, rays.directions, rays.near, rays.far)),
+        None if jitter is None else jitter.detach().contiguous(),
+        occupancy.contiguous(),
+        aabb.detach().contiguous(),
+        float(step_size),
+        float(cone_angle),
+    )
+    counts = torch.ops.lightning_nerf.march_count(*arguments)
+    offsets, kept = pack(counts, capacity)
+    if capacity is None:
+        capacity, excess = (int(i) for i in torch.stack([offsets[-1], (~kept).sum()]).tolist())
+        if excess > 0:
+            raise ValueError(
+                f"march: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {capacity}); "
+                "take a larger step_size, or restrict near and far"
+            )
+    t_starts, t_ends, ray_indices = torch.ops.lightning_nerf.march_write(*arguments, offsets, capacity)
+    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
+
+
+# The reference looks up each lattice sample by itself, with the same float operations as csrc/march.cuh. Candidates, those
+# near the outermost box, are numbered through all rays and taken some at a time, so that memory is bounded.
+
+_CHUNK = 2**18
+
+
+class Lattice(NamedTuple):
+    """Where samples begin, per ray (float64 [R]) or per candidate; see :func:`march`."""
+
+    start: Tensor
+    bend: Tensor
+    bend_t: Tensor
+    step: float
+    growth: float
+
+    def of(self, ray: Tensor) -> Lattice:
+        """The lattices of the given rays."""
+        return self._replace(start=self.start[ray], bend=self.bend[ray], bend_t=self.bend_t[ray])
+
+    def at(self, k: Tensor) -> Tensor:
+        """Where sample k begins and sample k - 1 ends."""
+        linear = self.start + k * self.step
+        return linear if self.growth == 0 else torch.where(k <= self.bend, linear, self._grown(k))
+
+    def middle(self, k: Tensor) -> Tensor:
+        """The midpoint of sample k."""
+        linear = self.start + (k + 0.5) * self.step
+        return linear if self.growth == 0 else torch.where(k < self.bend, linear, self._grown(k) * (1 + 0.5 * self.growth))
+
+    def guess(self, t: Tensor) -> Tensor:
+        """The first k with ``middle(k) >= t``, up to rounding."""
+        linear = ((t - self.start) / self.step - 0.5).ceil().clamp(min=0)
+        if self.growth == 0:
+            return linear
+        grown = (torch.log(t / (self.bend_t * (1 + 0.5 * self.growth))) / math.log1p(self.growth)).ceil().clamp(min=0)
+        return torch.where(t > self.bend_t, self.bend + grown, linear)
+
+    def _grown(self, k: Tensor) -> Tensor:
+        return self.bend_t * torch.exp((k - self.bend) * math.log1p(self.growth))
+
+
+def lattice_of(near: Tensor, jitter: Tensor | None, step_size: float, cone_angle: float) -> Lattice:
+    start = near.double() + (torch.zeros_like(near) if jitter is None else jitter).double() * step_size
+    if cone_angle == 0:
+        bend = torch.full_like(start, math.inf)
+        return Lattice(start, bend, bend, step_size, cone_angle)
+    bend = ((step_size / cone_angle - start) / step_size).ceil().clamp(min=0)
+    return Lattice(start, bend, start + bend * step_size, step_size, cone_angle)
+
+
+def occupied_at(points: Tensor, occupancy: Tensor, aabb: Tensor) -> Tensor:
+    """Is the cell occupied that holds the point, in the finest level that contains it? [..., 3] -> [...] bool."""
+    levels = occupancy.shape[0]
+    low, high = aabb.unbind(0)
+    resolution = torch.tensor(occupancy.shape[1:], device=points.device)
+    sizes = torch.tensor([2.0**level for level in range(levels)], dtype=points.dtype, device=points.device)
+    u = (points - (0.5 * low + 0.5 * high)) * (1.0 / (0.5 * high - 0.5 * low))  # level l: -2^l <= u <= 2^l
+    level = (~(u.abs().amax(-1, keepdim=True) <= sizes)).sum(-1)
+    inside, level = level < levels, level.clamp(max=levels - 1)
+    v = torch.where(inside[..., None], u / sizes[level][..., None], 0.0)
+    cell = torch.minimum(((v + 1) * (0.5 * resolution).to(v)).long(), resolution - 1)
+    return inside & occupancy[(level, *cell.unbind(-1))]
+
+
+def _candidates(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, lattice: Lattice, aabb: Tensor, levels: int
+) -> tuple[Tensor, Tensor]:
+    """A range [R], [R] of k that holds all samples inside of the outermost box, found by a slab test in float64."""
+    finite = origins.isfinite().all(-1) & directions.isfinite().all(-1) & near.isfinite() & lattice.start.isfinite()
+    o, d, (low, high) = origins.double(), directions.double(), aabb.double().unbind(0)
+    centre, half = 0.5 * (low + high), 0.5 * (high - low) * 2 ** (levels - 1)
+    half = half * (1 + 2**-18) + (centre.abs() + o.abs()) * 2**-18  # 64 roundings of a position
+    sides = torch.stack([(centre - half - o) / d, (centre + half - o) / d])
+    inside = (o - centre).abs() <= half
+    enter = torch.where(d == 0, torch.where(inside, -math.inf, math.inf), sides.amin(0)).amax(-1)
+    leave = torch.where(d == 0, math.inf, sides.amax(0)).amin(-1)
+    enter, leave = torch.maximum(enter, near.double()), torch.minimum(leave, far.double().clamp(max=_LARGEST))
+    active = finite & (near < far) & (enter <= leave) & ((low < high).all())
+    first, last = (lattice.guess(enter) - 2).clamp(min=0), lattice.guess(leave) + 2
+    return torch.where(active, first, 0.0), torch.where(active, last, 0.0)
+
+
+def _hits(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    occupancy: Tensor,
+    aabb: Tensor,
+    lattice: Lattice,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ray and k of all samples, in order, some at a time."""
+    first, last = _candidates(origins, directions, near, far, lattice, aabb, occupancy.shape[0])
+    ends = (last - first).clamp(max=2**32).long().cumsum(0)
+    for begin in range(0, int(ends[-1]) if len(ends) else 0, _CHUNK):
+        i = torch.arange(begin, min(begin + _CHUNK, int(ends[-1])), device=origins.device)
+        ray = torch.searchsorted(ends, i, right=True)
+        k = last[ray] - (ends[ray] - i)
+        middle = lattice.of(ray).middle(k)
+        points = origins[ray] + middle.float()[:, None] * directions[ray]
+        limit = far.double().clamp(max=_LARGEST)[ray]
+        hit = (middle >= near[ray]) & (middle < limit) & occupied_at(points, occupancy, aabb)
+        yield ray[hit], k[hit]
+
+
+def count_reference(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor | None,
+    occupancy: Tensor,
+    aabb: Tensor,
+    step_size: float,
+    cone_angle: float,
+) -> Tensor:
+    lattice = lattice_of(near, jitter, step_size, cone_angle)
+    counts = torch.zeros(origins.shape[0], dtype=torch.int64, device=origins.device)
+    for ray, _ in _hits(origins, directions, near, far, occupancy, aabb, lattice):
+        counts += torch.bincount(ray, minlength=len(counts))
+    return counts.clamp(max=2**31 - 1).int()
+
+
+def write_reference(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor | None,
+    occupancy: Tensor,
+    aabb: Tensor,
+    step_size: float,
+    cone_angle: float,
+    offsets: Tensor,
+    n: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    lattice = lattice_of(near, jitter, step_size, cone_angle)
+    far = torch.where(offsets[1:] > offsets[:-1], far, -math.inf)  # nothing of rays that are not kept
+    t_starts, t_ends = origins.new_zeros(n), origins.new_zeros(n)
+    ray_indices = torch.zeros(n, dtype=torch.int32, device=origins.device)
+    begin = 0
+    for ray, k in _hits(origins, directions, near, far, occupancy, aabb, lattice):
+        end = begin + len(ray)
+        t_starts[begin:end] = lattice.of(ray).at(k).float()
+        t_ends[begin:end] = lattice.of(ray).at(k + 1).float()
+        ray_indices[begin:end] = ray.int()
+        begin = end
+    return t_starts, t_ends, ray_indices
+
+
+def count_fake(origins: Tensor, *_: object) -> Tensor:
+    return origins.new_empty(origins.shape[0], dtype=torch.int32)
+
+
+def write_fake(origins: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    n = arguments[-1]
+    return origins.new_empty(n), origins.new_empty(n), origins.new_empty(n, dtype=torch.int32)  # type: ignore[arg-type]
+
+
+_ARGUMENTS = (
+    "Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, Tensor aabb, "
+    "float step_size, float cone_angle"
+)
+_library.define("march_count", f"({_ARGUMENTS}) -> Tensor", count_reference, count_fake)
+_library.define(
+    "march_write",
+    f"({_ARGUMENTS}, Tensor offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
+    write_reference,
+    write_fake,
+)
+for _name in ("march_count", "march_write"):
+    _library.computes_in_float32(_name)

@@ -1,0 +1,141 @@
+"""Samples that can be seen: in front of what is opaque, and not empty themselves."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops import _library
+from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops.pack import pack
+from lightning_nerf.types import PackedSamples
+
+
+def prune(
+    densities: Tensor,
+    samples: PackedSamples,
+    *,
+    early_stop_eps: float = 1e-4,
+    alpha_thre: float | Tensor = 0.0,
+    capacity: int | None = None,
+) -> PackedSamples:
+    """The samples i with transmittance T_i >= early_stop_eps and opacity alpha_i >= alpha_thre, in their order.
+
+    With d_i = densities_i (t_ends_i - t_starts_i): alpha_i = 1 - exp(-d_i), and T_i = exp(-sum of d_j over j < i of the
+    ray), *all* its samples, those with alpha_j < alpha_thre included. Both are compared as optical depths in float64. A NaN
+    or negative density counts as 0, an infinite one as opaque.
+
+    Args:
+        densities: [N] float32 >= 0, per unit of t.
+        samples: N samples of R rays.
+        early_stop_eps: >= 0; 0 keeps all samples in front of infinite density.
+        alpha_thre: a number, or a 0-d float32 tensor on the samples' device, so that it can change inside a CUDA graph.
+        capacity: None: exactly as many samples as survive, one host synchronisation. Else N' without synchronisation, see
+            :func:`~lightning_nerf.ops.pack.pack`.
+
+    Returns:
+        The surviving samples. ``kept`` is False also where ``samples.kept`` is. Not differentiable.
+
+    Source: Müller et al., "Instant neural graphics primitives", SIGGRAPH 2022, appendix E; the semantics of both thresholds
+    are those of ``render_visibility`` in Li et al., "NerfAcc", ICCV 2023.
+    """
+    n = samples.t_starts.shape[0]
+    check_tensor("densities", densities, (n,), torch.float32)
+    check_tensor("samples.t_starts", samples.t_starts, ("N",), torch.float32)
+    check_tensor("samples.t_ends", samples.t_ends, (n,), torch.float32)
+    check_tensor("samples.offsets", samples.offsets, ("R + 1",), torch.int32)
+    check_tensor("samples.kept", samples.kept, (samples.offsets.shape[0] - 1,), torch.bool)
+    if not early_stop_eps >= 0:
+        raise ValueError(f"early_stop_eps: expected >= 0, got {early_stop_eps}")
+    if isinstance(alpha_thre, Tensor):
+        check_tensor("alpha_thre", alpha_thre, (), torch.float32)
+        threshold = alpha_thre.detach()
+    else:
+        threshold = torch.full((), alpha_thre, dtype=torch.float32, device=densities.device)
+    check_same_device(
+        densities=densities,
+        **{f"samples.{name}": getattr(samples, name) for name in ("t_starts", "t_ends", "offsets", "kept")},
+        alpha_thre=threshold,
+    )
+    tensors = (densities, samples.t_starts, samples.t_ends, samples.offsets)
+    arguments = (*(t.detach().contiguous() for t in tensors), float(early_stop_eps), threshold)
+    counts = torch.ops.lightning_nerf.visibility_count(*arguments)
+    offsets, kept = pack(counts, capacity)
+    capacity = int(offsets[-1]) if capacity is None else capacity
+    t_starts, t_ends, ray_indices = torch.ops.lightning_nerf.visibility_write(*arguments, offsets, capacity)
+    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept & samples.kept)
+
+
+def _visible(
+    densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, early_stop_eps: float, alpha_thre: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Indices of the visible samples and their rays."""
+    sizes = offsets.diff()
+    ray = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
+    n = len(ray)
+    lengths = t_ends[:n] - t_starts[:n]
+    inside = torch.where((densities[:n] > 0) & (lengths > 0), densities[:n].double() * lengths.double(), 0.0)
+    # An infinite depth would make later rays' differences of the running sum NaN: sum the finite, count the infinite.
+    opaque = inside.isinf()
+    before = _exclusive_sums(torch.where(opaque, 0.0, inside), ray, offsets)
+    before = torch.where(_exclusive_sums(opaque.double(), ray, offsets) > 0, math.inf, before)
+    limit = -math.log(early_stop_eps) if early_stop_eps > 0 else math.inf
+    index = ((before <= limit) & (inside >= -torch.log1p(-alpha_thre.double()))).nonzero()[:, 0]
+    return index, ray[index]
+
+
+def _exclusive_sums(x: Tensor, ray: Tensor, offsets: Tensor) -> Tensor:
+    """Sum over the earlier entries of the same ray."""
+    sums = torch.cat([x.new_zeros(1), x.cumsum(0)])
+    return sums[:-1] - sums[offsets[:-1].long()][ray]
+
+
+def count_reference(
+    densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, early_stop_eps: float, alpha_thre: Tensor
+) -> Tensor:
+    _, ray = _visible(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)
+    return torch.bincount(ray, minlength=len(offsets) - 1).int()
+
+
+def write_reference(
+    densities: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    offsets: Tensor,
+    early_stop_eps: float,
+    alpha_thre: Tensor,
+    new_offsets: Tensor,
+    n: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    index, ray = _visible(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)
+    fits = new_offsets.diff()[ray] > 0  # nothing of rays that are not kept
+    index, ray = index[fits], ray[fits]
+    new_starts, new_ends = t_starts.new_zeros(n), t_ends.new_zeros(n)
+    ray_indices = offsets.new_zeros(n)
+    new_starts[: len(index)] = t_starts[index]
+    new_ends[: len(index)] = t_ends[index]
+    ray_indices[: len(index)] = ray.int()
+    return new_starts, new_ends, ray_indices
+
+
+def count_fake(densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, *_: object) -> Tensor:
+    return offsets.new_empty(offsets.shape[0] - 1)
+
+
+def write_fake(densities: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+    n = arguments[-1]
+    return densities.new_empty(n), densities.new_empty(n), densities.new_empty(n, dtype=torch.int32)  # type: ignore[arg-type]
+
+
+_ARGUMENTS = "Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, Tensor alpha_thre"
+_library.define("visibility_count", f"({_ARGUMENTS}) -> Tensor", count_reference, count_fake)
+_library.define(
+    "visibility_write",
+    f"({_ARGUMENTS}, Tensor new_offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
+    write_reference,
+    write_fake,
+)
+for _name in ("visibility_count", "visibility_write"):
+    _library.computes_in_float32(_name)

@@ -1,0 +1,31 @@
+"""The interface of a renderer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from lightning_nerf.types import FieldOutput, PackedSamples, Render
+
+
+class Renderer(nn.Module, ABC):
+    """A function from a field's output at packed samples to per-ray values, always fully shaped."""
+
+    @abstractmethod
+    def forward(
+        self,
+        output: FieldOutput,
+        samples: PackedSamples,
+        *,
+        background: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Render:
+        """Render the R rays of ``samples`` from ``output`` at their N samples.
+
+        Args:
+            output: the field at the samples; its tail may hold anything.
+            samples: which sample belongs to which ray, and where on it.
+            background: [3] or [R, 3], what shines through; None is black. A ray without samples returns it exactly.
+            return_weights: also return the weight of each sample [N].
+        """

@@ -1,0 +1,67 @@
+"""Volume rendering by quadrature: the renderer of NeRF and its descendants."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops.composite import check_early_stop_eps, composite
+from lightning_nerf.renderers.base import Renderer
+from lightning_nerf.types import FieldOutput, PackedSamples, Render
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
+
+class VolumeRenderer(Renderer):
+    """Emission and absorption along each ray, see :func:`lightning_nerf.ops.composite.composite`.
+
+    Colours and extras go through one call; ``rgb = sum w_i rgb_i + (1 - opacity) * background``. Extras get no background.
+    Computes in float32, also under autocast. Differentiable in density, rgb, extras and background.
+
+    Args:
+        early_stop_eps: transmittance in [0, 1) below which the rest of a ray is neither seen nor given gradient. 0 by
+            default: estimators prune hidden samples before the field is evaluated, where it saves most, and what is left
+            then is rendered the same way in training and evaluation.
+    """
+
+    def __init__(self, early_stop_eps: float = 0.0) -> None:
+        super().__init__()
+        check_early_stop_eps(early_stop_eps)
+        self.early_stop_eps = early_stop_eps
+
+    def forward(
+        self,
+        output: FieldOutput,
+        samples: PackedSamples,
+        *,
+        background: Tensor | None = None,
+        return_weights: bool = False,
+    ) -> Render:
+        """See :meth:`Renderer.forward`."""
+        n, n_rays = samples.t_starts.shape[0], samples.offsets.shape[0] - 1
+        check_tensor("rgb", output.rgb, (n, 3), _FLOATS)
+        for name, extra in output.extras.items():
+            check_tensor(f"extras[{name!r}]", extra, (n, "k"), _FLOATS)
+        if background is not None:
+            check_tensor("background", background, (3,) if background.ndim == 1 else (n_rays, 3), _FLOATS)
+            check_same_device(density=output.density, background=background)
+        channels = torch.cat([output.rgb, *output.extras.values()], dim=1) if output.extras else output.rgb
+        result = composite(
+            output.density,
+            channels,
+            samples.t_starts,
+            samples.t_ends,
+            samples.offsets,
+            early_stop_eps=self.early_stop_eps,
+            return_weights=return_weights,
+        )
+        rgb, *extras = result.channels.split([3, *(extra.shape[1] for extra in output.extras.values())], dim=1)
+        if background is not None:
+            rgb = rgb + (1 - result.opacity)[:, None] * background.float()
+        named = dict(zip(output.extras, extras, strict=True))
+        return Render(rgb, result.opacity, result.depth, result.n_samples, named, result.weights)
+
+    def extra_repr(self) -> str:
+        """The constructor's argument, for ``print``."""
+        return f"early_stop_eps={self.early_stop_eps}"

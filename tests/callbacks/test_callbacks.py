@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from lightning_nerf.callbacks import OccupancyGridUpdate, PSNRLogger, RayBudget, Telemetry
+from lightning_nerf.callbacks.images import comparison
+from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.callbacks.turntable import save_video
+from tests.scenes import tiny_module, tiny_scene, trainer
+
+
+def test_psnr_of_a_known_error() -> None:
+    truth = torch.rand(8, 8, 3)
+    assert float(psnr(truth + 0.1, truth)) == pytest.approx(20.0, abs=1e-3)
+    assert float(psnr(truth, truth)) == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(
+    ("rays", "counted", "samples", "expected"),
+    [
+        (100, 100, 500, 163),  # 5 samples a ray: 0.98 * 832 / 5
+        (100, 50, 400, 102),  # half did not fit: 8 a ray
+        (100, 100, 0, 200),  # nothing hit: at most twice as many
+        (100, 100, 10_000, 50),  # at least half
+        (900, 900, 900, 1000),  # no more than the module takes
+    ],
+)
+def test_ray_budget_aims_at_the_capacity(rays: int, counted: int, samples: int, expected: int) -> None:
+    module = SimpleNamespace(n_rays=torch.tensor(rays, dtype=torch.int32), samples_per_step=832, max_rays=1000)
+    buffer = module.n_rays.data_ptr()
+    outputs = {"n_samples": torch.tensor(samples), "n_rays": torch.tensor(counted)}
+    RayBudget(fill=0.98).on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
+    assert int(module.n_rays) == pytest.approx(expected, abs=1)
+    assert module.n_rays.data_ptr() == buffer
+
+
+def test_comparison_has_four_panels_and_survives_an_empty_view() -> None:
+    rgb = torch.rand(5, 7, 3)
+    for opacity in (torch.zeros(5, 7), torch.ones(5, 7)):
+        picture = comparison(rgb, rgb, torch.rand(5, 7), opacity)
+        assert picture.shape == (5, 28, 3)
+        assert torch.isfinite(picture).all()
+        assert torch.equal(picture[:, :7], picture[:, 7:14])
+
+
+def test_video_is_written_whole(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 255, (4, 16, 16, 3), dtype=np.uint8)
+    path = save_video(tmp_path / "turn", frames, fps=10)
+    assert path.suffix in {".mp4", ".gif"}
+    assert path.stat().st_size > 0
+
+
+def test_scores_are_the_mean_over_the_split(tmp_path: Path, scene_cache: Path) -> None:
+    scene, module = tiny_scene(scene_cache), tiny_module()
+    fit = trainer(tmp_path, max_steps=3, callbacks=[PSNRLogger()])
+    fit.fit(module, scene)
+    fit.test(module, datamodule=scene, verbose=False)
+    views = scene.views("test")
+    values = []
+    for index in range(len(views.images)):
+        image = views.images[index].float() / 255
+        truth = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
+        values.append(-10 * torch.log10((module.render_view(views, index).rgb - truth).square().mean()))
+    assert float(fit.callback_metrics["test/psnr"]) == pytest.approx(float(torch.stack(values).mean()), abs=1e-3)
+    assert -1 <= float(fit.callback_metrics["test/ssim"]) <= 1
+
+
+def test_telemetry_reads_the_step_it_names(tmp_path: Path, scene_cache: Path) -> None:
+    telemetry = Telemetry(every_n_steps=5)
+    trainer(tmp_path, max_steps=20, callbacks=[telemetry]).fit(tiny_module(), tiny_scene(scene_cache))
+    latest = telemetry.latest
+    assert latest["train/psnr"] == pytest.approx(-10 * np.log10(latest["train/mse"]))
+    assert latest["train/samples_per_second"] > 0
+    assert 0 < latest["train/occupied"] <= 1
+
+
+@pytest.mark.parametrize("every", [0, -1])
+def test_bad_arguments_are_named(every: int) -> None:
+    with pytest.raises(ValueError, match="every_n_steps"):
+        OccupancyGridUpdate(every_n_steps=every)
+    with pytest.raises(ValueError, match="every_n_steps"):
+        Telemetry(every_n_steps=every)
+    with pytest.raises(ValueError, match="fill"):
+        RayBudget(fill=float(every))

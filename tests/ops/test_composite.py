@@ -1,0 +1,412 @@
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops import composite as module
+from lightning_nerf.ops.composite import composite, reference
+from tests.ops.harness import (
+    DEVICES,
+    assert_detected,
+    check_op,
+    poison_tail,
+    rand,
+    ragged_offsets,
+    run_with_grad,
+    to,
+)
+
+Args = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+OP = torch.ops.lightning_nerf.composite
+DIFFERENTIABLE = (0, 1)  # densities, channels
+INF, NAN = float("inf"), float("nan")
+
+COUNTS = {
+    "no rays": [],
+    "one ray": [5],
+    "rays without samples": [0, 0, 0],
+    "ragged": [0, 3, 1, 0, 17, 64, 5, 0, 2, 100, 33, 0],
+    "short": [i % 5 for i in range(70)],
+    "medium": [(7 * i) % 31 for i in range(40)],
+    "long": [1000, 0, 1],
+}
+
+
+def make(counts: list[int], n_channels: int = 3, *, opacity: float = 3.0, seed: int = 0) -> Args:
+    """Rays of the given optical depth, whatever their length; samples with gaps between them and t in [0, 4)."""
+    n, offsets = sum(counts), ragged_offsets(counts)
+    steps = torch.cat([torch.full((c,), 4.0 / c) for c in counts if c] or [torch.zeros(0)])
+    first = torch.cat([torch.arange(c) for c in counts]) if counts else torch.zeros(0)
+    t_starts = (first + 0.3 * rand(n, seed=seed)) * steps
+    t_ends = t_starts + steps * rand(n, seed=seed + 1, low=0.1, high=0.7)
+    densities = rand(n, seed=seed + 2, high=opacity)
+    return densities, rand(n, n_channels, seed=seed + 3, low=-1), t_starts, t_ends, offsets
+
+
+def tolerance(args: Args) -> dict[str, float]:
+    """Of the order of n roundings, which add like a random walk: six of its standard deviations (of half a unit, 2^-24).
+
+    Values are up to 1 (channels) or 4 (depth); the gradient of a density sums up to C + 6 such terms.
+    """
+    longest = int((args[4][1:] - args[4][:-1]).max()) if args[4].shape[0] > 1 else 1
+    walk = 6 * 2**-24 * math.sqrt(longest + 4)
+    return {"rtol": walk, "atol": 4 * walk, "grad_rtol": walk, "grad_atol": walk * (args[1].shape[1] + 6)}
+
+
+def transmittance(args: Args) -> Tensor:
+    """T_i [N] by a loop in float64, independent of everything tested."""
+    densities, _, t_starts, t_ends, offsets = (a.double() for a in args)
+    result = torch.ones_like(densities)
+    for begin, end in zip(offsets[:-1].int().tolist(), offsets[1:].int().tolist(), strict=True):
+        for i in range(begin + 1, end):
+            result[i] = result[i - 1] * torch.exp(-densities[i - 1] * (t_ends[i - 1] - t_starts[i - 1]))
+    return result
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n_channels", [3, 20])
+@pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS.keys())
+def test_kernel_equals_the_reference(device: str, counts: list[int], n_channels: int) -> None:
+    args = make(counts, n_channels)
+    opcheck = n_channels == 3 and len(counts) in (0, 12)
+    check_op(
+        "composite",
+        reference,
+        (*args, 0.0, True),
+        device=device,
+        differentiable=DIFFERENTIABLE,
+        opcheck=opcheck,
+        **tolerance(args),
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n_channels", [0, 1, 2, 4, 5, 8, 31, 32])
+@pytest.mark.parametrize("mean", [2, 12, 60, 130])  # samples per ray: each has its own number of lanes on CUDA
+def test_any_number_of_channels(device: str, n_channels: int, mean: int) -> None:
+    args = make([mean - 1, 0, mean + 1, mean, 3 * mean, 0, mean], n_channels)
+    check_op(
+        "composite",
+        reference,
+        (*args, 0.0, False),
+        device=device,
+        differentiable=DIFFERENTIABLE if n_channels else (0,),
+        opcheck=False,
+        **tolerance(args),
+    )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n_channels", [3, 7])
+@pytest.mark.parametrize("eps", [0.5, 1e-2, 1e-4])
+@pytest.mark.parametrize("counts", [COUNTS["ragged"], COUNTS["short"], COUNTS["medium"], [700, 3]])
+def test_early_termination_is_exact_per_sample(device: str, counts: list[int], eps: float, n_channels: int) -> None:
+    args = make(counts, n_channels, opacity=12.0, seed=5)
+    seen = transmittance(args)
+    # Off by at most 3 roundings per sample in front: no sample here is nearer to the threshold, so counts must be equal.
+    assert (seen / eps - 1).abs().min() > 3 * 2**-24 * 700
+    check_op(
+        "composite",
+        reference,
+        (*args, eps, True),
+        device=device,
+        differentiable=DIFFERENTIABLE,
+        opcheck=False,
+        **tolerance(args),
+    )
+    out = composite(*to(device, args), early_stop_eps=eps, return_weights=True)
+    bounds = args[4].tolist()
+    expected = [int((seen[b:e] >= eps).sum()) for b, e in zip(bounds, bounds[1:], strict=False)]
+    assert out.n_samples.tolist() == expected
+    assert sum(expected) < len(seen)
+    assert out.weights is not None
+    assert (out.weights.cpu()[seen < eps] == 0).all()
+
+
+def test_an_opaque_sample_ends_the_ray_behind_it() -> None:
+    args = (torch.full((4,), INF), torch.ones(4, 1), torch.arange(4.0), torch.arange(4.0) + 1, ragged_offsets([4]))
+    assert composite(*args, early_stop_eps=1e-6).n_samples.tolist() == [1]
+    assert composite(*args).n_samples.tolist() == [4]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n_channels", [3, 9])
+@pytest.mark.parametrize("counts", [*COUNTS.values()], ids=COUNTS.keys())
+def test_twice_the_capacity_and_a_poisoned_tail_change_nothing(device: str, counts: list[int], n_channels: int) -> None:
+    args = make(counts, n_channels)
+    n = args[0].shape[0]
+    larger = (*(poison_tail(a, n, extra=n + 7) for a in args[:4]), args[4])
+    shapes = [(len(counts), n_channels), (len(counts),), (len(counts),), None, (n,)]
+    cotangents = [None if s is None else rand(*s, seed=9 + i, low=-1).to(device) for i, s in enumerate(shapes)]
+    poisoned = [*cotangents[:4], poison_tail(cotangents[4], n, extra=n + 7)]  # type: ignore[arg-type]
+    small, small_grads = run_with_grad(OP, (*to(device, args), 0.0, True), DIFFERENTIABLE, cotangents)
+    large, large_grads = run_with_grad(OP, (*to(device, larger), 0.0, True), DIFFERENTIABLE, poisoned)
+    close = tolerance(args)  # not equal bits: on CUDA the number of lanes per ray follows from N and R
+    for a, b in zip([*large, *large_grads], [*small, *small_grads], strict=True):
+        if b.shape[:1] == (n,) and a.shape[0] == 2 * n + 7:
+            assert (a[n:] == 0).all()
+            a = a[:n]
+        torch.testing.assert_close(a, b, rtol=close["grad_rtol"], atol=close["grad_atol"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n_channels", [3, 6])
+def test_strange_densities_are_defined(device: str, n_channels: int) -> None:
+    """Infinite, saturated, zero, negative and NaN densities, empty intervals; void samples with NaN channels."""
+    densities = torch.tensor([1.0, NAN, -2.0, 0.0, 3.0, -INF, 1e30, 1.0, 2.0, INF, 5.0, 0.5, INF, 2.0, 3e38, INF, 1.0])
+    n = densities.shape[0]
+    t_starts = torch.arange(n) * 0.1
+    lengths = torch.full((n,), 0.1)
+    lengths[11:14] = torch.tensor([0.0, 0.0, -0.1])  # among them an infinite density
+    args = (densities, rand(n, n_channels, seed=1), t_starts, t_starts + lengths, ragged_offsets([2, 0, 4, 5, 5, 1]))
+    void = ~(densities >= 0) | (lengths <= 0)
+    args[1][void] = NAN
+    check_op(
+        "composite",
+        reference,
+        (*args, 0.0, True),
+        device=device,
+        differentiable=DIFFERENTIABLE,
+        opcheck=False,
+        **tolerance(args),
+    )
+    cotangents = [torch.ones(6, n_channels), torch.ones(6), torch.ones(6), None, torch.ones(n)]
+    cotangents[4][void] = NAN
+    outputs, grads = run_with_grad(OP, (*to(device, args), 0.0, True), DIFFERENTIABLE, to(device, cotangents))
+    assert all(o.isfinite().all() for o in [*outputs, *grads])
+    assert all((g.cpu()[void] == 0).all() for g in grads)
+    weights = outputs[4].cpu()
+    assert (weights[void] == 0).all()
+    assert weights[6:11].tolist() == [1, 0, 0, 0, 0]  # exactly
+    assert outputs[1].tolist()[3:5] == [1, 1]
+    assert outputs[3].tolist() == [2, 0, 4, 5, 5, 1]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_hidden_samples_get_no_rounding_noise_as_gradient(device: str) -> None:
+    """A density's gradient is accurate relative to the light that reaches it, not to the ray's total."""
+    args = make([90], opacity=40.0)
+    doubles = tuple(a.double() if a.is_floating_point() else a for a in args)
+    grads = []
+    for function, inputs in ((OP, to(device, args)), (reference, doubles)):
+        ones = [torch.ones(1, 3).to(inputs[0]), torch.ones(1).to(inputs[0]), None, None, None]
+        grads.append(run_with_grad(function, (*inputs, 0.0, False), DIFFERENTIABLE, ones)[1][0].cpu())
+    seen = transmittance(args)
+    assert seen[-1] < 1e-12
+    # The random walk of `tolerance`, for a gradient of up to delta (C + 1) per unit of transmittance.
+    bound = tolerance(args)["rtol"] * 8 * (args[3] - args[2]) * seen
+    assert ((grads[0] - grads[1]).abs() <= bound + 1e-37).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("counts", [COUNTS["ragged"], COUNTS["long"]])
+def test_weights_and_final_transmittance_sum_to_one(device: str, counts: list[int]) -> None:
+    args = make(counts)
+    out = composite(*to(device, args), return_weights=True)
+    optical_depth = (args[0] * (args[3] - args[2])).double()
+    owner = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    total = torch.zeros(len(counts)).double().index_add(0, owner, optical_depth)
+    assert out.weights is not None
+    summed = torch.zeros(len(counts)).double().index_add(0, owner, out.weights.cpu().double())
+    close = {"rtol": 0.0, "atol": tolerance(args)["rtol"]}
+    torch.testing.assert_close(summed + torch.exp(-total), torch.ones_like(total), **close)
+    torch.testing.assert_close(out.opacity.cpu().double(), summed, **close)
+    assert ((out.opacity >= 0) & (out.opacity <= 1)).all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_splitting_a_sample_changes_nothing(device: str) -> None:
+    densities, channels, t_starts, t_ends, offsets = args = make(COUNTS["ragged"])
+    middle = t_starts + 0.3 * (t_ends - t_starts)
+    twice = [a.repeat_interleave(2, 0) for a in (densities, channels)]
+    times = [torch.stack(pair, 1).flatten() for pair in ((t_starts, middle), (middle, t_ends))]
+    whole, split = composite(*to(device, args)), composite(*to(device, [*twice, *times, 2 * offsets]))
+    # Ends that round: t up to 4 has half a unit of 2^-22, times density 3.
+    close = {"rtol": 0.0, "atol": 3 * tolerance(args)["rtol"]}
+    torch.testing.assert_close(split.channels, whole.channels, **close)
+    torch.testing.assert_close(split.opacity, whole.opacity, **close)
+
+
+def test_the_comparison_detects_inclusive_transmittance() -> None:
+    exclusive = module._transmittance
+
+    def inclusive(densities: Tensor, delta: Tensor, owner: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
+        before, alpha = exclusive(densities, delta, owner, offsets)
+        return before * (1 - alpha), alpha
+
+    def mutated(*args: Any) -> Any:
+        with mock.patch.object(module, "_transmittance", inclusive):
+            return reference(*args)
+
+    args = make(COUNTS["ragged"])
+
+    def check(truth: Callable[..., Any]) -> None:
+        check_op("composite", truth, (*args, 0.0, False), device="cpu", opcheck=False, **tolerance(args))
+
+    check(reference)
+    assert_detected(lambda: check(mutated))
+
+
+@pytest.mark.parametrize("eps", [0.0, 0.2])
+def test_gradcheck_of_the_reference(eps: float) -> None:
+    densities, channels, t_starts, t_ends, offsets = make([0, 4, 1, 7], 2)
+    doubles = [a.double() for a in (densities + 0.1, channels, t_starts, t_ends)]
+
+    def floats(densities: Tensor, channels: Tensor) -> tuple[Tensor, ...]:
+        out = reference(densities, channels, doubles[2], doubles[3], offsets, eps, True)
+        return out[0], out[1], out[2], out[4]
+
+    inputs = tuple(a.requires_grad_() for a in doubles[:2])
+    assert torch.autograd.gradcheck(floats, inputs)
+    assert torch.autograd.gradgradcheck(floats, inputs)
+
+
+def test_second_derivatives_raise() -> None:
+    args = make([3])
+    densities = args[0].requires_grad_()
+    out = composite(densities, *args[1:])
+    (first,) = torch.autograd.grad(out.opacity.sum(), densities, create_graph=True)
+    with pytest.raises(NotImplementedError, match="reference is differentiable twice"):
+        first.sum().backward()
+
+
+def test_t_gets_no_gradient() -> None:
+    densities, channels, t_starts, t_ends, offsets = make([3, 2])
+    for function in (OP, reference):
+        inputs = [a.clone().requires_grad_() for a in (densities, channels, t_starts, t_ends)]
+        sum(o.sum() for o in function(*inputs, offsets, 0.0, True)).backward()
+        assert [i.grad is None for i in inputs] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_only_what_requires_grad_gets_it(device: str) -> None:
+    args = to(device, make(COUNTS["ragged"]))
+    for wanted in (0, 1):
+        both = [a.clone().requires_grad_() for a in args[:2]]
+        only = [a.clone().requires_grad_(i == wanted) for i, a in enumerate(args[:2])]
+        composite(*both, *args[2:]).channels.sum().backward()
+        composite(*only, *args[2:]).channels.sum().backward()
+        assert only[1 - wanted].grad is None
+        torch.testing.assert_close(only[wanted].grad, both[wanted].grad, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n_channels", [33, 70])
+def test_more_channels_go_in_passes(device: str, n_channels: int) -> None:
+    args = make([4, 0, 9], n_channels)
+    cotangents = [rand(3, n_channels, seed=1).to(device), torch.ones(3, device=device), None, None, None]
+    fused, fused_grads = run_with_grad(
+        lambda *a: composite(*a, return_weights=True), to(device, args), DIFFERENTIABLE, cotangents
+    )
+    truth, truth_grads = run_with_grad(lambda *a: reference(*a, 0.0, True), to(device, args), DIFFERENTIABLE, cotangents)
+    close = tolerance(args)
+    for a, b in zip([*fused, *fused_grads], [*truth, *truth_grads], strict=True):
+        torch.testing.assert_close(a, b, rtol=close["grad_rtol"], atol=close["grad_atol"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_ray_without_samples_is_clear(device: str) -> None:
+    out = composite(*to(device, make([0, 2, 0])), return_weights=True)
+    for value in out[:4]:
+        assert (value[[0, 2]] == 0).all()
+    assert out.n_samples.tolist() == [0, 2, 0]
+    assert composite(*to(device, make([1]))).weights is None
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("autocast", "raw"), [(True, True), (True, False), (False, False)])
+def test_half_precision_is_computed_in_float32(device: str, dtype: torch.dtype, autocast: bool, raw: bool) -> None:
+    args = to(device, make(COUNTS["ragged"]))
+    densities, channels = (a.to(dtype).requires_grad_() for a in args[:2])
+    with torch.autocast(device, dtype=dtype, enabled=autocast):
+        out = OP(densities, channels, *args[2:], 0.0, False) if raw else composite(densities, channels, *args[2:])
+    truth = composite(densities.detach().float(), channels.detach().float(), *args[2:])
+    for a, b in zip(out[:4], truth[:4], strict=True):
+        assert a.dtype == b.dtype
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+    (out[0].sum() + out[1].sum()).backward()
+    assert densities.grad is not None
+    assert channels.grad is not None
+    assert densities.grad.dtype == channels.grad.dtype == dtype
+
+
+def test_views_are_accepted() -> None:
+    densities, channels, t_starts, t_ends, offsets = args = make(COUNTS["ragged"], 4)
+    spread = [torch.stack([a, a], 1)[:, 0] for a in (densities, t_starts, t_ends)]
+    out = composite(spread[0], channels.T.contiguous().T, spread[1], spread[2], torch.stack([offsets, offsets], 1)[:, 0])
+    for a, b in zip(out[:4], composite(*args)[:4], strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_bits_do_not_depend_on_the_number_of_threads() -> None:
+    args = make([(11 * i) % 23 for i in range(400)])
+    cotangents = [rand(400, 3, seed=1), rand(400, seed=2), rand(400, seed=3), None, None]
+
+    def run(threads: int) -> list[Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            outputs, grads = run_with_grad(OP, (*args, 0.0, False), DIFFERENTIABLE, cotangents)
+        finally:
+            torch.set_num_threads(before)
+        return [*outputs, *grads]
+
+    for a, b in zip(run(1), run(2), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=0)
+
+
+def test_a_scripted_function_may_call_the_op() -> None:
+    def opacity(densities: Tensor, channels: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor) -> Tensor:
+        return torch.ops.lightning_nerf.composite(densities, channels, t_starts, t_ends, offsets, 0.0, False)[1]
+
+    args = make([3, 4])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch deprecates scripting
+        scripted = torch.jit.script(opacity)
+    torch.testing.assert_close(scripted(*args), composite(*args).opacity, rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+def test_without_gradients_nothing_of_sample_size_is_allocated() -> None:
+    args = to("cuda", make([20_000] * 50))
+    n_bytes = args[0].numel() * 4
+    composite(*args)
+    for wanted, low, high in [(False, 0.0, 0.1), (True, 1.0, 1.1)]:
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        composite(*args, return_weights=wanted)
+        assert low * n_bytes <= torch.cuda.max_memory_allocated() - before <= high * n_bytes
+    densities = args[0].requires_grad_()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    out = composite(densities, *args[1:])  # nor is anything of that size kept for backward
+    assert torch.cuda.max_memory_allocated() - before <= 0.1 * n_bytes
+    del out
+
+
+def test_bad_arguments_are_named() -> None:
+    densities, channels, t_starts, t_ends, offsets = make([3, 2])
+    with pytest.raises(ValueError, match=r"densities: expected shape \[N\], got \[5, 3\]"):
+        composite(channels, channels, t_starts, t_ends, offsets)
+    with pytest.raises(ValueError, match=r"densities: expected dtype .* got torch.float64"):
+        composite(densities.double(), channels, t_starts, t_ends, offsets)
+    with pytest.raises(ValueError, match=r"channels: expected shape \[5, C\], got \[4, 3\]"):
+        composite(densities, channels[:4], t_starts, t_ends, offsets)
+    with pytest.raises(ValueError, match=r"t_ends: expected dtype torch.float32"):
+        composite(densities, channels, t_starts, t_ends.bfloat16(), offsets)
+    with pytest.raises(ValueError, match=r"offsets: expected dtype torch.int32, got torch.int64"):
+        composite(densities, channels, t_starts, t_ends, offsets.long())
+    with pytest.raises(ValueError, match=r"offsets: expected shape"):
+        composite(densities, channels, t_starts, t_ends, offsets[:0])
+    for eps in (-0.1, 1.0, NAN):
+        with pytest.raises(ValueError, match="early_stop_eps: expected a transmittance"):
+            composite(densities, channels, t_starts, t_ends, offsets, early_stop_eps=eps)

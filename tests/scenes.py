@@ -1,0 +1,40 @@
+"""Tiny scenes and modules that several tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from lightning_nerf.data import SyntheticScene
+from lightning_nerf.estimators import OccupancyGrid
+from lightning_nerf.fields import InstantNGPField
+from lightning_nerf.modules import InstantNGP
+
+
+def tiny_scene(cache: Path, **options: Any) -> SyntheticScene:
+    return SyntheticScene(**{"resolution": 24, "n_train": 6, "n_test": 2, "cache_dir": str(cache), **options})
+
+
+def tiny_module(**options: Any) -> InstantNGP:
+    """A module small enough for a step of a few milliseconds on a CPU."""
+    field = InstantNGPField(n_levels=4, log2_table_size=10, max_resolution=64, width=16)
+    estimator = OccupancyGrid(resolution=16, warmup_steps=16)
+    defaults = {"samples_per_step": 2048, "max_rays": 512, "initial_rays": 64, "seed": 3}
+    return InstantNGP(**{"field": field, "estimator": estimator, **defaults, **options})
+
+
+def trainer(tmp_path: Path, **options: Any) -> L.Trainer:
+    """A quiet CPU Trainer."""
+    defaults = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0,
+        "default_root_dir": str(tmp_path),
+    }
+    return L.Trainer(**{**defaults, **options})

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lightning_nerf.cli import main, resolve_arguments
+from lightning_nerf.recipes import recipe_names, resolve_recipe
+
+KEYS = {
+    "recipe", "scene", "split", "images", "psnr", "ssim", "steps", "training_seconds", "ms_per_step", "samples_per_second",
+    "peak_memory_gib", "device", "versions", "seed",
+}  # fmt: skip
+
+
+def test_fit_ends_with_results_and_pictures(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [
+        "fit", "-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--trainer.max_steps=8",
+        "--data.resolution=24", "--data.n_train=5", "--data.n_test=2", f"--data.cache_dir={scene_cache}",
+        "--model.samples_per_step=1024",
+    ]  # fmt: skip
+    main(arguments)
+    (folder,) = (tmp_path / "runs/synthetic/instant_ngp").iterdir()
+    results = json.loads((folder / "results.json").read_text())
+    assert set(results) >= KEYS
+    assert results["steps"] == 8
+    assert results["images"] == 2
+    assert results["recipe"] == "synthetic/instant_ngp"
+    assert results["training_seconds"] > 0
+    assert 5 < results["psnr"] < 60
+    assert len(list((folder / "images").glob("test_*.png"))) == 2
+    assert list(folder.glob("turntable.*"))
+    assert (folder / "config.yaml").is_file()
+
+    checkpoint = next(folder.rglob("*.ckpt"))
+    cli = main(["test", *arguments[1:], f"--ckpt_path={checkpoint}"])
+    assert float(cli.trainer.callback_metrics["test/psnr"]) == pytest.approx(results["psnr"], abs=1e-4)
+
+
+def test_recipes_are_found_by_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert {"synthetic/instant_ngp", "blender/instant_ngp"} <= set(recipe_names())
+    for name in recipe_names():
+        assert Path(resolve_recipe(name)).is_file()
+    assert resolve_arguments(["fit", "-c", "blender/instant_ngp"])[2].endswith("blender/instant_ngp.yaml")
+    assert resolve_arguments(["fit", "--config=blender/instant_ngp"])[1].endswith("blender/instant_ngp.yaml")
+    (tmp_path / "mine.yaml").write_text("trainer: {}\n")
+    assert resolve_arguments(["fit", "-c", "mine.yaml"])[2] == "mine.yaml"
+
+
+def test_an_unknown_recipe_names_the_known() -> None:
+    with pytest.raises(SystemExit, match="blender/instant_ngp"):
+        main(["fit", "-c", "blender/no_such"])

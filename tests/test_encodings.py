@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
+from tests.ops.harness import DEVICES, rand
+
+
+def test_hash_grid_levels() -> None:
+    grid = HashGrid()
+    resolution, offset, size = grid.levels.long().unbind(-1)
+    assert grid.n_outputs == 32
+    assert resolution[0] == 16
+    assert resolution[-1] == 2048
+    growth = math.exp(math.log(2048 / 16) / 15)
+    assert resolution.tolist() == [math.floor(16 * growth**level + 1e-6) for level in range(16)]
+    assert torch.equal(offset, size.cumsum(0) - size)
+    assert (size % 8 == 0).all()
+    dense = (resolution + 1) ** 3 <= 2**19
+    assert (size[~dense] == 2**19).all()
+    assert ((size - (resolution + 1) ** 3)[dense] < 8).all()
+    assert grid.table.shape == (int(size.sum()), 2)
+
+
+@pytest.mark.parametrize(("base", "largest"), [(16, 1024), (2, 3), (7, 7), (16, 2**20)])
+@pytest.mark.parametrize("n_levels", [2, 5, 16])
+def test_the_last_level_has_the_largest_resolution(base: int, largest: int, n_levels: int) -> None:
+    grid = HashGrid(n_levels=n_levels, base_resolution=base, max_resolution=largest, log2_table_size=8)
+    assert grid.levels[0, 0] == base
+    assert grid.levels[-1, 0] == largest
+
+
+def test_the_table_is_small_and_follows_the_seed() -> None:
+    tables = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        tables.append(HashGrid(n_levels=4, log2_table_size=12, max_resolution=64).table)
+    assert torch.equal(tables[0], tables[1])
+    assert not torch.equal(tables[0], tables[2])
+    assert tables[0].dtype == torch.float32
+    assert 0.9e-4 < tables[0].abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dims", "features"), [(2, 4), (3, 2), (4, 1)])
+def test_hash_grid_learns(device: str, dims: int, features: int) -> None:
+    torch.manual_seed(0)
+    grid = HashGrid(dims, n_levels=4, n_features=features, log2_table_size=10, base_resolution=4, max_resolution=16)
+    grid = grid.to(device)
+    x = rand(512, dims, seed=1).to(device)
+    target = (x * 5).sin().prod(-1)
+    optimiser = torch.optim.Adam(grid.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(50):
+        loss = (grid(x).sum(-1) - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.detach())
+    assert losses[-1] < 0.05 * losses[0]
+
+
+def test_the_state_survives() -> None:
+    kwargs = {"n_levels": 3, "log2_table_size": 9, "max_resolution": 40}
+    a, b = HashGrid(**kwargs), HashGrid(**kwargs)
+    b.load_state_dict(a.state_dict())
+    assert sorted(a.state_dict()) == ["levels", "table"]
+    x = rand(9, 3, seed=2)
+    assert torch.equal(a(x), b(x))
+    assert b.half().levels.dtype == torch.int32
+    assert b(x).dtype == torch.float16
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast(device: str, dtype: torch.dtype) -> None:
+    grid = HashGrid(n_levels=2, log2_table_size=9, max_resolution=40).to(device)
+    harmonics = SphericalHarmonics().to(device)
+    x = rand(9, 3, seed=2).to(device)
+    with torch.autocast(device, dtype):
+        features, coefficients = grid(x), harmonics(x)
+    assert features.dtype == coefficients.dtype == torch.float32
+    assert torch.equal(features, grid(x))
+    features.sum().backward()
+    assert grid.table.grad is not None
+
+
+def test_frequency() -> None:
+    x = rand(4, 5, 3, seed=3, low=-1.0)
+    out = Frequency(6)(x)
+    assert out.shape == (4, 5, 39)
+    assert Frequency(6).n_outputs == 39
+    torch.testing.assert_close(out[..., :3], x)
+    for k in range(6):
+        torch.testing.assert_close(out[..., 3 + 3 * k : 6 + 3 * k], (2**k * x).sin())
+        torch.testing.assert_close(out[..., 21 + 3 * k : 24 + 3 * k], (2**k * x).cos())
+    without = Frequency(2, include_input=False, n_dims=1)
+    assert without(torch.zeros(1, 1)).tolist() == [[0.0, 0.0, 1.0, 1.0]]
+    assert without.n_outputs == 4
+    assert not without.state_dict()
+
+
+def test_spherical_harmonics() -> None:
+    harmonics = SphericalHarmonics(3)
+    assert harmonics(rand(5, 3, seed=1)).shape == (5, harmonics.n_outputs)
+
+
+def test_they_say_what_they_are() -> None:
+    assert "n_levels=2" in repr(HashGrid(n_levels=2, log2_table_size=8))
+    assert repr(SphericalHarmonics(2)) == "SphericalHarmonics(degree=2)"
+    assert repr(Frequency(4)) == "Frequency(n_frequencies=4, include_input=True, n_dims=3)"
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"n_dims": 5}, "n_dims: expected 2, 3 or 4, got 5"),
+        ({"n_levels": 0}, "n_levels: expected at least 1, got 0"),
+        ({"n_features": 3}, "n_features: expected 1, 2, 4 or 8, got 3"),
+        ({"log2_table_size": 30}, "log2_table_size: expected 3 to 28, got 30"),
+        ({"base_resolution": 1}, "base_resolution: expected at least 2, got 1"),
+        ({"max_resolution": 8}, "max_resolution: expected base_resolution to 2\\*\\*20, got 8"),
+        ({"n_levels": 1}, "n_levels=1 has one resolution"),
+        ({"log2_table_size": 28}, "a table of less than 2\\*\\*31 rows"),
+    ],
+)
+def test_bad_hash_grids_are_named(kwargs: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        HashGrid(**{"max_resolution": 2**20, **kwargs})
+
+
+def test_bad_arguments_are_named() -> None:
+    with pytest.raises(ValueError, match="degree: expected 1 to 5, got 6"):
+        SphericalHarmonics(6)
+    with pytest.raises(ValueError, match="n_frequencies: expected at least 1, got 0"):
+        Frequency(0)
+    with pytest.raises(ValueError, match=r"x: expected shape \[\.\.\., 3\], got \[2, 4\]"):
+        Frequency(2)(torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"positions: expected shape \[N, 3\], got \[2, 4\]"):
+        HashGrid(n_levels=2, log2_table_size=8)(torch.zeros(2, 4))
