@@ -5,9 +5,9 @@
 
 #include "stable.h"
 
-// The arithmetic over a block of samples is also compiled for AVX2, chosen when the library loads. No fused multiply-add, so
-// the bits are the same on every machine.
-#if defined(__x86_64__) && defined(__gnu_linux__)
+// The arithmetic over a block of samples is also compiled for AVX2, chosen when the library loads. No fused multiply-add,
+// so the bits are the same on every machine.
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__)
 #define LN_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define LN_CLONES
@@ -94,24 +94,23 @@ void interpolate_block(
   }
 }
 
-template <int F>
-bool all_zero(const float* grad) {
-  bool zero = true;
-  for (int f = 0; f < F; ++f) zero &= grad[f] == 0.0f;
-  return zero;
-}
-
 template <int D, int F>
 void scatter_block(
     const float* grad, int64_t stride,  // [n, F]
     const Corners<D>& corners, int64_t n,
-    float* grad_table) {  // [rows, F] of the level
+    float* __restrict grad_table) {  // [rows, F] of the level
   for (int64_t i = 0; i < n; ++i) {
-    const float* g = grad + i * stride;
-    if (all_zero<F>(g)) continue;
+    float g[F];
+    bool zero = true;
+    for (int f = 0; f < F; ++f) {
+      g[f] = grad[i * stride + f];
+      zero &= g[f] == 0.0f;
+    }
+    if (zero) continue;
     for (int c = 0; c < Corners<D>::kCount; ++c) {
       float* row = grad_table + size_t(corners.row[c][i]) * F;
-      for (int f = 0; f < F; ++f) row[f] += corners.weight[c][i] * g[f];
+      const float weight = corners.weight[c][i];
+      for (int f = 0; f < F; ++f) row[f] += weight * g[f];
     }
   }
 }

@@ -7,8 +7,8 @@
 namespace lightning_nerf {
 namespace {
 
-// A thread serves the levels that fill 8 values of its sample's output row (in float32 one 32-byte sector). Groups of levels
-// are the slow grid dimension: while blocks of one group run, only its part of the table competes for the L2 cache.
+// A thread serves the levels that fill 8 values of its sample's output row (in float32 one 32-byte sector). Groups of
+// levels are the slow grid dimension: while blocks of one group run, only its part of the table competes for the L2 cache.
 constexpr int kValues = 8;
 template <int F>
 constexpr int kLevels = kValues / F;

@@ -4,9 +4,11 @@
 namespace lightning_nerf {
 namespace {
 
-constexpr int kMarchThreads = 128;  // rays differ in length: small blocks balance better
+// Rays differ in length: small blocks balance better. Eight of them on a multiprocessor leave 64 registers to a thread and
+// run 131,072 rays in one wave on an H200.
+constexpr int kMarchThreads = 128;
 
-__global__ void __launch_bounds__(kMarchThreads) march_count_kernel(
+__global__ void __launch_bounds__(kMarchThreads, 8) march_count_kernel(
     const MarchArguments m,
     int32_t* __restrict__ counts) {  // [R]
   const int64_t r = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
@@ -16,7 +18,7 @@ __global__ void __launch_bounds__(kMarchThreads) march_count_kernel(
   counts[r] = samples.result();
 }
 
-__global__ void __launch_bounds__(kMarchThreads) march_write_kernel(
+__global__ void __launch_bounds__(kMarchThreads, 8) march_write_kernel(
     const MarchArguments m,
     const int32_t* __restrict__ offsets,  // [R + 1]
     int64_t n,

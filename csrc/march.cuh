@@ -9,6 +9,19 @@
 
 namespace lightning_nerf {
 
+// std::fmax and ceil are calls on plain x86-64; NaN in b gives a.
+LN_HD double larger(double a, double b) { return b > a ? b : a; }
+LN_HD double smaller(double a, double b) { return b < a ? b : a; }
+LN_HD double round_up(double x) {
+#ifndef __CUDA_ARCH__
+  if (x > -1e18 && x < 1e18) {
+    const double truncated = double(int64_t(x));
+    return truncated < x ? truncated + 1.0 : truncated;
+  }
+#endif
+  return ceil(x);
+}
+
 constexpr float kLargestFloat = 3.402823466e38f;
 constexpr double kSaturated = 2147483647.0;  // a count of INT32_MAX stands for all larger ones
 
@@ -34,7 +47,7 @@ struct Lattice {
       : start(double(m.near[r]) + (m.jitter ? double(m.jitter[r]) : 0.0) * m.step_size), step(m.step_size),
         bend(INFINITY), bend_t(INFINITY), growth(m.cone_angle), log_growth(m.log_growth) {
     if (growth <= 0.0) return;
-    bend = fmax(0.0, ceil((step / growth - start) / step));
+    bend = larger(0.0, round_up((step / growth - start) / step));
     bend_t = start + bend * step;
   }
   LN_HD double at(double k) const {
@@ -47,8 +60,8 @@ struct Lattice {
 
   // The first k with middle(k) >= t, up to rounding.
   LN_HD double guess(double t) const {
-    if (!(t > bend_t)) return fmax(0.0, ceil((t - start) / step - 0.5));
-    return bend + fmax(0.0, ceil(log(t / (bend_t * (1.0 + 0.5 * growth))) / log_growth));
+    if (!(t > bend_t)) return larger(0.0, round_up((t - start) / step - 0.5));
+    return bend + larger(0.0, round_up(log(t / (bend_t * (1.0 + 0.5 * growth))) / log_growth));
   }
   // The same exactly, where k < 2^50.
   LN_HD double first(double t) const {
@@ -162,21 +175,26 @@ LN_HD void march(const Grid& grid, const Ray& ray, const Lattice& lattice, Emit&
   for (;;) {
     const bool occupied = grid.occupied(place);
     // The last sample that may still be in this place: by geometry, or, where that has failed to get us out, by doubling.
-    const double out = fmax(lattice.guess(grid.exit(ray, place)) - 1.0, k + stride - 1.0);
-    double last = fmax(k, fmin(out, end - 1.0));
-    if (last > k && !(grid.locate(ray, lattice.middle(last)) == place)) {
-      for (double low = k, high = last;;) {  // place holds at low and not at high
-        last = low;
-        const double half = floor(low + 0.5 * (high - low));
-        if (!(low < half && half < high)) break;
-        (grid.locate(ray, lattice.middle(half)) == place ? low : high) = half;
+    double last = k, next = lattice.after(k), next_middle = lattice.middle(next);
+    const double exit = grid.exit(ray, place);
+    if (exit > next_middle || stride > 1.0) {
+      last = larger(k, smaller(larger(lattice.guess(exit) - 1.0, k + stride - 1.0), end - 1.0));
+      if (last > k && !(grid.locate(ray, lattice.middle(last)) == place)) {
+        for (double low = k, high = last;;) {  // place holds at low and not at high
+          last = low;
+          const double half = floor(low + 0.5 * (high - low));
+          if (!(low < half && half < high)) break;
+          (grid.locate(ray, lattice.middle(half)) == place ? low : high) = half;
+        }
       }
+      next = lattice.after(last);
+      next_middle = lattice.middle(next);
     }
-    const double next = fmin(lattice.after(last), end);
+    next = smaller(next, end);
     if (occupied && !emit(k, next - k)) return;
     if (!(next < end)) return;
     k = next;
-    const Place following = grid.locate(ray, lattice.middle(k));
+    const Place following = grid.locate(ray, next_middle);
     stride = following == place ? 2.0 * stride : 1.0;
     place = following;
   }
@@ -188,7 +206,7 @@ struct CountSamples {
     count += n;
     return count < kSaturated;
   }
-  LN_HD int32_t result() const { return int32_t(fmin(count, kSaturated)); }
+  LN_HD int32_t result() const { return int32_t(smaller(count, kSaturated)); }
 };
 
 // Writes entries begin to end; the march must find as many samples, else the rest stays as it was.

@@ -15,7 +15,7 @@ class HashGrid(nn.Module):
     """Multiresolution hash encoding with a learned table, see :func:`lightning_nerf.ops.hash_grid.hash_grid`.
 
     The resolutions grow geometrically: ``floor(base_resolution * b^l)``, ``b = (max / base)^(1 / (n_levels - 1))``. A
-    level whose vertices fit in ``2^log2_table_size`` rows stores them all (rounded up to 8 rows), any other hashes into that
+    level whose vertices fit in ``2^log2_table_size`` rows stores them all (rounded up to 8 rows), any other hashes into as
     many.
 
     Args:

@@ -153,7 +153,7 @@ def _march(solid: Solid, o: np.ndarray, d: np.ndarray, t: np.ndarray, t_end: np.
     for _ in range(_STEPS):
         distance = solid.distance(o + t * d)
         hit = distance < _HIT
-        t = t + distance
+        t = np.minimum(t + distance, t_end)
         t_hit[alive[hit]] = t[hit]
         going = np.flatnonzero(~hit & (t < t_end))
         if not len(going):

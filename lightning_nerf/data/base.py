@@ -100,10 +100,9 @@ class NeRFDataModule(L.LightningDataModule, ABC):
         """Step numbers, without end."""
         return StepNumbers(self._steps_done)
 
-    def val_dataloader(self) -> ViewIndices | list[ViewIndices]:
-        """The views to validate on; ``[]`` where there are none."""
-        indices = self._view_indices("val")
-        return indices if len(indices) else []
+    def val_dataloader(self) -> ViewIndices:
+        """The views to validate on; where there are none, Lightning says so once and does not validate."""
+        return self._view_indices("val")
 
     def test_dataloader(self) -> ViewIndices:
         """The views to test on."""

@@ -55,7 +55,7 @@ def load_masks(paths: Sequence[Path | None], height: int, width: int, downscale:
         mask = read_rgba(path)[0][..., :3].max(-1) > 0  # alpha masks nothing
         if mask.shape != (height, width):
             raise ValueError(f"{path}: a mask of {mask.shape[1]}x{mask.shape[0]} pixels for an image of {width}x{height}")
-        return _blocks(mask[..., None], downscale).all((1, 3))[..., 0]
+        return _blocks(mask[..., None], downscale).min((1, 3))[..., 0]
 
     return torch.from_numpy(np.stack(_in_threads(load, paths)))
 

@@ -180,15 +180,14 @@ def backward_reference(
     n_samples: Tensor,
     channels_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        densities, channels = densities.detach().requires_grad_(), channels.detach().requires_grad_()
+    def outputs(densities: Tensor, channels: Tensor) -> tuple[Tensor, ...]:
         out, opacity, depth, _, weights = _integrate(densities, channels, t_starts, t_ends, offsets, 0.0, n_samples)
-        outputs = [(out, grad_channels_out), (opacity, grad_opacity), (depth, grad_depth), (weights, grad_weights)]
-        given = [(o, g) for o, g in outputs if g is not None]
-        inputs = [densities, channels] if channels_wanted else [densities]
-        grads = torch.autograd.grad(
-            [o for o, _ in given], inputs, [g for _, g in given], allow_unused=True, materialize_grads=True
-        )
+        return out, opacity, depth, weights
+
+    # Not autograd.grad: below the dispatcher's autograd key it records nothing.
+    values, pullback, *_ = torch.func.vjp(outputs, densities, channels)
+    given = (grad_channels_out, grad_opacity, grad_depth, grad_weights)
+    grads = pullback(tuple(torch.zeros_like(v) if g is None else g for v, g in zip(values, given, strict=True)))
     return grads[0], grads[1] if channels_wanted else channels.new_empty((0, channels.shape[1]))
 
 

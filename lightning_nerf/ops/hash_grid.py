@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import math
 from typing import Any
 
 import torch
@@ -77,11 +77,10 @@ def reference(positions: Tensor, table: Tensor, levels: Tensor) -> Tensor:
     rows = table.to(dtype)
     out = torch.zeros((), dtype=dtype, device=table.device)
     for corner in itertools.product((0, 1), repeat=dims):
-        weight = math.prod(weights[c, d] for d, c in enumerate(corner))  # [N, L]
-        total, mixed = terms[corner[0], 0], terms[corner[0], 0]
-        for d, c in enumerate(corner[1:], 1):
-            total, mixed = total + terms[c, d], mixed ^ terms[c, d]
-        row = offset + torch.where(dense, total, mixed & (size - 1))
+        weight = functools.reduce(torch.mul, [weights[c, d] for d, c in enumerate(corner)])  # [N, L]
+        vertex = [terms[c, d] for d, c in enumerate(corner)]
+        hashed = functools.reduce(torch.bitwise_xor, vertex) & (size - 1)
+        row = offset + torch.where(dense, functools.reduce(torch.add, vertex), hashed)
         out = out + weight[..., None] * rows.index_select(0, row.flatten()).unflatten(0, row.shape)
     return out.flatten(1).to(table.dtype)
 
@@ -90,7 +89,7 @@ def reference_backward(
     grad: Tensor, positions: Tensor, table: Tensor, levels: Tensor, for_positions: bool, for_table: bool
 ) -> tuple[Tensor, Tensor]:
     # Not autograd.grad: below the dispatcher's autograd key it records nothing.
-    _, pullback = torch.func.vjp(lambda p, t: reference(p, t, levels), positions, table)
+    pullback = torch.func.vjp(lambda p, t: reference(p, t, levels), positions, table)[1]
     grad_positions, grad_table = pullback(grad)
     return grad_positions if for_positions else positions.new_empty(0), grad_table if for_table else table.new_empty(0)
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from tests.ops.harness import (
     assert_detected,
     check_op,
     poison_tail,
-    rand,
     ragged_offsets,
+    rand,
     run_with_grad,
     to,
 )
@@ -70,21 +71,21 @@ def transmittance(args: Args) -> Tensor:
     return result
 
 
+def compare(device: str, args: Args, eps: float = 0.0, *, opcheck: bool = False) -> None:
+    """Kernel against reference, weights included."""
+    close, differentiable = tolerance(args), DIFFERENTIABLE if args[1].numel() else (0,)
+    check_op(
+        "composite", reference, (*args, eps, True), device=device, differentiable=differentiable, opcheck=opcheck, **close
+    )
+
+
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("n_channels", [3, 20])
 @pytest.mark.parametrize("counts", COUNTS.values(), ids=COUNTS.keys())
 def test_kernel_equals_the_reference(device: str, counts: list[int], n_channels: int) -> None:
     args = make(counts, n_channels)
     opcheck = n_channels == 3 and len(counts) in (0, 12)
-    check_op(
-        "composite",
-        reference,
-        (*args, 0.0, True),
-        device=device,
-        differentiable=DIFFERENTIABLE,
-        opcheck=opcheck,
-        **tolerance(args),
-    )
+    compare(device, args, opcheck=opcheck)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -92,15 +93,7 @@ def test_kernel_equals_the_reference(device: str, counts: list[int], n_channels:
 @pytest.mark.parametrize("mean", [2, 12, 60, 130])  # samples per ray: each has its own number of lanes on CUDA
 def test_any_number_of_channels(device: str, n_channels: int, mean: int) -> None:
     args = make([mean - 1, 0, mean + 1, mean, 3 * mean, 0, mean], n_channels)
-    check_op(
-        "composite",
-        reference,
-        (*args, 0.0, False),
-        device=device,
-        differentiable=DIFFERENTIABLE if n_channels else (0,),
-        opcheck=False,
-        **tolerance(args),
-    )
+    compare(device, args)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -112,18 +105,10 @@ def test_early_termination_is_exact_per_sample(device: str, counts: list[int], e
     seen = transmittance(args)
     # Off by at most 3 roundings per sample in front: no sample here is nearer to the threshold, so counts must be equal.
     assert (seen / eps - 1).abs().min() > 3 * 2**-24 * 700
-    check_op(
-        "composite",
-        reference,
-        (*args, eps, True),
-        device=device,
-        differentiable=DIFFERENTIABLE,
-        opcheck=False,
-        **tolerance(args),
-    )
+    compare(device, args, eps)
     out = composite(*to(device, args), early_stop_eps=eps, return_weights=True)
     bounds = args[4].tolist()
-    expected = [int((seen[b:e] >= eps).sum()) for b, e in zip(bounds, bounds[1:], strict=False)]
+    expected = [int((seen[b:e] >= eps).sum()) for b, e in itertools.pairwise(bounds)]
     assert out.n_samples.tolist() == expected
     assert sum(expected) < len(seen)
     assert out.weights is not None
@@ -168,15 +153,7 @@ def test_strange_densities_are_defined(device: str, n_channels: int) -> None:
     args = (densities, rand(n, n_channels, seed=1), t_starts, t_starts + lengths, ragged_offsets([2, 0, 4, 5, 5, 1]))
     void = ~(densities >= 0) | (lengths <= 0)
     args[1][void] = NAN
-    check_op(
-        "composite",
-        reference,
-        (*args, 0.0, True),
-        device=device,
-        differentiable=DIFFERENTIABLE,
-        opcheck=False,
-        **tolerance(args),
-    )
+    compare(device, args)
     cotangents = [torch.ones(6, n_channels), torch.ones(6), torch.ones(6), None, torch.ones(n)]
     cotangents[4][void] = NAN
     outputs, grads = run_with_grad(OP, (*to(device, args), 0.0, True), DIFFERENTIABLE, to(device, cotangents))

@@ -7,7 +7,7 @@ from torch import Tensor
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.renderers import Renderer, VolumeRenderer
 from lightning_nerf.types import FieldOutput, PackedSamples, Render
-from tests.ops.harness import DEVICES, rand, ragged_offsets
+from tests.ops.harness import DEVICES, ragged_offsets, rand
 
 COUNTS = [4, 0, 7, 1, 0]
 EMPTY = [1, 4]
