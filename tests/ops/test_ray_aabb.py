@@ -26,7 +26,7 @@ def random_boxes(n: int, seed: int = 9) -> Tensor:
 
 
 def hit(origin: list[float], direction: list[float], box: Tensor = UNIT) -> tuple[float, float, bool]:
-    t_min, t_max, hits = ray_aabb(torch.tensor([origin]), torch.tensor([direction]), box)
+    t_min, t_max, hits = ray_aabb(torch.tensor([origin]).float(), torch.tensor([direction]).float(), box)
     return float(t_min), float(t_max), bool(hits)
 
 
