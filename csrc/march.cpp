@@ -1,18 +1,36 @@
 #include "march.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace lightning_nerf {
 namespace {
+
+// The grid as bits: rays visit cells all over it, and in the caches there is room for eight times as many.
+Tensor pack_bits(const Tensor& occupancy, MarchArguments& m) {
+  const int64_t n = occupancy.numel();
+  Tensor bits = empty(occupancy, {(n + 7) / 8}, ScalarType::Byte);
+  const uint8_t* cells = m.occupancy;
+  uint8_t* bytes = mutable_data<uint8_t>(bits);
+  parallel_for((n + 7) / 8, 1 << 14, [&](int64_t i) {
+    uint64_t eight = 0;
+    std::memcpy(&eight, cells + 8 * i, std::min<int64_t>(8, n - 8 * i));
+    bytes[i] = uint8_t(eight * 0x0102040810204080u >> 56);  // bit k is byte k, each 0 or 1; little-endian
+  });
+  m.occupancy = bytes;
+  m.packing = 3;
+  return bits;
+}
 
 Tensor march_count(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
     double cone_angle) {
-  const MarchArguments m =
+  MarchArguments m =
       march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
   Tensor counts = empty(origins, {m.n_rays}, ScalarType::Int);
   int32_t* count = mutable_data<int32_t>(counts);
+  const Tensor bits = pack_bits(occupancy, m);
   const Grid grid(m);
   parallel_for(m.n_rays, 16, [&](int64_t r) {
     CountSamples samples;
@@ -26,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor> march_write(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
     double cone_angle, const Tensor& offsets, int64_t n) {
-  const MarchArguments m =
+  MarchArguments m =
       march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
   check_int(offsets, "offsets");
   Tensor t_starts = empty(origins, {n}, ScalarType::Float);
@@ -36,6 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> march_write(
   float* ends = mutable_data<float>(t_ends);
   int32_t* indices = mutable_data<int32_t>(ray_indices);
   const int32_t* offset = data<int32_t>(offsets);
+  const Tensor bits = pack_bits(occupancy, m);
   const Grid grid(m);
   parallel_for(m.n_rays, 16, [&](int64_t r) {
     const int64_t begin = offset[r], end = std::min<int64_t>(offset[r + 1], n);

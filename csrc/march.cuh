@@ -31,37 +31,43 @@ struct MarchArguments {
   const float* near;  // [R]
   const float* far;  // [R]
   const float* jitter;  // [R] or null
-  const bool* occupancy;  // [L, X, Y, Z]
+  const uint8_t* occupancy;  // [L, X, Y, Z], 2^packing cells to a byte
   const float* aabb;  // [2, 3]
   int64_t n_rays;
+  int packing;  // 0 or 3
   int levels, resolution[3];
+  float half_resolution[3], cell_size[3];  // in units of half a level's box: cells per unit, and units per cell
   double step_size, cone_angle, log_growth;  // log_growth = log(1 + cone_angle)
+  double per_step, per_log_growth;  // reciprocals
 };
 
 // Sample k lies between at(k) and at(k + 1). Linear up to k = bend, where cone_angle * t reaches step_size, then geometric.
 // k is a double: it counts exactly to 2^53, and beyond that still has as many values as t.
 struct Lattice {
-  double start, step, bend, bend_t, growth, log_growth;
+  const MarchArguments& m;
+  double start, bend, bend_t;
 
   LN_HD Lattice(const MarchArguments& m, int64_t r)
-      : start(double(m.near[r]) + (m.jitter ? double(m.jitter[r]) : 0.0) * m.step_size), step(m.step_size),
-        bend(INFINITY), bend_t(INFINITY), growth(m.cone_angle), log_growth(m.log_growth) {
-    if (growth <= 0.0) return;
-    bend = larger(0.0, round_up((step / growth - start) / step));
-    bend_t = start + bend * step;
+      : m(m), start(double(m.near[r]) + (m.jitter ? double(m.jitter[r]) : 0.0) * m.step_size), bend(INFINITY),
+        bend_t(INFINITY) {
+    if (m.cone_angle <= 0.0) return;
+    const double least = m.step_size / m.cone_angle;
+    bend = larger(0.0, round_up((least - start) / m.step_size));
+    bend_t = larger(least, start + bend * m.step_size);  // rounding must not make it 0 or less
   }
   LN_HD double at(double k) const {
-    return k <= bend ? start + k * step : bend_t * exp((k - bend) * log_growth);
+    return k <= bend ? start + k * m.step_size : grown(k);
   }
   LN_HD double middle(double k) const {
-    return k < bend ? start + (k + 0.5) * step : bend_t * exp((k - bend) * log_growth) * (1.0 + 0.5 * growth);
+    return k < bend ? start + (k + 0.5) * m.step_size : grown(k) * (1.0 + 0.5 * m.cone_angle);
   }
+  LN_HD double grown(double k) const { return bend_t * exp((k - bend) * m.log_growth); }
   LN_HD static double after(double k) { return k + 1.0 > k ? k + 1.0 : k * (1.0 + 0x1p-52); }
 
   // The first k with middle(k) >= t, up to rounding.
   LN_HD double guess(double t) const {
-    if (!(t > bend_t)) return larger(0.0, round_up((t - start) / step - 0.5));
-    return bend + larger(0.0, round_up(log(t / (bend_t * (1.0 + 0.5 * growth))) / log_growth));
+    if (!(t > bend_t)) return larger(0.0, round_up((t - start) * m.per_step - 0.5));
+    return bend + larger(0.0, round_up(log(t / (bend_t * (1.0 + 0.5 * m.cone_angle))) * m.per_log_growth));
   }
   // The same exactly, where k < 2^50.
   LN_HD double first(double t) const {
@@ -73,17 +79,17 @@ struct Lattice {
 };
 
 // Level, cell and, per axis, on which side of the next finer level's box (below, within, above). Equal places of two samples
-// mean the same place for all between them; the sides see to it that the finer box doesn't cut in between.
-struct Place {
-  int level;  // = number of levels: outside of all
-  int cell[3];
-  int side[3];
+// mean the same place for all between them; the sides see to it that the finer box doesn't cut in between. In one word,
+// because places are mostly compared: 4 bits of level and, per axis, 2 of side and 18 of cell.
+constexpr int kMaxResolution = 1 << 18;
 
-  LN_HD bool operator==(const Place& other) const {
-    bool same = level == other.level;
-    for (int a = 0; a < 3; ++a) same &= cell[a] == other.cell[a] && side[a] == other.side[a];
-    return same;
-  }
+struct Place {
+  uint64_t key;
+
+  LN_HD int level() const { return int(key & 15); }  // = number of levels: outside of all
+  LN_HD int side(int axis) const { return int(key >> (4 + 20 * axis) & 3) - 1; }
+  LN_HD int cell(int axis) const { return int(key >> (6 + 20 * axis)) & (kMaxResolution - 1); }
+  LN_HD bool operator==(const Place& other) const { return key == other.key; }
 };
 
 struct Ray {
@@ -93,7 +99,7 @@ struct Ray {
 
   LN_HD Ray(const MarchArguments& m, int64_t r)
       : far(fminf(m.far[r], kLargestFloat)), active(m.far[r] > m.near[r] && m.near[r] >= -kLargestFloat) {
-    if (m.jitter) active &= fabsf(m.jitter[r]) <= 1.0f;
+    if (m.jitter) active &= fabsf(m.jitter[r]) <= kLargestFloat;
     for (int a = 0; a < 3; ++a) {
       origin[a] = m.origins[3 * r + a];
       direction[a] = m.directions[3 * r + a];
@@ -104,15 +110,12 @@ struct Ray {
 };
 
 struct Grid {
-  const bool* occupancy;  // [L, X, Y, Z]
-  int levels;
-  int resolution[3];
+  const MarchArguments& m;
   float centre[3], half[3], scale[3];  // u = (p - centre) * scale: level l is -2^l <= u <= 2^l
   bool valid;
 
-  LN_HD explicit Grid(const MarchArguments& m) : occupancy(m.occupancy), levels(m.levels), valid(true) {
+  LN_HD explicit Grid(const MarchArguments& m) : m(m), valid(true) {
     for (int a = 0; a < 3; ++a) {
-      resolution[a] = m.resolution[a];
       const float low = m.aabb[a], high = m.aabb[3 + a];
       centre[a] = 0.5f * low + 0.5f * high;
       half[a] = 0.5f * high - 0.5f * low;
@@ -125,37 +128,39 @@ struct Grid {
     const float t = float(middle);
     float v[3];
     for (int a = 0; a < 3; ++a) v[a] = (ray.origin[a] + t * ray.direction[a] - centre[a]) * scale[a];
-    Place place;
-    place.level = 0;
-    while (place.level < levels && !(fabsf(v[0]) <= 1.0f && fabsf(v[1]) <= 1.0f && fabsf(v[2]) <= 1.0f)) {
-      ++place.level;
+    int level = 0;
+    while (level < m.levels && !(fabsf(v[0]) <= 1.0f && fabsf(v[1]) <= 1.0f && fabsf(v[2]) <= 1.0f)) {
+      ++level;
       for (int a = 0; a < 3; ++a) v[a] *= 0.5f;
     }
+    uint64_t key = level;
     for (int a = 0; a < 3; ++a) {
-      place.side[a] = place.level == 0 ? 0 : int(v[a] > 0.5f) - int(v[a] < -0.5f);
-      const int cell = place.level == levels ? 0 : int((v[a] + 1.0f) * (0.5f * float(resolution[a])));
-      place.cell[a] = cell < resolution[a] ? cell : resolution[a] - 1;
+      const int side = level == 0 ? 1 : 1 + int(v[a] > 0.5f) - int(v[a] < -0.5f);
+      const int in_grid = level == m.levels ? 0 : int((v[a] + 1.0f) * m.half_resolution[a]);
+      const int cell = in_grid < m.resolution[a] ? in_grid : m.resolution[a] - 1;
+      key |= uint64_t(4 * cell + side) << (4 + 20 * a);
     }
-    return place;
+    return {key};
   }
 
   LN_HD bool occupied(const Place& p) const {
-    if (p.level == levels) return false;
-    const int64_t row = (int64_t(p.level) * resolution[0] + p.cell[0]) * resolution[1] + p.cell[1];
-    return occupancy[row * resolution[2] + p.cell[2]];
+    if (p.level() == m.levels) return false;
+    const int64_t row = (int64_t(p.level()) * m.resolution[0] + p.cell(0)) * m.resolution[1] + p.cell(1);
+    const int64_t i = row * m.resolution[2] + p.cell(2);
+    return m.occupancy[i >> m.packing] >> (i & ((1 << m.packing) - 1)) & 1;
   }
 
   // About where the ray leaves this place; inf where it never does.
   LN_HD float exit(const Ray& ray, const Place& p) const {
-    const float size = float(1 << p.level);
+    const float size = float(1 << p.level());
     float t = INFINITY;
     for (int a = 0; a < 3; ++a) {
       const bool forward = ray.direction[a] > 0.0f;
-      float v = float(p.cell[a] + int(forward)) * (2.0f / float(resolution[a])) - 1.0f;
+      float v = float(p.cell(a) + int(forward)) * m.cell_size[a] - 1.0f;
       bool never = ray.direction[a] == 0.0f;
-      if (p.level == levels) {
-        v = p.side[a] == 0 ? (forward ? 0.5f : -0.5f) : 0.5f * float(p.side[a]);
-        never |= p.side[a] == (forward ? 1 : -1);
+      if (p.level() == m.levels) {
+        v = p.side(a) == 0 ? (forward ? 0.5f : -0.5f) : 0.5f * float(p.side(a));
+        never |= p.side(a) == (forward ? 1 : -1);
       }
       const float t_axis = (v * size * half[a] + centre[a] - ray.origin[a]) * ray.inverse[a];
       if (!never && t_axis < t) t = t_axis;
@@ -215,11 +220,12 @@ struct WriteSamples {
   int64_t i, end;
   float* t_starts;  // [N]
   float* t_ends;  // [N]
+  LN_HD float at(double k) const { return float(smaller(lattice.at(k), double(kLargestFloat))); }
   LN_HD bool operator()(double k, double n) {
-    float t = float(lattice.at(k));
+    float t = at(k);
     for (double j = 1.0; j <= n && i < end; j += 1.0, ++i) {
       t_starts[i] = t;
-      t = float(lattice.at(k + j));
+      t = at(k + j);
       t_ends[i] = t;
     }
     return i < end;

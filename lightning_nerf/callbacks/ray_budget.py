@@ -11,16 +11,17 @@ import torch
 class RayBudget(L.Callback):
     """Let the number of active rays follow a target number of samples per step, decided on the device.
 
-    After each step: ``n_rays <- fill * capacity / (samples per ray that fitted)``, at most doubled or halved. Rays past the
-    capacity are left out of their step's loss, so that ``fill`` a little below 1 wastes neither samples nor rays.
+    After each step: ``n_rays <- fill * capacity / (samples per ray that fitted)``, at most doubled or halved. The samples
+    per ray vary from step to step by a few per cent, so a ``fill`` a little above 1 keeps the capacity full; the few rays
+    that then don't fit are left out of their step's loss.
 
     Args:
-        fill: target share of ``samples_per_step``, in (0, 1].
+        fill: target number of samples as a multiple of ``samples_per_step``, in (0, 2].
     """
 
-    def __init__(self, fill: float = 0.98) -> None:
-        if not 0 < fill <= 1:
-            raise ValueError(f"fill: expected a share in (0, 1], got {fill}")
+    def __init__(self, fill: float = 1.03) -> None:
+        if not 0 < fill <= 2:
+            raise ValueError(f"fill: expected a number in (0, 2], got {fill}")
         self.fill = fill
 
     @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import platform
@@ -115,7 +116,7 @@ class RunResults(L.Callback):
         datamodule = pl_module.datamodule
         return {
             "recipe": self.recipe,
-            "scene": datamodule.scene,
+            "scene": datamodule.scene_name,
             "split": "test",
             "images": len(self._psnr),
             "psnr": metrics.get("test/psnr"),
@@ -146,15 +147,20 @@ def _device_name(device: torch.device) -> str:
 
 
 def _versions() -> dict[str, str | None]:
-    from lightning_nerf import __version__
-
     return {
-        "lightning_nerf": __version__,
+        "lightning_nerf": _own_version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "cuda": torch.version.cuda,
         "lightning": L.__version__,
     }
+
+
+def _own_version() -> str | None:
+    try:
+        return importlib.metadata.version("lightning-nerf")
+    except importlib.metadata.PackageNotFoundError:  # a source checkout that was not installed
+        return None
 
 
 def _mean_image_psnr(pl_module: Any) -> float | None:

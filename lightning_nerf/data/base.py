@@ -56,6 +56,11 @@ class NeRFDataModule(L.LightningDataModule, ABC):
         self._loaded: dict[str, tuple[Views, list[str]]] = {}
         self._lent: dict[str, Views] = {}
 
+    @property
+    def scene_name(self) -> str:
+        """What reports call the scene."""
+        return type(self).__name__
+
     @abstractmethod
     def load(self, split: str) -> tuple[Views, list[str]]:
         """Read split "train", "val" or "test": its views, on the CPU, and their names. A split may have no views."""

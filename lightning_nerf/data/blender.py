@@ -73,6 +73,11 @@ class BlenderData(NeRFDataModule):
         self.every = {"train": 1, "val": val_every, "test": test_every}
         self.limit = {"train": n_train, "val": n_val, "test": n_test}
 
+    @property
+    def scene_name(self) -> str:
+        """The folder's name."""
+        return self.root.resolve().name
+
     def load(self, split: str) -> tuple[Views, list[str]]:
         """The views that the constructor's arguments leave of a split, and the stems of their file names."""
         if not self.root.is_dir():

@@ -70,6 +70,11 @@ class SyntheticScene(BlenderData):
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
         self.seed = seed
 
+    @property
+    def scene_name(self) -> str:
+        """ "synthetic", whatever the cache folder is called."""
+        return "synthetic"
+
     def prepare_data(self) -> None:
         """Render the pictures, unless the cache has them."""
         if self.root.is_dir():

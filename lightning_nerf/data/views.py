@@ -6,13 +6,13 @@ Cameras follow OpenGL and NeRF-Synthetic: x right, y up, looking along -z. The p
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops.random import STREAM_RAYS, random_uniform
+from lightning_nerf.ops import draw_rays as ops
+from lightning_nerf.ops.draw_rays import camera_rays
 from lightning_nerf.types import RayBatch, Rays
 
 
@@ -50,13 +50,9 @@ def pixel_rays(views: Views, image_index: Tensor, x: Tensor, y: Tensor, near: fl
         R rays with directions of unit length, so t is a distance (to the camera, not along its axis). Indices are not
         checked on a GPU.
     """
-    fx, fy, cx, cy = views.intrinsics[image_index].unbind(-1)
-    c2w = views.c2w[image_index]
-    camera = torch.stack([(x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy, torch.full_like(cx, -1.0)], -1)
-    directions = (c2w[:, :, :3] * camera[:, None, :]).sum(-1)  # no matmul: TF32 would cost a thousandth of a radian
-    directions = directions / directions.norm(dim=-1, keepdim=True)
+    origins, directions = camera_rays(views.c2w[image_index], views.intrinsics[image_index], x, y)
     times = None if views.times is None else views.times[image_index]
-    return Rays(c2w[:, :, 3].contiguous(), directions, _per_ray(near, cx), _per_ray(far, cx), times)
+    return Rays(origins, directions, _per_ray(near, origins), _per_ray(far, origins), times)
 
 
 def image_rays(views: Views, index: int, near: float, far: float) -> Rays:
@@ -89,23 +85,10 @@ def draw_rays(
     Returns:
         A batch of R rays; ``alpha`` where the images have it, ``rgb`` not yet composited.
     """
-    if views.images.device != key.device:
-        raise ValueError(f"views: expected tensors on {key.device} (where key is), got {views.images.device}")
-    if not (math.isfinite(near) and math.isfinite(far)):
-        raise ValueError(f"near, far: expected finite numbers, got {near}, {far}")
-    n_views, height, width, channels = views.images.shape
-    index = _draw_index(key, capacity, n_views * height * width if views.pixels is None else views.pixels.shape[0])
-    flat = index if views.pixels is None else views.pixels[index]
-    row = torch.div(flat, width, rounding_mode="floor")  # of all images' rows
-    image_index = torch.div(row, height, rounding_mode="floor")
-
-    mask, near_far = None, (near, far)
-    if n_rays is not None:
-        mask = torch.arange(capacity, device=key.device) < n_rays
-        near_far = (mask * near, mask * far)  # finite: inf * 0 would be NaN
-    rays = pixel_rays(views, image_index, flat - row * width, row - image_index * height, *near_far)
-    colours = views.images.view(-1, channels)[flat] / 255
-    return RayBatch(rays, colours[:, :3], colours[:, 3] if channels == 4 else None, mask, image_index)
+    images, c2w, intrinsics, times, pixels = views
+    return ops.draw_rays(
+        images, c2w, intrinsics, key, capacity, near=near, far=far, times=times, pixels=pixels, n_rays=n_rays
+    )
 
 
 def truth(batch: RayBatch, background: Tensor) -> Tensor:
@@ -128,15 +111,6 @@ def image_truth(image: Tensor, background: Tensor) -> Tensor:
     return alpha * rgb + (1 - alpha) * background
 
 
-def _per_ray(value: float | Tensor, like: Tensor) -> Tensor:
-    return value.to(like.dtype).expand_as(like) if isinstance(value, Tensor) else torch.full_like(like, value)
-
-
-def _draw_index(key: Tensor, n: int, size: int) -> Tensor:
-    """n uniform integers in [0, size), [n] int64.
-
-    One float32 has 2^24 values, fewer than the pixels of many scenes; two make a 48-bit fraction, exact in float64. Its
-    largest value, 1 - 2^-48, times size stays below size after rounding. No integer is favoured by more than size / 2^48.
-    """
-    high, low = random_uniform(key, STREAM_RAYS, n, 2).double().unbind(-1)
-    return torch.add(high, low, alpha=2.0**-24).mul_(size).long()
+def _per_ray(value: float | Tensor, origins: Tensor) -> Tensor:
+    shape = origins.shape[:1]
+    return value.to(origins.dtype).expand(shape) if isinstance(value, Tensor) else origins.new_full(shape, value)

@@ -11,8 +11,8 @@ from torch import Tensor
 from lightning_nerf.estimators.base import DensityFn, Estimator
 from lightning_nerf.ops import occupancy
 from lightning_nerf.ops.march import march
-from lightning_nerf.ops.points import sample_points
 from lightning_nerf.ops.random import STREAM_JITTER, random_uniform
+from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune
 from lightning_nerf.types import PackedSamples, Rays, SceneBox
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +20,27 @@ class RadianceField(nn.Module, ABC):
     """
 
     aabb: Tensor  # [2, 3]
+    _to_unit: Tensor  # [2, 3] factor and summand that take world space to the unit cube; follows aabb
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("aabb", torch.full((2, 3), float("nan")))
+        self.register_buffer("_to_unit", torch.full((2, 3), float("nan")), persistent=False)
 
+    @torch.no_grad()
     def bind(self, scene_box: SceneBox) -> None:
-        """Learn where the scene is; called before training. The buffer is written in place."""
+        """Learn where the scene is; called before training. Buffers are written in place."""
         self.aabb.copy_(scene_box.aabb)
+        scale = 1 / (self.aabb[1] - self.aabb[0])
+        self._to_unit.copy_(torch.stack([scale, -self.aabb[0] * scale]))
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.bind(SceneBox(self.aabb.clone()))
+
+    def unit_positions(self, positions: Tensor) -> Tensor:
+        """World positions [N, 3] with the scene's box mapped to [0, 1]^3."""
+        return torch.addcmul(self._to_unit[1], positions, self._to_unit[0])
 
     @abstractmethod
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:

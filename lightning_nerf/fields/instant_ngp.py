@@ -15,7 +15,7 @@ from lightning_nerf.types import FieldOutput
 class InstantNGPField(RadianceField):
     """Density from hashed features of the position; colour from that network's features and the direction.
 
-    Position -> hash grid -> perceptron -> (log density, ``geometry_features`` - 1 further features); features and spherical
+    Position -> hash grid -> perceptron -> ``geometry_features``, the first of them the log density; these and the spherical
     harmonics of the direction -> perceptron -> sigmoid -> rgb. Density is 0 outside the scene's box.
 
     Args:
@@ -25,7 +25,7 @@ class InstantNGPField(RadianceField):
         base_resolution: cells per side of the coarsest level.
         max_resolution: cells per side of the finest level.
         width: hidden width of both perceptrons.
-        geometry_features: outputs of the density perceptron; the first is the log density.
+        geometry_features: outputs of the density perceptron.
         density_layers: hidden layers of the density perceptron.
         color_layers: hidden layers of the colour perceptron.
         sh_degree: degree of the spherical harmonics, ``sh_degree**2`` coefficients.
@@ -52,8 +52,8 @@ class InstantNGPField(RadianceField):
         density_bias: float = -1.0,
     ) -> None:
         super().__init__()
-        if geometry_features < 2:
-            raise ValueError(f"geometry_features: expected >= 2 (log density and a feature), got {geometry_features}")
+        if geometry_features < 1:
+            raise ValueError(f"geometry_features: expected >= 1, got {geometry_features}")
         self.density_bias = density_bias
         self.position_encoding = HashGrid(
             n_dims=3,
@@ -68,16 +68,15 @@ class InstantNGPField(RadianceField):
             self.position_encoding.n_outputs, geometry_features, width=width, hidden_layers=density_layers
         )
         self.color_net = mlp(
-            geometry_features - 1 + self.direction_encoding.n_outputs, 3, width=width, hidden_layers=color_layers
+            geometry_features + self.direction_encoding.n_outputs, 3, width=width, hidden_layers=color_layers
         )
 
     def _geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        low, high = self.aabb[0], self.aabb[1]
-        unit = (positions - low) / (high - low)
-        inside = ((unit >= 0) & (unit <= 1)).all(-1)
+        """Density [N] and all outputs [N, geometry_features] of the density perceptron."""
+        unit = self.unit_positions(positions)
+        inside = (unit.clamp(0, 1) == unit).all(-1)
         features = self.density_net(self.position_encoding(unit))
-        density = truncated_exp(features[:, 0] + self.density_bias) * inside
-        return density, features[:, 1:]
+        return truncated_exp(features[:, 0] + self.density_bias) * inside, features
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """See :meth:`RadianceField.density`; ``times`` are ignored."""

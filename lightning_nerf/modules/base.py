@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
+from torch.nn.functional import huber_loss, mse_loss
 from torch.optim import Optimizer
 
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
@@ -19,8 +20,8 @@ from lightning_nerf.data.views import Views, image_rays, image_truth, truth
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.modules.schedule import WarmupDecay
-from lightning_nerf.ops.points import sample_points
 from lightning_nerf.ops.random import make_key
+from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
 from lightning_nerf.types import RayBatch, Rays, Render
@@ -101,6 +102,12 @@ class NeRFModule(L.LightningModule):
         self.register_buffer("key", make_key(seed))
         self.register_buffer("n_rays", torch.tensor(initial_rays, dtype=torch.int32))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "_current_fx_name":  # Lightning notes the running hook some forty times a step; nn.Module would take 2 us
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
     # -- wiring ------------------------------------------------------------------------------------------------------
 
     @property
@@ -166,16 +173,17 @@ class NeRFModule(L.LightningModule):
         background = self.datamodule.draw_background(self.key, len(rays.origins))
         output = self.field(*sample_points(rays, samples))
         render = self.renderer(output, samples, background=background)
-        error = render.rgb - truth(batch, background)
+        target = truth(batch, background)
 
         counted = samples.kept if batch.mask is None else samples.kept & batch.mask
         n_rays = counted.sum()
-        per_ray = torch.nn.functional.huber_loss(
-            error, torch.zeros_like(error), reduction="none", delta=self.huber_delta
-        ).mean(-1)
-        denominator = n_rays.clamp(min=1)
-        loss = torch.where(counted, per_ray, 0.0).sum() / denominator
-        mse = torch.where(counted, error.detach().square().mean(-1), 0.0).sum() / denominator
+        share = 1 / n_rays.clamp(min=1)
+
+        def mean(per_channel: Tensor) -> Tensor:
+            return torch.where(counted, per_channel.mean(-1), 0.0).sum() * share
+
+        loss = mean(huber_loss(render.rgb, target, reduction="none", delta=self.huber_delta))
+        mse = mean(mse_loss(render.rgb.detach(), target, reduction="none"))
         return loss, {"mse": mse, "n_rays": n_rays, "n_samples": samples.offsets[-1]}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:

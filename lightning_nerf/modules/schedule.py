@@ -11,13 +11,15 @@ from torch.optim.lr_scheduler import LambdaLR
 class WarmupDecay(LambdaLR):
     """Linear warm-up, constant, then exponential decay to ``final`` times the base rate at ``total_steps``.
 
-    All lengths are shares of the run, so that a recipe means the same thing when it is made longer or shorter.
+    Warm-up is a number of steps, because what it tames is: Adam moves every weight by the rate in each of its first steps,
+    whatever the gradient, and at 1e-2 a few dozen such steps in one direction leave a small ReLU network dead. The decay is
+    a share of the run, so that a recipe means the same thing when it is made longer or shorter.
 
     Args:
         optimizer: the wrapped optimizer.
         total_steps: optimizer steps of the whole run, >= 1.
-        warmup: share of the run spent rising linearly from 1 % of the base rate, in [0, 1).
-        decay_start: share of the run after which the rate decays, in [warmup, 1].
+        warmup_steps: steps spent rising linearly from 1 % of the base rate; at most a tenth of the run is.
+        decay_start: share of the run after which the rate decays, in [0.1, 1].
         final: factor of the base rate reached at the end, > 0.
     """
 
@@ -25,22 +27,24 @@ class WarmupDecay(LambdaLR):
         self,
         optimizer: Optimizer,
         total_steps: int,
-        warmup: float = 0.005,
+        warmup_steps: int = 100,
         decay_start: float = 0.4,
         final: float = 0.01,
     ) -> None:
         if total_steps < 1:
             raise ValueError(f"total_steps: expected >= 1, got {total_steps}")
-        if not 0 <= warmup < 1 or not warmup <= decay_start <= 1 or not final > 0:
-            raise ValueError(
-                "expected 0 <= warmup < 1, warmup <= decay_start <= 1 and final > 0, "
-                f"got warmup={warmup}, decay_start={decay_start}, final={final}"
-            )
+        if warmup_steps < 0:
+            raise ValueError(f"warmup_steps: expected >= 0, got {warmup_steps}")
+        if not 0.1 <= decay_start <= 1:
+            raise ValueError(f"decay_start: expected a share in [0.1, 1], got {decay_start}")
+        if not final > 0:
+            raise ValueError(f"final: expected > 0, got {final}")
+        warmup = min(warmup_steps, total_steps // 10)
 
         def factor(step: int) -> float:
+            if step < warmup:
+                return 0.01 + 0.99 * step / warmup
             share = min(step / total_steps, 1.0)
-            if share < warmup:
-                return 0.01 + 0.99 * share / warmup
             if share <= decay_start:
                 return 1.0
             return math.exp(math.log(final) * (share - decay_start) / (1 - decay_start))

@@ -253,4 +253,3 @@ _library.define(
 )
 _library.differentiable("composite", _setup_context, _backward)
 _library.once_differentiable("composite_backward", "lightning_nerf.ops.composite.reference is differentiable twice")
-_library.computes_in_float32("composite")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from lightning_nerf.ops.pack import pack
 from lightning_nerf.types import PackedSamples, Rays
 
 _MAX_LEVELS = 8
+_MAX_RESOLUTION = 2**18
 _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST_STEP = 2.0**-149  # the smallest float32
 
@@ -32,11 +33,11 @@ def march(
     """The samples of each ray whose midpoints are in occupied cells.
 
     A ray's lattice starts at t_0 = near + jitter * step_size and has intervals of dt(t) = max(step_size, cone_angle * t):
-    t_k = t_0 + k * step_size up to k = c, the first with t_c >= step_size / cone_angle, and t_c (1 + cone_angle)^(k - c) from
-    there on. Sample k, from t_k to t_{k+1}, is returned if its midpoint m_k is in [near, far) and origin + m_k * direction in
-    an occupied cell of the finest level that contains it. Level l covers the box scaled by 2^l about its centre; outside of
-    the outermost level nothing is occupied. Lattice arithmetic is float64, positions are float32. A ray's last interval may
-    end beyond far.
+    t_k = t_0 + k * step_size up to k = c, the first with t_c >= step_size / cone_angle, then t_c (1 + cone_angle)^(k - c).
+    Sample k, from t_k to t_{k+1}, is returned if its midpoint m_k is in [near, far) and origin + m_k * direction in an
+    occupied cell of the finest level that contains it. Level l covers the box scaled by 2^l about its centre; outside of
+    the outermost level nothing is occupied. Lattice arithmetic is float64 (exact for k < 2^50), positions are float32. A
+    ray's last interval may end beyond far.
 
     The kernels' time is that of the cells crossed, not of lattice points, and finite for all input: also where dt is below
     the float spacing of t (most samples have t_start = t_end then, and their lengths still add up), far is inf, or a
@@ -45,7 +46,7 @@ def march(
 
     Args:
         rays: R rays.
-        occupancy: [L, X, Y, Z] bool, 1 <= L <= 8.
+        occupancy: [L, X, Y, Z] bool, 1 <= L <= 8, and 1 <= X, Y, Z <= 2^18.
         aabb: [2, 3] float32, corners of level 0. Without volume: no samples (ValueError for CPU tensors).
         step_size: least dt, > 0, in units of t.
         cone_angle: growth of dt with t, >= 0.
@@ -62,6 +63,35 @@ def march(
     Source: the lattice and the cells are those of Müller et al., "Instant neural graphics primitives", SIGGRAPH 2022,
     appendix E, and of ``traverse_grids`` in Li et al., "NerfAcc", ICCV 2023.
     """
+    ops = torch.ops.lightning_nerf
+    return _march(ops.march_count, ops.march_write, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity)
+
+
+def reference(
+    rays: Rays,
+    occupancy: Tensor,
+    aabb: Tensor,
+    *,
+    step_size: float,
+    cone_angle: float = 0.0,
+    jitter: Tensor | None = None,
+    capacity: int | None = None,
+) -> PackedSamples:
+    """:func:`march` by the references of its two ops."""
+    return _march(count_reference, write_reference, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity)
+
+
+def _march(
+    count: Callable[..., Tensor],
+    write: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    rays: Rays,
+    occupancy: Tensor,
+    aabb: Tensor,
+    step_size: float,
+    cone_angle: float,
+    jitter: Tensor | None,
+    capacity: int | None,
+) -> PackedSamples:
     n = rays.origins.shape[0]
     check_tensor("rays.origins", rays.origins, ("R", 3), torch.float32)
     check_tensor("rays.directions", rays.directions, (n, 3), torch.float32)
@@ -77,12 +107,13 @@ def march(
         aabb=aabb,
         jitter=jitter,
     )
-    if not 1 <= occupancy.shape[0] <= _MAX_LEVELS or occupancy.numel() == 0:
-        raise ValueError(f"occupancy: expected 1 to {_MAX_LEVELS} levels of at least one cell, got {list(occupancy.shape)}")
-    if not _SMALLEST_STEP <= step_size < math.inf:
+    n_levels, *resolution = occupancy.shape
+    if not 1 <= n_levels <= _MAX_LEVELS or not all(1 <= cells <= _MAX_RESOLUTION for cells in resolution):
+        raise ValueError(f"occupancy: expected 1 to 8 levels of 1 to 2**18 cells on each axis, got {list(occupancy.shape)}")
+    if not _SMALLEST_STEP <= step_size <= _LARGEST:
         raise ValueError(f"step_size: expected a positive float32, got {step_size}")
-    if not 0 <= cone_angle < math.inf:
-        raise ValueError(f"cone_angle: expected 0 <= cone_angle < inf, got {cone_angle}")
+    if not 0 <= cone_angle <= _LARGEST:
+        raise ValueError(f"cone_angle: expected a float32 >= 0, got {cone_angle}")
     if aabb.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((aabb[0] < aabb[1]).all()):
         raise ValueError(f"aabb: expected minimum < maximum on each axis, got {aabb.tolist()}")
 
@@ -94,7 +125,7 @@ def march(
         float(step_size),
         float(cone_angle),
     )
-    counts = torch.ops.lightning_nerf.march_count(*arguments)
+    counts = count(*arguments)
     offsets, kept = pack(counts, capacity)
     if capacity is None:
         capacity, excess = (int(i) for i in torch.stack([offsets[-1], (~kept).sum()]).tolist())
@@ -103,7 +134,7 @@ def march(
                 f"march: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {capacity}); "
                 "take a larger step_size, or restrict near and far"
             )
-    t_starts, t_ends, ray_indices = torch.ops.lightning_nerf.march_write(*arguments, offsets, capacity)
+    t_starts, t_ends, ray_indices = write(*arguments, offsets, capacity)
     return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
 
 
@@ -154,7 +185,8 @@ def lattice_of(near: Tensor, jitter: Tensor | None, step_size: float, cone_angle
         bend = torch.full_like(start, math.inf)
         return Lattice(start, bend, bend, step_size, cone_angle)
     bend = ((step_size / cone_angle - start) / step_size).ceil().clamp(min=0)
-    return Lattice(start, bend, start + bend * step_size, step_size, cone_angle)
+    bend_t = (start + bend * step_size).clamp(min=step_size / cone_angle)  # rounding must not make it 0 or less
+    return Lattice(start, bend, bend_t, step_size, cone_angle)
 
 
 def occupied_at(points: Tensor, occupancy: Tensor, aabb: Tensor) -> Tensor:
@@ -250,8 +282,8 @@ def write_reference(
     begin = 0
     for ray, k in _hits(origins, directions, near, far, occupancy, aabb, lattice):
         end = begin + len(ray)
-        t_starts[begin:end] = lattice.of(ray).at(k).float()
-        t_ends[begin:end] = lattice.of(ray).at(k + 1).float()
+        t_starts[begin:end] = lattice.of(ray).at(k).clamp(max=_LARGEST).float()
+        t_ends[begin:end] = lattice.of(ray).at(k + 1).clamp(max=_LARGEST).float()
         ray_indices[begin:end] = ray.int()
         begin = end
     return t_starts, t_ends, ray_indices

@@ -76,4 +76,3 @@ _library.define(
     reference,
     fake,
 )
-_library.computes_in_float32("ray_aabb")

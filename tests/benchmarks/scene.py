@@ -16,7 +16,7 @@ from lightning_nerf.cli import main as run
 from lightning_nerf.data.views import image_rays
 from lightning_nerf.modules import NeRFModule
 from lightning_nerf.ops.march import march
-from lightning_nerf.ops.points import sample_points
+from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune
 from lightning_nerf.types import Rays
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.ops.march import march
-from lightning_nerf.ops.points import sample_points
 from lightning_nerf.ops.random import STREAM_JITTER, make_key, random_uniform
+from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune
 from lightning_nerf.types import PackedSamples, Rays, SceneBox
 from tests.ops.harness import DEVICES, rand

@@ -18,7 +18,7 @@ def rates(steps: int, **options: float) -> list[float]:
 
 
 def test_rises_holds_and_decays_as_told() -> None:
-    values = rates(100, warmup=0.1, decay_start=0.5, final=0.01)
+    values = rates(100, warmup_steps=10, decay_start=0.5, final=0.01)
     assert values[0] == pytest.approx(0.02)
     assert values[5] == pytest.approx(2 * 0.505)
     assert values[10:51] == pytest.approx([2.0] * 41)
@@ -27,10 +27,14 @@ def test_rises_holds_and_decays_as_told() -> None:
 
 
 def test_a_longer_run_has_the_same_shape() -> None:
-    assert rates(400)[::4] == pytest.approx(rates(100))
+    assert rates(400, warmup_steps=40)[::4] == pytest.approx(rates(100, warmup_steps=10))
 
 
-@pytest.mark.parametrize("options", [{"warmup": -0.1}, {"warmup": 0.5, "decay_start": 0.4}, {"final": 0.0}])
+def test_warm_up_takes_at_most_a_tenth() -> None:
+    assert rates(100, warmup_steps=100) == pytest.approx(rates(100, warmup_steps=10))
+
+
+@pytest.mark.parametrize("options", [{"warmup_steps": -1}, {"decay_start": 0.05}, {"final": 0.0}])
 def test_bad_arguments_are_named(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         rates(10, **options)

@@ -111,6 +111,7 @@ CASES: dict[str, tuple[Any, ...]] = {
         UNIT,
         step=2e-5,
     ),
+    "most cells": arguments(random_rays(20), random_grid((1, 2, 2**18, 1)), step=0.01),
     "no volume": arguments(random_rays(10), random_grid((1, 4, 4, 4), 2.0), AABB * torch.tensor([1.0, 1.0, 0.0])),
 }
 
@@ -236,7 +237,7 @@ def test_a_full_grid_gives_the_interval_over_the_step(device: str) -> None:
 def test_an_endless_empty_ray_ends(device: str) -> None:
     """1e12 lattice points to far = 1e9, or to inf; steps down to the smallest float; all outside or in empty cells."""
     base = random_rays(32)
-    for far, cone, step, size in itertools.product((1e9, INF), (0.0, 1e-9, 1 / 256), (1e-3, 1e-12, 1e-45), (1.0, 1e9)):
+    for far, cone, step, size in itertools.product((1e9, INF), (0.0, 1e-9, 1 / 256), (1e-3, 1e-12, 2e-45), (1.0, 1e9)):
         rays = Rays(*to(device, base._replace(near=base.near * 0, far=base.far * 0 + far)[:4]))
         empty = torch.zeros(8, 16, 16, 16, dtype=torch.bool, device=device)
         samples = timed_march(rays, empty, (AABB * size).to(device), step_size=step, cone_angle=cone)
@@ -372,7 +373,14 @@ def test_bad_arguments_are_named() -> None:
         (rays, grid[0], AABB, {}, r"occupancy: expected shape \[L, X, Y, Z\], got \[4, 4, 4\]"),
         (rays, grid.float(), AABB, {}, r"occupancy: expected dtype torch.bool"),
         (rays, random_grid((9, 1, 1, 1)), AABB, {}, r"occupancy: expected 1 to 8 levels .* got \[9, 1, 1, 1\]"),
-        (rays, random_grid((1, 1, 0, 1)), AABB, {}, r"occupancy: expected 1 to 8 levels .* got \[1, 1, 0, 1\]"),
+        (rays, random_grid((1, 1, 0, 1)), AABB, {}, r"occupancy: expected .* got \[1, 1, 0, 1\]"),
+        (
+            rays,
+            random_grid((1, 2**18 + 1, 1, 1)),
+            AABB,
+            {},
+            r"occupancy: expected .* cells on each axis, got \[1, 262145, 1, 1\]",
+        ),
         (rays, grid, AABB.flip(0), {}, r"aabb: expected minimum < maximum"),
         (rays, grid, AABB[None], {}, r"aabb: expected shape \[2, 3\]"),
         (rays, grid, AABB, {"step_size": 0.0}, r"step_size: .* got 0.0"),

@@ -68,11 +68,11 @@ def test_the_comparison_detects_a_packing_of_whatever_fits() -> None:
 
 
 def test_bad_arguments_are_named() -> None:
-    with pytest.raises(ValueError, match="counts: expected dtype torch.int32, got torch.int64"):
+    with pytest.raises(ValueError, match=r"counts: expected dtype torch.int32, got torch.int64"):
         pack(torch.zeros(3, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"counts: expected shape \[R\]"):
         pack(torch.zeros(3, 1, dtype=torch.int32))
-    with pytest.raises(ValueError, match="capacity: .* got -1"):
+    with pytest.raises(ValueError, match=r"capacity: .* got -1"):
         pack(torch.zeros(3, dtype=torch.int32), -1)
-    with pytest.raises(ValueError, match="capacity: .* got 2147483648"):
+    with pytest.raises(ValueError, match=r"capacity: .* got 2147483648"):
         pack(torch.zeros(3, dtype=torch.int32), 2**31)

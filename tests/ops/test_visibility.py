@@ -211,5 +211,5 @@ def test_bad_arguments_are_named() -> None:
         prune(densities, samples._replace(offsets=samples.offsets.long()))
     with pytest.raises(ValueError, match=r"alpha_thre: expected shape \[\], got \[1\]"):
         prune(densities, samples, alpha_thre=torch.zeros(1))
-    with pytest.raises(ValueError, match="early_stop_eps: .* got nan"):
+    with pytest.raises(ValueError, match=r"early_stop_eps: .* got nan"):
         prune(densities, samples, early_stop_eps=math.nan)

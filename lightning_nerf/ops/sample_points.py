@@ -1,0 +1,83 @@
+"""Where packed samples are, what they look along, and when."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops import _library
+from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_grad
+from lightning_nerf.types import PackedSamples, Rays
+
+
+def sample_points(rays: Rays, samples: PackedSamples) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Positions at the samples' midpoints, directions, and times where the rays have them.
+
+    .. math:: x_i = o_{r(i)} + \\tfrac{1}{2} (t^{start}_i + t^{end}_i)\\, d_{r(i)}
+
+    Directions are the rays' own, not normalised. In the tail, t = 0 and the ray is ray 0: finite if that ray is. With no
+    rays at all, everything is 0. Indices are not checked.
+
+    The kernels have no derivative. Where the rays' origins, directions or times (or t) require a gradient, as for cameras
+    that are learned, :func:`reference` computes the same, differentiable any number of times and slower.
+
+    Args:
+        rays: R rays, float32.
+        samples: N samples of them.
+
+    Returns:
+        positions [N, 3], directions [N, 3], times [N] or None.
+    """
+    origins, directions, _, _, times = rays
+    t_starts, t_ends, ray_indices = samples[:3]
+    check_tensor("rays.origins", origins, ("R", 3), torch.float32)
+    n_rays = origins.shape[0]
+    check_tensor("rays.directions", directions, (n_rays, 3), torch.float32)
+    if times is not None:
+        check_tensor("rays.times", times, (n_rays,), torch.float32)
+    check_tensor("samples.t_starts", t_starts, ("N",), torch.float32)
+    n = t_starts.shape[0]
+    check_tensor("samples.t_ends", t_ends, (n,), torch.float32)
+    check_tensor("samples.ray_indices", ray_indices, (n,), torch.int32)
+    check_same_device(
+        **{"rays.origins": origins, "rays.directions": directions, "rays.times": times, "samples.t_starts": t_starts},
+        **{"samples.t_ends": t_ends, "samples.ray_indices": ray_indices},
+    )
+    traced = needs_grad(origins, directions, times, t_starts, t_ends)
+    positions, sample_directions, sample_times = (reference if traced else torch.ops.lightning_nerf.sample_points)(
+        origins.contiguous(),
+        directions.contiguous(),
+        None if times is None else times.contiguous(),
+        t_starts.contiguous(),
+        t_ends.contiguous(),
+        ray_indices.contiguous(),
+    )
+    return positions, sample_directions, None if times is None else sample_times
+
+
+def reference(
+    origins: Tensor, directions: Tensor, times: Tensor | None, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = t_starts.shape[0]
+    if origins.shape[0] == 0:  # a capacity without rays: there is no ray 0 to read
+        return origins.new_zeros(n, 3), origins.new_zeros(n, 3), origins.new_zeros(0 if times is None else n)
+    sample_directions = directions.index_select(0, ray_indices)
+    middle = (t_starts + t_ends) * 0.5
+    positions = origins.index_select(0, ray_indices).addcmul(sample_directions, middle[:, None])
+    return positions, sample_directions, origins.new_empty(0) if times is None else times.index_select(0, ray_indices)
+
+
+def fake(
+    origins: Tensor, directions: Tensor, times: Tensor | None, t_starts: Tensor, *_: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    n = t_starts.shape[0]
+    return origins.new_empty((n, 3)), origins.new_empty((n, 3)), origins.new_empty(0 if times is None else n)
+
+
+_library.define(
+    "sample_points",
+    "(Tensor origins, Tensor directions, Tensor? times, Tensor t_starts, Tensor t_ends, Tensor ray_indices) "
+    "-> (Tensor positions, Tensor sample_directions, Tensor sample_times)",
+    reference,
+    fake,
+)
