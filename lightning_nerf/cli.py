@@ -55,6 +55,8 @@ def main(args: Sequence[str] | None = None) -> NeRFCLI:
         arguments = resolve_arguments(sys.argv[1:] if args is None else args)
     except FileNotFoundError as error:
         sys.exit(f"lightning-nerf: {error}")
+    if args is None:  # LightningCLI warns where it is given arguments beside the command line's
+        sys.argv[1:] = arguments
     return NeRFCLI(
         NeRFModule,
         NeRFDataModule,
@@ -62,6 +64,6 @@ def main(args: Sequence[str] | None = None) -> NeRFCLI:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
-        args=arguments,
+        args=None if args is None else arguments,
         parser_kwargs={"prog": "lightning-nerf"},
     )

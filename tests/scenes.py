@@ -20,8 +20,8 @@ def tiny_scene(cache: Path, **options: Any) -> SyntheticScene:
 def tiny_module(**options: Any) -> InstantNGP:
     """A module small enough for a step of a few milliseconds on a CPU."""
     field = InstantNGPField(n_levels=4, log2_table_size=10, max_resolution=64, width=16)
-    estimator = OccupancyGrid(resolution=16, warmup_steps=16)
-    defaults = {"samples_per_step": 2048, "max_rays": 512, "initial_rays": 64, "seed": 3}
+    estimator = OccupancyGrid(resolution=16, warmup_steps=16, step_size=0.05)
+    defaults = {"samples_per_step": 2048, "max_rays": 1024, "initial_rays": 64, "seed": 3}
     return InstantNGP(**{"field": field, "estimator": estimator, **defaults, **options})
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import statistics
-import sys
 
 import torch
 
@@ -45,7 +44,7 @@ def skipped(module: NeRFModule, index: int = 0) -> dict[str, float]:
 
 def main() -> None:
     """Run the command line, then print one JSON line."""
-    cli = run(sys.argv[1:])
+    cli = run()
     results = json.loads((run_folder(cli.trainer) / "results.json").read_text())
     values = list(results.pop("psnr_per_image").values())
     module = cli.model.to("cuda" if torch.cuda.is_available() else "cpu")

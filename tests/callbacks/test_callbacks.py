@@ -27,7 +27,7 @@ def test_psnr_of_a_known_error() -> None:
         (100, 50, 400, 102),  # half did not fit: 8 a ray
         (100, 100, 0, 200),  # nothing hit: at most twice as many
         (100, 100, 10_000, 50),  # at least half
-        (900, 900, 900, 1000),  # no more than the module takes
+        (900, 900, 450, 1000),  # no more than the module takes
     ],
 )
 def test_ray_budget_aims_at_the_capacity(rays: int, counted: int, samples: int, expected: int) -> None:
