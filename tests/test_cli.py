@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ def test_fit_ends_with_results_and_pictures(tmp_path: Path, scene_cache: Path, m
         "--data.resolution=24", "--data.n_train=5", "--data.n_test=2", f"--data.cache_dir={scene_cache}",
         "--model.samples_per_step=1024",
     ]  # fmt: skip
-    main(arguments)
+    monkeypatch.setattr(sys, "argv", ["lightning-nerf", *arguments])
+    main()
     (folder,) = (tmp_path / "runs/synthetic/instant_ngp").iterdir()
     results = json.loads((folder / "results.json").read_text())
     assert set(results) >= KEYS
@@ -35,7 +37,8 @@ def test_fit_ends_with_results_and_pictures(tmp_path: Path, scene_cache: Path, m
     assert (folder / "config.yaml").is_file()
 
     checkpoint = next(folder.rglob("*.ckpt"))
-    cli = main(["test", *arguments[1:], f"--ckpt_path={checkpoint}"])
+    monkeypatch.setattr(sys, "argv", ["lightning-nerf", "test", *arguments[1:], f"--ckpt_path={checkpoint}"])
+    cli = main()
     assert float(cli.trainer.callback_metrics["test/psnr"]) == pytest.approx(results["psnr"], abs=1e-4)
 
 

@@ -11,22 +11,28 @@ import torch
 class RayBudget(L.Callback):
     """Let the number of active rays follow a target number of samples per step, decided on the device.
 
-    After each step: ``n_rays <- fill * capacity / (samples per ray that fitted)``, at most doubled or halved. The samples
+    Every few steps: ``n_rays <- fill * capacity / (samples per ray that fitted)``, at most doubled or halved. The samples
     per ray vary from step to step by a few per cent, so a ``fill`` a little above 1 keeps the capacity full; the few rays
     that then don't fit are left out of their step's loss.
 
     Args:
+        every_n_steps: steps between two decisions, >= 1.
         fill: target number of samples as a multiple of ``samples_per_step``, in (0, 2].
     """
 
-    def __init__(self, fill: float = 1.03) -> None:
+    def __init__(self, every_n_steps: int = 4, fill: float = 1.03) -> None:
+        if every_n_steps < 1:
+            raise ValueError(f"every_n_steps: expected >= 1, got {every_n_steps}")
         if not 0 < fill <= 2:
             raise ValueError(f"fill: expected a number in (0, 2], got {fill}")
+        self.every_n_steps = every_n_steps
         self.fill = fill
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
+        if (batch_idx + 1) % self.every_n_steps != 0:
+            return
         budget: torch.Tensor = pl_module.n_rays
         samples, rays = outputs["n_samples"], outputs["n_rays"]
         per_ray = samples.float() / rays.clamp(min=1)

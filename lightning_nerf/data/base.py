@@ -29,9 +29,9 @@ class NeRFDataModule(L.LightningDataModule, ABC):
     Args:
         aabb: minimum and maximum corner of the box that holds the scene, ``[[x, y, z], [x, y, z]]``.
         near, far: bounds of every ray, in world units; the estimator also clips rays to the scene box.
-        background: what training rays are composited on, prediction and truth (where it has alpha) alike: "random", a
-            colour of its own for each ray and step; "white"; or "black". With one colour a field can pass off dark fog in
-            front of it as grey, its colours saturate, and it may never leave that state; with random ones it cannot.
+        background: what training rays are composited on, prediction and truth (where it has alpha) alike: "white", "black",
+            or "random", a colour of its own for each ray and step. :class:`~lightning_nerf.modules.NeRFModule` begins with
+            random ones in any case.
         eval_background: the same for evaluation, "white" or "black". None: as ``background``, and white for "random".
     """
 
@@ -40,7 +40,7 @@ class NeRFDataModule(L.LightningDataModule, ABC):
         aabb: Sequence[Sequence[float]],
         near: float,
         far: float,
-        background: str = "random",
+        background: str = "white",
         eval_background: str | None = None,
     ) -> None:
         super().__init__()

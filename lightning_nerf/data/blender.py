@@ -54,7 +54,7 @@ class BlenderData(NeRFDataModule):
         aabb: Sequence[Sequence[float]] | None = None,
         near: float = 0.05,
         far: float = 1000.0,
-        background: str = "random",
+        background: str = "white",
         eval_background: str | None = None,
     ) -> None:
         box = ((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5)) if aabb is None else aabb

@@ -51,7 +51,7 @@ class SyntheticScene(BlenderData):
         aabb: Sequence[Sequence[float]] | None = None,
         near: float = 2.0,
         far: float = 6.0,
-        background: str = "random",
+        background: str = "white",
         eval_background: str | None = None,
     ) -> None:
         check_counts(resolution=resolution, n_train=n_train, n_test=n_test, n_val=n_val or None)

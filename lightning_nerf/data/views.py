@@ -98,8 +98,8 @@ def truth(batch: RayBatch, background: Tensor) -> Tensor:
     """
     if batch.alpha is None:
         return batch.rgb
-    alpha = batch.alpha[:, None]
-    return alpha * batch.rgb + (1 - alpha) * background
+    # lerp is exact at both ends: a transparent pixel is its background, an opaque one its colour.
+    return torch.lerp(background.expand_as(batch.rgb), batch.rgb, batch.alpha[:, None])
 
 
 def image_truth(image: Tensor, background: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune
 from lightning_nerf.types import PackedSamples, Rays, SceneBox
 
-EVALUATION_CHUNK = 2**18  # cells that update() hands to the density function at once
+EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
 
 
 class OccupancyGrid(Estimator):
@@ -156,7 +156,7 @@ class OccupancyGrid(Estimator):
         densities = _densities(density_fn, positions) if times is None else _densities(density_fn, positions, times)
         # Half: the opacity 1 - exp(-x) of a step lies a little below its value x, and a field of constant density, as
         # fields are when they start, must not lose every sample for that.
-        alpha_thre = (self.mean * 0.5).clamp(max=self.alpha_threshold)
+        alpha_thre = (self.mean * 0.5).clamp(max=self.alpha_threshold) if self.alpha_threshold > 0 else 0.0
         return prune(densities, samples, early_stop_eps=self.early_stop_eps, alpha_thre=alpha_thre, capacity=capacity)
 
     @torch.no_grad()

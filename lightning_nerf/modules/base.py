@@ -20,7 +20,7 @@ from lightning_nerf.data.views import Views, image_rays, image_truth, truth
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.modules.schedule import WarmupDecay
-from lightning_nerf.ops.random import make_key
+from lightning_nerf.ops.random import STREAM_BACKGROUND, make_key, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
@@ -49,6 +49,8 @@ class NeRFModule(L.LightningModule):
         march_factor: on CUDA, samples before pruning fit in ``march_factor * samples_per_step``.
         max_rays: capacity of rays per step.
         initial_rays: active rays in the first step.
+        random_background_steps: steps that composite on random colours whatever the data module says. On one colour from
+            the start, a field can pass off dark fog in front of it as grey; its colours saturate and never recover.
         huber_delta: errors below it cost quadratically, above it linearly; inf for the mean squared error.
         optimizer: from parameter groups to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that is stepped every training step; default :class:`WarmupDecay`.
@@ -65,9 +67,10 @@ class NeRFModule(L.LightningModule):
         estimator: Estimator,
         renderer: Renderer | None = None,
         samples_per_step: int = 2**18,
-        march_factor: int = 4,
+        march_factor: int = 6,
         max_rays: int = 2**16,
         initial_rays: int = 1024,
+        random_background_steps: int = 1000,
         huber_delta: float = 0.1,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
@@ -94,6 +97,7 @@ class NeRFModule(L.LightningModule):
         self.samples_per_step = samples_per_step
         self.march_factor = march_factor
         self.max_rays = max_rays
+        self.random_background_steps = random_background_steps
         self.huber_delta = huber_delta
         self.eval_samples = eval_samples
         self._optimizer = optimizer
@@ -103,7 +107,9 @@ class NeRFModule(L.LightningModule):
         self.register_buffer("n_rays", torch.tensor(initial_rays, dtype=torch.int32))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "_current_fx_name":  # Lightning notes the running hook some forty times a step; nn.Module would take 2 us
+        if (
+            name == "_current_fx_name"
+        ):  # Lightning notes the running hook some forty times a step; nn.Module would take 2 us
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -154,6 +160,16 @@ class NeRFModule(L.LightningModule):
         """The step's rays: a function of ``self.key``."""
         return self.datamodule.draw(self.key, self.max_rays, self.n_rays)
 
+    def _background(self, batch: RayBatch) -> Tensor:
+        if batch.alpha is None:  # nothing shows through: the images were taken on some background
+            return self.eval_background()
+        n = len(batch.rays.origins)
+        background = self.datamodule.draw_background(self.key, n)
+        if self.datamodule.background == "random" or self.random_background_steps == 0:
+            return background
+        drawn = random_uniform(self.key, STREAM_BACKGROUND, n, 3)
+        return torch.where(self.key[2] < self.random_background_steps, drawn, background)
+
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean Huber loss over the rays that count, and device scalars: mse, n_rays, n_samples.
 
@@ -170,17 +186,17 @@ class NeRFModule(L.LightningModule):
             capacity=self.samples_per_step,
             march_capacity=None if exact else self.march_factor * self.samples_per_step,
         )
-        background = self.datamodule.draw_background(self.key, len(rays.origins))
+        background = self._background(batch)
         output = self.field(*sample_points(rays, samples))
         render = self.renderer(output, samples, background=background)
         target = truth(batch, background)
 
         counted = samples.kept if batch.mask is None else samples.kept & batch.mask
         n_rays = counted.sum()
-        share = 1 / n_rays.clamp(min=1)
+        share = 1 / (3 * n_rays.clamp(min=1))
 
-        def mean(per_channel: Tensor) -> Tensor:
-            return torch.where(counted, per_channel.mean(-1), 0.0).sum() * share
+        def mean(error: Tensor) -> Tensor:
+            return torch.where(counted[:, None], error, 0.0).sum() * share
 
         loss = mean(huber_loss(render.rgb, target, reduction="none", delta=self.huber_delta))
         mse = mean(mse_loss(render.rgb.detach(), target, reduction="none"))

@@ -113,9 +113,3 @@ def once_differentiable(name: str, instead: str) -> None:
     torch.library.register_autograd(
         f"{NAMESPACE}::{name}", backward, setup_context=lambda ctx, inputs, output: None, lib=_fragment
     )
-
-
-def computes_in_float32(name: str) -> None:
-    """Under autocast, cast floating-point inputs of op ``name`` to float32 (custom ops get them in half otherwise)."""
-    for device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"{NAMESPACE}::{name}", device, torch.float32, lib=_fragment)

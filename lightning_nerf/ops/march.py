@@ -309,5 +309,3 @@ _library.define(
     write_reference,
     write_fake,
 )
-for _name in ("march_count", "march_write"):
-    _library.computes_in_float32(_name)

@@ -137,5 +137,3 @@ _library.define(
     write_reference,
     write_fake,
 )
-for _name in ("visibility_count", "visibility_write"):
-    _library.computes_in_float32(_name)

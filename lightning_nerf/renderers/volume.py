@@ -56,9 +56,11 @@ class VolumeRenderer(Renderer):
             early_stop_eps=self.early_stop_eps,
             return_weights=return_weights,
         )
-        rgb, *extras = result.channels.split([3, *(extra.shape[1] for extra in output.extras.values())], dim=1)
+        rgb, extras = result.channels, ()
+        if output.extras:
+            rgb, *extras = result.channels.split([3, *(extra.shape[1] for extra in output.extras.values())], dim=1)
         if background is not None:
-            rgb = rgb + (1 - result.opacity)[:, None] * background.float()
+            rgb = torch.addcmul(rgb, (1 - result.opacity)[:, None], background.float())
         named = dict(zip(output.extras, extras, strict=True))
         return Render(rgb, result.opacity, result.depth, result.n_samples, named, result.weights)
 

@@ -34,7 +34,7 @@ def test_ray_budget_aims_at_the_capacity(rays: int, counted: int, samples: int, 
     module = SimpleNamespace(n_rays=torch.tensor(rays, dtype=torch.int32), samples_per_step=832, max_rays=1000)
     buffer = module.n_rays.data_ptr()
     outputs = {"n_samples": torch.tensor(samples), "n_rays": torch.tensor(counted)}
-    RayBudget(fill=0.98).on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
+    RayBudget(every_n_steps=1, fill=0.98).on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
     assert int(module.n_rays) == pytest.approx(expected, abs=1)
     assert module.n_rays.data_ptr() == buffer
 
@@ -85,5 +85,7 @@ def test_bad_arguments_are_named(every: int) -> None:
         OccupancyGridUpdate(every_n_steps=every)
     with pytest.raises(ValueError, match="every_n_steps"):
         Telemetry(every_n_steps=every)
+    with pytest.raises(ValueError, match="every_n_steps"):
+        RayBudget(every_n_steps=every)
     with pytest.raises(ValueError, match="fill"):
         RayBudget(fill=float(every))
