@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -49,6 +50,8 @@ class NeRFCLI(LightningCLI):
 
 def main(args: Sequence[str] | None = None) -> NeRFCLI:
     """Entry point of ``lightning-nerf`` and ``python -m lightning_nerf``."""
+    # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # The loaders hand out step and view numbers; more workers would only add processes.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:

@@ -34,6 +34,8 @@ def comparison(prediction: Tensor, truth: Tensor, depth: Tensor, opacity: Tensor
 class ComparisonImages(L.Callback):
     """Save ``images/{split}_{view}.png`` in the run folder: prediction | truth | error | depth.
 
+    ``predict`` saves every view, alone, as ``predictions/{view}.png``.
+
     Args:
         n_views: how many views of each split, from its first on.
     """
@@ -44,9 +46,9 @@ class ComparisonImages(L.Callback):
         self.n_views = n_views
 
     def _save(self, trainer: L.Trainer, outputs: Any, split: str, batch_idx: int) -> None:
+        folder = run_folder(trainer) / "images"  # on every rank: it asks rank 0
         if batch_idx >= self.n_views or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        folder = run_folder(trainer) / "images"
         folder.mkdir(exist_ok=True)
         render = outputs["render"]
         picture = comparison(render.rgb.float(), outputs["truth"].float(), render.depth, render.opacity)
@@ -75,3 +77,17 @@ class ComparisonImages(L.Callback):
     ) -> None:
         """Save a test view."""
         self._save(trainer, outputs, "test", batch_idx)
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Save a predicted view; each rank its own."""
+        folder = run_folder(trainer) / "predictions"
+        folder.mkdir(exist_ok=True)
+        imageio.imwrite(folder / f"{outputs['name']}.png", to_uint8(outputs["rgb"]).numpy())

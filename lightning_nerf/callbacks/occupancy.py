@@ -28,9 +28,9 @@ class OccupancyGridUpdate(L.Callback):
         self.mark_invisible = mark_invisible
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Close invisible cells, unless the grid comes from a checkpoint."""
+        """Close invisible cells, unless the grid has a history."""
         grid = pl_module.estimator
-        if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or trainer.global_step > 0:
+        if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or bool((grid.occs != 0).any()):
             return
         datamodule = pl_module.datamodule
         views = datamodule.views("train")
@@ -42,7 +42,7 @@ class OccupancyGridUpdate(L.Callback):
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Update the grid where it is due."""
         grid = pl_module.estimator
-        step = trainer.global_step
+        step = trainer.fit_loop.epoch_loop.total_batch_idx
         if not isinstance(grid, OccupancyGrid) or step % self.every_n_steps != 0:
             return
         pl_module.key[2].fill_(step)

@@ -23,8 +23,8 @@ class RunResults(L.Callback):
 
     Keys: recipe, scene, split, images, psnr, ssim, steps, training_seconds (without evaluation and loading), ms_per_step,
     samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training; null on a
-    CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image scores). What a
-    process did not measure (training, in a mere ``test``) is null.
+    CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image scores). What
+    a process did not measure (training, in a mere ``test``) is null.
 
     Args:
         recipe: name to record.
@@ -57,6 +57,7 @@ class RunResults(L.Callback):
         self.training_seconds = 0.0
         self._samples = torch.zeros((), dtype=torch.int64, device=pl_module.device)
         self._first_step = trainer.global_step
+        pl_module.datamodule.lend(pl_module.device)  # loading does not count
         if pl_module.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(pl_module.device)
         self._start(pl_module)
@@ -101,17 +102,20 @@ class RunResults(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write results.json, whole or not at all."""
+        path = run_folder(trainer) / "results.json"  # on every rank: it asks rank 0
         if not trainer.is_global_zero:
             return
-        path = run_folder(trainer) / "results.json"
         draft = path.with_suffix(".json.tmp")
         draft.write_text(json.dumps(self._results(trainer, pl_module), indent=2) + "\n")
         os.replace(draft, path)
 
     def _results(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         seconds, steps = self.training_seconds, self._steps
-        trained = bool(seconds and steps and self._samples is not None)
-        samples = int(self._samples) if trained else 0  # type: ignore[arg-type]
+        per_step = samples_per_second = fill = None
+        if seconds and steps and self._samples is not None:
+            samples = int(self._samples)
+            per_step, samples_per_second = 1000 * seconds / steps, samples / seconds
+            fill = samples / steps / pl_module.samples_per_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         datamodule = pl_module.datamodule
         return {
@@ -119,14 +123,14 @@ class RunResults(L.Callback):
             "scene": datamodule.scene_name,
             "split": "test",
             "images": len(self._psnr),
-            "psnr": metrics.get("test/psnr"),
+            "psnr": metrics.get("test/psnr", sum(self._psnr.values()) / max(len(self._psnr), 1)),
             "ssim": metrics.get("test/ssim"),
             "psnr_of_mean_image": _mean_image_psnr(pl_module),
             "steps": steps,
             "training_seconds": seconds,
-            "ms_per_step": 1000 * seconds / steps if trained else None,  # type: ignore[operator]
-            "samples_per_second": samples / seconds if trained else None,  # type: ignore[operator]
-            "fill": samples / steps / pl_module.samples_per_step if trained else None,
+            "ms_per_step": per_step,
+            "samples_per_second": samples_per_second,
+            "fill": fill,
             "peak_memory_gib": self._peak,
             "device": _device_name(pl_module.device),
             "versions": _versions(),
@@ -167,7 +171,10 @@ def _mean_image_psnr(pl_module: Any) -> float | None:
     """Mean over the test views of the PSNR of the mean training image, or None where the sizes differ."""
     datamodule: Any = pl_module.datamodule
     background = pl_module.eval_background().cpu()
-    train, test = datamodule.views("train").images, datamodule.views("test").images
+    try:
+        train, test = datamodule.views("train").images, datamodule.views("test").images
+    except FileNotFoundError:  # a mere test needs no training pictures
+        return None
     if not len(train) or not len(test) or train.shape[1:3] != test.shape[1:3]:
         return None
     mean = torch.zeros(*train.shape[1:3], 3)

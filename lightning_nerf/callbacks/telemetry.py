@@ -41,7 +41,7 @@ class Telemetry(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Publish an arrived copy; where due, start the next."""
         self._publish(trainer)
-        step = trainer.global_step
+        step = trainer.fit_loop.epoch_loop.total_batch_idx
         if step % self.every_n_steps != 0 or self._pending is not None:
             return
         now = time.perf_counter()

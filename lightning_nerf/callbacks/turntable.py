@@ -36,6 +36,7 @@ class Turntable(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Render and save."""
+        folder = run_folder(trainer)  # on every rank: it asks rank 0
         if not trainer.is_global_zero:
             return
         datamodule = pl_module.datamodule
@@ -50,7 +51,7 @@ class Turntable(L.Callback):
         )
         with trainer.precision_plugin.forward_context():
             frames = [to_uint8(pl_module.render_view(views, i).rgb).numpy() for i in range(self.n_frames)]
-        save_video(run_folder(trainer) / "turntable", np.stack(frames), self.fps)
+        save_video(folder / "turntable", np.stack(frames), self.fps)
 
 
 def save_video(stem: Path, frames: np.ndarray, fps: int) -> Path:

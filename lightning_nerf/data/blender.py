@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class BlenderData(NeRFDataModule):
         return self.root.resolve().name
 
     def load(self, split: str) -> tuple[Views, list[str]]:
-        """The views that the constructor's arguments leave of a split, and the stems of their file names."""
+        """The views that the constructor's arguments leave of a split, and their names: file stems, or paths if two are alike."""
         if not self.root.is_dir():
             raise FileNotFoundError(f"root: no folder {self.root}")
         held_out = self.holdout_every is not None and split != "test"
@@ -96,7 +97,7 @@ class BlenderData(NeRFDataModule):
         frames = [frames[i * len(frames) // limit] for i in range(limit)]
         if not frames:
             raise ValueError(f"{path}: no {split} views are left with holdout_every={self.holdout_every}")
-        return _load_views(transforms, frames, self.downscale), [f.image.stem for f in frames]
+        return _load_views(transforms, frames, self.downscale), _names([f.image for f in frames], self.root)
 
 
 def check_counts(**values: int | None) -> None:
@@ -121,3 +122,10 @@ def _load_views(transforms: Transforms, frames: list[Frame], downscale: int) -> 
 
 def _no_views() -> Views:
     return Views(torch.empty((0, 1, 1, 3), dtype=torch.uint8), torch.empty(0, 3, 4), torch.empty(0, 4))
+
+
+def _names(files: Sequence[Path], root: Path) -> list[str]:
+    stems = [file.stem for file in files]
+    if len(set(stems)) == len(stems):
+        return stems
+    return ["_".join(Path(os.path.relpath(file, root)).with_suffix("").parts) for file in files]

@@ -25,12 +25,14 @@ class RadianceField(nn.Module, ABC):
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("aabb", torch.full((2, 3), float("nan")))
+        self._bound = False
         self.register_buffer("_to_unit", torch.full((2, 3), float("nan")), persistent=False)
 
     @torch.no_grad()
     def bind(self, scene_box: SceneBox) -> None:
         """Learn where the scene is; called before training. Buffers are written in place."""
         self.aabb.copy_(scene_box.aabb)
+        self._bound = bool(self.aabb.isfinite().all())
         scale = 1 / (self.aabb[1] - self.aabb[0])
         self._to_unit.copy_(torch.stack([scale, -self.aabb[0] * scale]))
 
@@ -40,6 +42,8 @@ class RadianceField(nn.Module, ABC):
 
     def unit_positions(self, positions: Tensor) -> Tensor:
         """World positions [N, 3] with the scene's box mapped to [0, 1]^3."""
+        if not self._bound:
+            raise RuntimeError(f"{type(self).__name__} knows no scene box: call bind(scene_box) first")
         return torch.addcmul(self._to_unit[1], positions, self._to_unit[0])
 
     @abstractmethod

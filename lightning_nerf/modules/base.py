@@ -129,7 +129,6 @@ class NeRFModule(L.LightningModule):
         box = self.datamodule.scene_box
         self.field.bind(box)
         self.estimator.bind(box)
-        self.key[1] = self.trainer.global_rank
 
     def configure_callbacks(self) -> list[Callback]:
         """What training needs, unless the user brought it: grid updates and the ray budget."""
@@ -149,7 +148,10 @@ class NeRFModule(L.LightningModule):
         """The optimizer and a scheduler that is stepped every training step."""
         optimizer = self._optimizer(self.parameter_groups())
         if self._lr_scheduler is None:
-            scheduler = WarmupDecay(optimizer, int(self.trainer.estimated_stepping_batches))
+            steps = self.trainer.estimated_stepping_batches
+            if not 0 < steps < float("inf"):  # the loader is endless, so an epoch has no length
+                raise ValueError(f"max_steps: the schedule needs Trainer(max_steps=...), got {self.trainer.max_steps}")
+            scheduler = WarmupDecay(optimizer, int(steps))
         else:
             scheduler = self._lr_scheduler(optimizer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -204,7 +206,9 @@ class NeRFModule(L.LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
-        # Counts batches, not optimizer steps: accumulated micro-batches differ, and a resumed run goes on.
+        # In every step, because DDP broadcasts rank 0's buffers and a checkpoint holds them. The step counts batches, not
+        # optimizer steps: accumulated micro-batches differ, and a resumed run goes on.
+        self.key[1].fill_(self.global_rank)
         self.key[2].fill_(self.trainer.fit_loop.epoch_loop.total_batch_idx)
         loss, logs = self.render_loss(batch if isinstance(batch, RayBatch) else None)
         return {"loss": loss, **logs}
@@ -213,30 +217,21 @@ class NeRFModule(L.LightningModule):
 
     @torch.no_grad()
     def render(self, rays: Rays, background: Tensor | None = None) -> Render:
-        """Render any number of rays, at most about ``eval_samples`` samples at once. Exact: no ray is left out."""
-        size = self.eval_samples  # of a first chunk: a ray takes memory, too
-        chunks = [
-            render
-            for start in range(0, max(len(rays.origins), 1), size)
-            for render in self._render_chunks(_slice(rays, start, start + size), background)
-        ]
+        """Render any number of rays, at most ``eval_samples`` marched samples at once. Exact: no ray is left out."""
+        n, start, size = len(rays.origins), 0, self.eval_samples
+        chunks: list[Render] = []
+        while start < n or not chunks:
+            # A march of fixed capacity says how many rays fit. A ray with more samples than that is taken by itself.
+            kept = self.estimator.sampling(_slice(rays, start, start + size), capacity=self.eval_samples).kept
+            fit = max(1, int(kept.sum()))
+            chunk = _slice(rays, start, start + fit)
+            samples = self.estimator.sampling(chunk, self.field.density)
+            output = self.field(*sample_points(chunk, samples))
+            chunks.append(self.renderer(output, samples, background=background))
+            start, size = start + fit, min(self.eval_samples, fit + fit // 2 + 1)
         extras = {name: torch.cat([c.extras[name] for c in chunks]) for name in chunks[0].extras}
         rgb, opacity, depth, n_samples = (torch.cat([c[i] for c in chunks]) for i in range(4))  # type: ignore[arg-type]
         return Render(rgb, opacity, depth, n_samples, extras)
-
-    def _render_chunks(self, rays: Rays, background: Tensor | None) -> list[Render]:
-        n = len(rays.origins)
-        count = len(self.estimator.sampling(rays).t_starts)  # without densities: cheap, and an upper bound
-        if count > self.eval_samples and n > 1:
-            size = max(1, n * self.eval_samples // count)
-            return [
-                render
-                for start in range(0, n, size)
-                for render in self._render_chunks(_slice(rays, start, start + size), background)
-            ]
-        samples = self.estimator.sampling(rays, self.field.density)
-        output = self.field(*sample_points(rays, samples))
-        return [self.renderer(output, samples, background=background)]
 
     def eval_background(self) -> Tensor:
         """The colour [3] that evaluation composites on."""
@@ -275,8 +270,10 @@ class NeRFModule(L.LightningModule):
         return self._evaluation_step("test", batch)
 
     def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Render one view of the test split."""
-        return self._evaluation_step("test", batch)
+        """Render one view of the test split: its rgb [H, W, 3] on the CPU, since Lightning keeps what this returns."""
+        index, name = batch
+        render = self.render_view(self.datamodule.views("test"), int(index))
+        return {"rgb": render.rgb.cpu(), "name": name}
 
 
 def _slice(rays: Rays, start: int, stop: int) -> Rays:
