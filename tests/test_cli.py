@@ -15,6 +15,7 @@ KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the test run has a folder of its own
 def test_fit_ends_with_results_and_pictures(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = [

@@ -80,7 +80,7 @@ class BlenderData(NeRFDataModule):
         return self.root.resolve().name
 
     def load(self, split: str) -> tuple[Views, list[str]]:
-        """The views that the constructor's arguments leave of a split, and their names: file stems, or paths if two are alike."""
+        """The views that the arguments leave of a split, and their names: file stems, or paths if two are alike."""
         if not self.root.is_dir():
             raise FileNotFoundError(f"root: no folder {self.root}")
         held_out = self.holdout_every is not None and split != "test"
