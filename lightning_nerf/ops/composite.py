@@ -23,6 +23,7 @@ class Composite(NamedTuple):
     depth: Tensor  # [R] sum of weight * t_mid (not divided by the opacity), in units of t
     n_samples: Tensor  # [R] int32, samples composited before early termination
     weights: Tensor | None  # [N], None unless asked for
+    transmittance: Tensor | None = None  # [N], None unless asked for
 
 
 def composite(
@@ -34,6 +35,7 @@ def composite(
     *,
     early_stop_eps: float = 0.0,
     return_weights: bool = False,
+    return_transmittance: bool = False,
 ) -> Composite:
     """Integrate channels along rays through an absorbing and emitting medium, constant within each sample.
 
@@ -56,6 +58,8 @@ def composite(
             falling, ``offsets[R] <= N``. Not checked, which would synchronise.
         early_stop_eps: in [0, 1); 0 composites every sample.
         return_weights: also return w [N], 0 for samples that were not composited. Costs N floats.
+        return_transmittance: also return T [N] in front of each sample, as 1 minus the weights before it: to an absolute
+            error of 1e-7, constant where the ray has stopped, 0 past ``offsets[R]``.
 
     Returns:
         A :class:`Composite`. A ray without samples has zeros everywhere. Samples past ``offsets[R]`` have weight and
@@ -88,10 +92,23 @@ def composite(
     intervals = t_starts.contiguous(), t_ends.contiguous(), offsets.contiguous()
     op = torch.ops.lightning_nerf.composite
     parts = [part.float().contiguous() for part in channels.split(MAX_CHANNELS, dim=1)]
-    out, opacity, depth, n_samples, weights = op(density, parts[0], *intervals, early_stop_eps, return_weights)
+    wanted = return_weights or return_transmittance
+    out, opacity, depth, n_samples, weights = op(density, parts[0], *intervals, early_stop_eps, wanted)
     if len(parts) > 1:
         out = torch.cat([out, *(op(density, part, *intervals, early_stop_eps, False)[0] for part in parts[1:])], dim=1)
-    return Composite(out, opacity, depth, n_samples, weights if return_weights else None)
+    transmittance = _remaining_light(weights, intervals[2]) if return_transmittance else None
+    return Composite(out, opacity, depth, n_samples, weights if return_weights else None, transmittance)
+
+
+def _remaining_light(weights: Tensor, offsets: Tensor) -> Tensor:
+    """T [N]: what the weights in front of a sample, within its ray, leave of the light."""
+    n = weights.shape[0]
+    if n == 0 or offsets.shape[0] == 1:
+        return torch.zeros_like(weights)
+    owner = _owners(n, offsets)
+    before = torch.cumsum(weights.double(), 0) - weights
+    first = before[offsets[:-1].long().clamp(max=n - 1)][owner.clamp(max=offsets.shape[0] - 2)]
+    return torch.where(owner < offsets.shape[0] - 1, 1 - (before - first), 0.0).to(weights.dtype)
 
 
 def check_early_stop_eps(value: float) -> None:
