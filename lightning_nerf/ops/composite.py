@@ -102,13 +102,9 @@ def composite(
 
 def _remaining_light(weights: Tensor, offsets: Tensor) -> Tensor:
     """T [N]: what the weights in front of a sample, within its ray, leave of the light."""
-    n = weights.shape[0]
-    if n == 0 or offsets.shape[0] == 1:
-        return torch.zeros_like(weights)
-    owner = _owners(n, offsets)
-    before = torch.cumsum(weights.double(), 0) - weights
-    first = before[offsets[:-1].long().clamp(max=n - 1)][owner.clamp(max=offsets.shape[0] - 2)]
-    return torch.where(owner < offsets.shape[0] - 1, 1 - (before - first), 0.0).to(weights.dtype)
+    owner = _owners(weights.shape[0], offsets)
+    in_front = _exclusive_sum(weights.double(), owner, offsets)
+    return torch.where(owner < offsets.shape[0] - 1, 1 - in_front, 0.0).to(weights.dtype)
 
 
 def check_early_stop_eps(value: float) -> None:
