@@ -33,8 +33,11 @@ void composite_rays(const Samples& s, float early_stop_eps, const Composited& ou
       depth += weight * middle(s, i);
       for (int c = 0; c < n_channels; ++c) sums[c] += weight * s.channels[i * n_channels + c];
     }
+    opacity = std::min(opacity, 1.0f);
+    if (s.background)
+      for (int c = 0; c < 3; ++c) sums[c] += (1.0f - opacity) * s.behind(ray)[c];
     for (int c = 0; c < n_channels; ++c) out.channels[ray * n_channels + c] = sums[c];
-    out.opacity[ray] = std::min(opacity, 1.0f);
+    out.opacity[ray] = opacity;
     out.depth[ray] = depth;
     out.n_samples[ray] = int32_t(i - s.begin(ray));
     zero(out.weights, i, end);
@@ -60,11 +63,13 @@ void composite_backward_rays(const Samples& s, const int32_t* n_samples, const C
       transmittance *= absorb(s.densities[i], delta(s, i)).transmitted;
     }
     // And back.
-    const float of_opacity = cotangents.opacity ? cotangents.opacity[ray] : 0.0f;
+    float of_opacity = cotangents.opacity ? cotangents.opacity[ray] : 0.0f;
     const float of_depth = cotangents.depth ? cotangents.depth[ray] : 0.0f;
     float of_channels[kMaxChannels] = {};
     if (cotangents.channels)
       for (int c = 0; c < n_channels; ++c) of_channels[c] = cotangents.channels[ray * n_channels + c];
+    if (s.background)
+      for (int c = 0; c < 3; ++c) of_opacity -= of_channels[c] * s.behind(ray)[c];
     float later = 0.0f;
     for (int64_t i = stop - 1; i >= begin; --i) {
       const bool ignored = is_void(s.densities[i], delta(s, i));
@@ -75,7 +80,7 @@ void composite_backward_rays(const Samples& s, const int32_t* n_samples, const C
       if (cotangents.channels)
         for (int c = 0; c < n_channels; ++c) g += of_channels[c] * s.channels[i * n_channels + c];
       const float behind = grad.densities[i] * a.transmitted;
-      grad.densities[i] = ignored ? 0.0f : density_gradient(delta(s, i), behind, g, later);
+      grad.densities[i] = ignored ? 0.0f : density_gradient(delta(s, i), behind * g, later);
       later += ignored ? 0.0f : g * weight;
       if (grad.channels)
         for (int c = 0; c < n_channels; ++c) grad.channels[i * n_channels + c] = weight * of_channels[c];
@@ -98,11 +103,11 @@ void backward(const Tensor&, const Samples& s, const int32_t* n_samples, const C
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
       "composite(Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
-      "bool return_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool return_weights, Tensor? background) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "composite_backward(Tensor? grad_channels_out, Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, "
       "Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor n_samples, "
-      "bool channels_wanted) -> (Tensor, Tensor)");
+      "Tensor? background, bool channels_wanted) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {

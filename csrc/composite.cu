@@ -164,13 +164,21 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const 
     }
   }
 
-  opacity = sum<kLanes>(opacity);
+  opacity = fminf(sum<kLanes>(opacity), 1.0f);
   depth = sum<kLanes>(depth);
   if constexpr (!kWide)
 #pragma unroll
     for (int c = 0; c < kNarrow; ++c)
       if (c < s.n_channels) sums[c] = sum<kLanes>(sums[c]);
   if (ray < s.n_rays) {
+    if (s.background) {
+      if constexpr (kWide) {
+        if (lane < 3) sums[0] += (1.0f - opacity) * s.behind(ray)[lane];
+      } else {
+#pragma unroll
+        for (int c = 0; c < 3; ++c) sums[c] += (1.0f - opacity) * s.behind(ray)[c];
+      }
+    }
     float* channels = out.channels + ray * s.n_channels;
     if constexpr (kWide) {
 #pragma unroll
@@ -182,7 +190,7 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const 
         if (c < s.n_channels) channels[c] = sums[c];
     }
     if (lane == 0) {
-      out.opacity[ray] = fminf(opacity, 1.0f);
+      out.opacity[ray] = opacity;
       out.depth[ray] = depth;
       out.n_samples[ray] = used;
     }
@@ -193,37 +201,59 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const 
   }
 }
 
+// What the way back needs of a sample.
+struct Lit {
+  float delta;   // 0: without gradient
+  float own;     // g times the transmittance behind the sample, where g = d loss / d weight
+  float weight;  // times g
+};
+
+// Chunks whose samples a group keeps in registers: it reads rays that are no longer than this once.
+template <bool kWide>
+constexpr int kKept = kWide ? 4 : 6;
+
 template <int kLanes, bool kWide>
-__global__ void __launch_bounds__(kBlock, kWide ? 4 : 9)  // as many blocks as fit without spilling
+__global__ void __launch_bounds__(kBlock, kWide ? 4 : 6)  // as many blocks as fit without spilling
     backward_kernel(const Samples s, const int32_t* __restrict__ n_samples, const Cotangents cotangents,
                     const Gradients grad) {
-  constexpr int kPer = kHeld<kLanes, kWide>;
+  constexpr int kPer = kHeld<kLanes, kWide>, kKeep = kKept<kWide>;
   const int64_t ray = (blockIdx.x * int64_t(kBlock) + threadIdx.x) / kLanes;
   const int lane = threadIdx.x % kLanes;
   const bool active = ray < s.n_rays;
   const int begin = active ? int(s.begin(ray)) : 0;
   const int count = active ? int(s.begin(ray + 1)) - begin : 0;
   const int used = active ? min(n_samples[ray], count) : 0;
-  const int last = __reduce_max_sync(kWarp, (used + kLanes - 1) / kLanes) - 1;
+  const int chunks = __reduce_max_sync(kWarp, (used + kLanes - 1) / kLanes);
+  const int streamed = max(chunks - kKeep, 0);  // those before the last kKeep are read on both ways
   const int64_t n_channels = s.n_channels;
 
-  // Down the ray: the transmittance in front of each sample, parked where its gradient will be; the last chunk's stays here.
-  Narrow row = {};
-  if constexpr (!kWide)
-    if (cotangents.channels) row = load_narrow(s, begin, last * kLanes + lane, used);
-  float before = 1.0f, carried = 1.0f;
-  Interval sample = {}, next = load(s, begin, lane, used);
-  for (int chunk = 0; chunk <= last; ++chunk) {
+  // Down the ray: the transmittance in front of each streamed sample, parked where its gradient will be.
+  float carried = 1.0f;
+  Interval next = load(s, begin, lane, used);
+  for (int chunk = 0; chunk < streamed; ++chunk) {
     const int j = chunk * kLanes + lane;
-    sample = next;
+    const Interval sample = next;
     next = load(s, begin, j + kLanes, used);
-    before = transmittance_before<kLanes>(absorb(sample.density, sample.delta()).transmitted, lane, carried);
-    if (chunk < last && j < used) grad.densities[begin + j] = before;
+    const float before = transmittance_before<kLanes>(absorb(sample.density, sample.delta()).transmitted, lane, carried);
+    if (j < used) grad.densities[begin + j] = before;
+  }
+  // All of the kept samples' loads are in flight at once.
+  Interval samples[kKeep];
+  Narrow rows[kKeep] = {};
+#pragma unroll
+  for (int k = 0; k < kKeep; ++k) {
+    const int j = (streamed + k) * kLanes + lane;
+    samples[k] = k == 0 ? next : load(s, begin, j, used);
+    if constexpr (!kWide)
+      if (cotangents.channels) rows[k] = load_narrow(s, begin, j, used);
   }
 
-  const float of_opacity = active && cotangents.opacity ? cotangents.opacity[ray] : 0.0f;
+  float of_opacity = active && cotangents.opacity ? cotangents.opacity[ray] : 0.0f;
   const float of_depth = active && cotangents.depth ? cotangents.depth[ray] : 0.0f;
   const bool has_channels = active && cotangents.channels && n_channels > 0;
+  if (has_channels && s.background)
+#pragma unroll
+    for (int c = 0; c < 3; ++c) of_opacity -= cotangents.channels[ray * n_channels + c] * s.behind(ray)[c];
   float of_channels[kPer] = {};  // of those that this lane holds
 #pragma unroll
   for (int q = 0; q < kPer; ++q) {
@@ -243,21 +273,15 @@ __global__ void __launch_bounds__(kBlock, kWide ? 4 : 9)  // as many blocks as f
     }
   }
 
-  // And back.
-  float after = 0.0f;  // sum of g w over the chunks behind
-  for (int chunk = last; chunk >= 0; --chunk) {
-    const int first = chunk * kLanes, j = first + lane;
-    next = load(s, begin, j - kLanes, used);  // in flight while this chunk is worked on
-    const float next_before = j >= kLanes && j - kLanes < used ? grad.densities[begin + j - kLanes] : 0.0f;
-    Narrow next_row = {};
-    if constexpr (!kWide)
-      if (cotangents.channels) next_row = load_narrow(s, begin, j - kLanes, used);
-
+  // Writes the gradients of a chunk's channels; the chunk begins at the ray's sample `first`.
+  const auto light = [&](int first, const Interval& sample, const Narrow& row, const Absorption& a, float before) -> Lit {
+    const int j = first + lane;
+    const float weight = before * a.alpha;
     float g = of_opacity + of_depth * sample.middle();
     if (cotangents.weights && j < used) g += __ldg(cotangents.weights + begin + j);
     if (cotangents.channels) {
       if constexpr (kWide) {
-        const float* rows = s.channels + (int64_t(begin) + first) * n_channels + lane;
+        const float* held = s.channels + (int64_t(begin) + first) * n_channels + lane;
         float dots[kLanes];
 #pragma unroll
         for (int k = 0; k < kLanes; ++k) {
@@ -265,7 +289,7 @@ __global__ void __launch_bounds__(kBlock, kWide ? 4 : 9)  // as many blocks as f
 #pragma unroll
           for (int q = 0; q < kPer; ++q)
             if (first + k < used && lane + q * kLanes < s.n_channels)
-              dots[k] += of_channels[q] * __ldg(rows + k * s.n_channels + q * kLanes);
+              dots[k] += of_channels[q] * __ldg(held + k * s.n_channels + q * kLanes);
         }
         transposed_sum<kLanes>(dots, lane);
         g += dots[0];
@@ -274,16 +298,6 @@ __global__ void __launch_bounds__(kBlock, kWide ? 4 : 9)  // as many blocks as f
         for (int c = 0; c < kNarrow; ++c) g += of_channels[c] * row.channel[c];
       }
     }
-    const float delta = sample.delta();
-    const bool ignored = is_void(sample.density, delta);  // also past the ray's end
-    const Absorption a = absorb(sample.density, delta);
-    const float weight = before * a.alpha;
-    const float from_here = sum_from<kLanes>(ignored ? 0.0f : g * weight, lane);
-    const float behind = __shfl_down_sync(kWarp, from_here, 1, kLanes);
-    const float later = lane == kLanes - 1 ? after : after + behind;
-    after += __shfl_sync(kWarp, from_here, 0, kLanes);
-    if (j < used)
-      grad.densities[begin + j] = ignored ? 0.0f : density_gradient(delta, before * a.transmitted, g, later);
     if (grad.channels) {
       float* run = grad.channels + (int64_t(begin) + first) * n_channels + lane;
       if constexpr (kWide) {
@@ -304,9 +318,52 @@ __global__ void __launch_bounds__(kBlock, kWide ? 4 : 9)  // as many blocks as f
         }
       }
     }
-    sample = next;
-    before = next_before;
+    const float delta = sample.delta();
+    if (is_void(sample.density, delta)) return {0.0f, 0.0f, 0.0f};  // also past the ray's end
+    return {delta, before * a.transmitted * g, g * weight};
+  };
+  Lit lit[kKeep];
+#pragma unroll
+  for (int k = 0; k < kKeep; ++k) {
+    if (streamed + k >= chunks) continue;
+    const Absorption a = absorb(samples[k].density, samples[k].delta());
+    const float before = transmittance_before<kLanes>(a.transmitted, lane, carried);
+    lit[k] = light((streamed + k) * kLanes, samples[k], rows[k], a, before);
+  }
+
+  // And back.
+  float after = 0.0f;  // sum of g w over the chunks behind
+  const auto finish = [&](int j, const Lit& sample) {
+    const float from_here = sum_from<kLanes>(sample.weight, lane);
+    const float behind = __shfl_down_sync(kWarp, from_here, 1, kLanes);
+    const float later = lane == kLanes - 1 ? after : after + behind;
+    after += __shfl_sync(kWarp, from_here, 0, kLanes);
+    if (j < used) grad.densities[begin + j] = sample.delta > 0.0f ? density_gradient(sample.delta, sample.own, later) : 0.0f;
+  };
+#pragma unroll
+  for (int k = kKeep - 1; k >= 0; --k)
+    if (streamed + k < chunks) finish((streamed + k) * kLanes + lane, lit[k]);
+
+  const auto parked = [&](int j) { return j >= 0 && j < used ? grad.densities[begin + j] : 0.0f; };
+  Narrow row = {}, next_row = {};
+  float next_before = 0.0f;
+  if (streamed > 0) {
+    const int j = (streamed - 1) * kLanes + lane;
+    next = load(s, begin, j, used);
+    next_before = parked(j);
+    if constexpr (!kWide)
+      if (cotangents.channels) next_row = load_narrow(s, begin, j, used);
+  }
+  for (int chunk = streamed - 1; chunk >= 0; --chunk) {
+    const int first = chunk * kLanes, j = first + lane;
+    const Interval sample = next;
+    const float before = next_before;
     row = next_row;
+    next = load(s, begin, j - kLanes, used);  // in flight while this chunk is worked on
+    next_before = parked(j - kLanes);
+    if constexpr (!kWide)
+      if (cotangents.channels) next_row = load_narrow(s, begin, j - kLanes, used);
+    finish(j, light(first, sample, row, absorb(sample.density, sample.delta()), before));
   }
 
   // Samples that were not composited, and the tail.

@@ -14,9 +14,12 @@ struct Samples {
   const float* t_starts;   // [N]
   const float* t_ends;     // [N]
   const int32_t* offsets;  // [R + 1]
+  const float* background;  // [3] or [R, 3], behind the first three channels; null: none
   int64_t n, n_rays;
   int n_channels;
+  bool background_per_ray;
 
+  LN_HD const float* behind(int64_t ray) const { return background_per_ray ? background + 3 * ray : background; }
   LN_HD int64_t begin(int64_t ray) const { return offsets[ray] < n ? offsets[ray] : n; }  // never past the memory
 };
 
@@ -71,12 +74,10 @@ LN_HD Absorption absorb(float density, float delta) {
   return {1.0f - transmitted, transmitted};
 }
 
-// d loss / d density of sample i, from g = d loss / d weight_i, the transmittance behind the sample and
+// d loss / d density of sample i, from own = g_i times the transmittance behind the sample, where g_i = d loss / d weight_i, and
 // later = sum over j > i of g_j weight_j. `later` is summed from the ray's end, never as a total minus a prefix: both terms
 // then shrink with the transmittance, and so does their rounding error. Noise on hidden samples would count: Adam divides a
 // gradient by its own size.
-LN_HD float density_gradient(float delta, float transmittance_behind, float g, float later) {
-  return delta * (transmittance_behind * g - later);
-}
+LN_HD float density_gradient(float delta, float own, float later) { return delta * (own - later); }
 
 }  // namespace lightning_nerf

@@ -12,7 +12,7 @@ inline const float* optional_data(const std::optional<Tensor>& t, const char* na
 }
 
 inline Samples make_samples(const Tensor& densities, const Tensor& channels, const Tensor& t_starts, const Tensor& t_ends,
-                            const Tensor& offsets) {
+                            const Tensor& offsets, const std::optional<Tensor>& background) {
   check_float(densities, "densities");
   check_float(channels, "channels");
   check_float(t_starts, "t_starts");
@@ -23,16 +23,23 @@ inline Samples make_samples(const Tensor& densities, const Tensor& channels, con
   STD_TORCH_CHECK(channels.dim() == 2 && channels.size(1) <= kMaxChannels, "composite takes at most 32 channels per call");
   STD_TORCH_CHECK(channels.size(0) == n && t_starts.size(0) == n && t_ends.size(0) == n, "sample counts differ");
   STD_TORCH_CHECK(offsets.size(0) > 0, "offsets must hold at least one entry");
-  return {data<float>(densities), data<float>(channels), data<float>(t_starts), data<float>(t_ends),
-          data<int32_t>(offsets), n, offsets.size(0) - 1, int(channels.size(1))};
+  const int64_t n_rays = offsets.size(0) - 1;
+  const bool per_ray = background.has_value() && background->dim() == 2;
+  if (background.has_value()) {
+    STD_TORCH_CHECK(channels.size(1) >= 3, "a background needs three channels or more");
+    STD_TORCH_CHECK(background->numel() == (per_ray ? 3 * n_rays : 3) && background->size(per_ray ? 1 : 0) == 3,
+                    "background must be [3] or [R, 3]");
+  }
+  return {data<float>(densities), data<float>(channels), data<float>(t_starts), data<float>(t_ends), data<int32_t>(offsets),
+          optional_data(background, "background"), n, n_rays, int(channels.size(1)), per_ray};
 }
 
 // run fills every entry of what it is given; `like` says on which device.
 template <void (*run)(const Tensor& like, const Samples&, float early_stop_eps, const Composited&)>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> composite(
     const Tensor& densities, const Tensor& channels, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
-    double early_stop_eps, bool return_weights) {
-  const Samples s = make_samples(densities, channels, t_starts, t_ends, offsets);
+    double early_stop_eps, bool return_weights, const std::optional<Tensor>& background) {
+  const Samples s = make_samples(densities, channels, t_starts, t_ends, offsets, background);
   Tensor channels_out = empty(densities, {s.n_rays, s.n_channels}, ScalarType::Float);
   Tensor opacity = empty(densities, {s.n_rays}, ScalarType::Float);
   Tensor depth = empty(densities, {s.n_rays}, ScalarType::Float);
@@ -49,8 +56,8 @@ std::tuple<Tensor, Tensor> composite_backward(
     const std::optional<Tensor>& grad_channels_out, const std::optional<Tensor>& grad_opacity,
     const std::optional<Tensor>& grad_depth, const std::optional<Tensor>& grad_weights, const Tensor& densities,
     const Tensor& channels, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, const Tensor& n_samples,
-    bool channels_wanted) {
-  const Samples s = make_samples(densities, channels, t_starts, t_ends, offsets);
+    const std::optional<Tensor>& background, bool channels_wanted) {
+  const Samples s = make_samples(densities, channels, t_starts, t_ends, offsets, background);
   check_int(n_samples, "n_samples");
   const Cotangents cotangents{
       optional_data(grad_channels_out, "grad_channels_out"), optional_data(grad_opacity, "grad_opacity"),

@@ -23,9 +23,24 @@ DrawnRays draw_rays(
   return outputs;
 }
 
+__global__ void draw_background_kernel(Background b, int64_t n) {
+  const int64_t ray = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  if (ray < n) draw_background_of(b, ray);
+}
+
+Tensor draw_background(const Tensor& key, int64_t n, int64_t random_steps, double red, double green, double blue) {
+  const Launch launch(key);
+  auto [b, out] = draw_background_arguments(key, n, random_steps, red, green, blue);
+  if (n == 0) return out;
+  draw_background_kernel<<<blocks(n), kThreads, 0, launch.stream>>>(b, n);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return out;
+}
+
 }  // namespace
 }  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
   m.impl("draw_rays", TORCH_BOX(&lightning_nerf::draw_rays));
+  m.impl("draw_background", TORCH_BOX(&lightning_nerf::draw_background));
 }

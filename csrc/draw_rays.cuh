@@ -1,10 +1,10 @@
-// One ray through one random pixel: the words behind the index, the pinhole camera, the pixel's colour.
+// One ray through one random pixel: the words behind the index, the pinhole camera, the pixel's colour. And what is behind it.
 #pragma once
 #include "random.cuh"
 
 namespace lightning_nerf {
 
-constexpr uint32_t kStreamRays = 0;  // of lightning_nerf/ops/random.py
+constexpr uint32_t kStreamRays = 0, kStreamBackground = 1;  // of lightning_nerf/ops/random.py
 
 struct DrawRays {
   const uint8_t* images;    // [V, H, W, C]
@@ -68,6 +68,19 @@ LN_HD void draw_ray(const DrawRays& d, int64_t ray) {
   const uint8_t* colour = d.images + flat * d.channels;
   for (int c = 0; c < 3; ++c) d.rgb[3 * ray + c] = float(colour[c]) / 255.0f;
   if (d.alpha) d.alpha[ray] = float(colour[3]) / 255.0f;
+}
+
+struct Background {
+  const int64_t* key;  // [3]
+  int64_t random_steps;
+  float colour[3];
+  float* out;  // [R, 3]
+};
+
+LN_HD void draw_background_of(const Background& b, int64_t ray) {
+  float colour[3] = {b.colour[0], b.colour[1], b.colour[2]};
+  if (b.key[2] < b.random_steps) random_uniform_row(b.key, kStreamBackground, ray, 3, colour);
+  for (int c = 0; c < 3; ++c) b.out[3 * ray + c] = colour[c];
 }
 
 }  // namespace lightning_nerf

@@ -59,4 +59,11 @@ inline std::tuple<DrawRays, DrawnRays> draw_rays_arguments(
   return {d, {origins, directions, nears, fars, ray_times, rgb, alpha, mask, image_index}};
 }
 
+inline std::tuple<Background, Tensor> draw_background_arguments(
+    const Tensor& key, int64_t n, int64_t random_steps, double red, double green, double blue) {
+  check(key, ScalarType::Long, "key");
+  Tensor out = empty(key, {n, 3}, ScalarType::Float);
+  return {{data<int64_t>(key), random_steps, {float(red), float(green), float(blue)}, mutable_data<float>(out)}, out};
+}
+
 }  // namespace lightning_nerf

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "stable.h"
+#include "hash_grid.h"
 
 // The arithmetic over a block of samples is also compiled for AVX2, chosen when the library loads. No fused multiply-add,
 // so the bits are the same on every machine.
@@ -243,39 +243,36 @@ void backward_positions(
 
 constexpr const char* kShapes = "expected 2, 3 or 4 dimensions and 1, 2, 4 or 8 features";
 
-void check_arguments(const Tensor& positions, const Tensor& table, const Tensor& levels) {
-  check_float(positions, "positions");
-  check(table, table.scalar_type(), "table");
-  check_int(levels, "levels");
-}
-
 // Half-precision tables pass through a float copy: they exist for CUDA, and are tested here.
 Tensor to_float(const Tensor& t) {
   return t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
 }
-Tensor to_dtype_of(const Tensor& t, const Tensor& like) {
-  return like.scalar_type() == t.scalar_type() ? t : torch::stable::to(t, like.scalar_type());
+Tensor to_dtype(const Tensor& t, ScalarType dtype) {
+  return dtype == t.scalar_type() ? t : torch::stable::to(t, dtype);
 }
 
-Tensor hash_grid(const Tensor& positions, const Tensor& table, const Tensor& levels) {
-  check_arguments(positions, table, levels);
+Tensor hash_grid(
+    const Tensor& positions, const Tensor& table, const Tensor& levels, const std::optional<Tensor>& working,
+    ScalarType dtype, bool) {
+  const Tensor rows = to_float(check_hash_grid(positions, table, levels, working));
+  STD_TORCH_CHECK(is_table_type(dtype), "dtype: expected float32, float16 or bfloat16");
   const int64_t n = positions.size(0), dims = positions.size(1), features = table.size(1);
   const std::vector<Level> grid = read_levels(levels, table.size(0), dims);
-  const Tensor rows = to_float(table);
   Tensor out = empty(positions, {n, levels.size(0) * features}, ScalarType::Float);
   const float *positions_data = data<float>(positions), *rows_data = data<float>(rows);
   float* out_data = mutable_data<float>(out);
   const bool known = for_shape(
       dims, features, [&](auto d, auto f) { forward<d(), f()>(positions_data, n, rows_data, grid, out_data); });
   STD_TORCH_CHECK(known, kShapes);
-  return to_dtype_of(out, table);
+  return to_dtype(out, dtype);
 }
 
+// Deterministic in any case.
 std::tuple<Tensor, Tensor> hash_grid_backward(
-    const Tensor& grad, const Tensor& positions, const Tensor& table, const Tensor& levels, bool for_positions,
-    bool for_table) {
-  check_arguments(positions, table, levels);
-  check(grad, table.scalar_type(), "grad");
+    const Tensor& grad, const Tensor& positions, const Tensor& table, const Tensor& levels,
+    const std::optional<Tensor>& working, bool for_positions, bool for_table, bool) {
+  const Tensor& read = check_hash_grid(positions, table, levels, working);
+  check_grad(grad, positions, table, levels);
   const int64_t n = positions.size(0), dims = positions.size(1), features = table.size(1);
   const std::vector<Level> grid = read_levels(levels, table.size(0), dims);
   const Tensor grad_float = to_float(grad);
@@ -284,7 +281,7 @@ std::tuple<Tensor, Tensor> hash_grid_backward(
   Tensor grad_table = for_table ? torch::stable::new_zeros(table, {table.size(0), features}, ScalarType::Float)
                                 : empty(table, {0}, ScalarType::Float);
   const float *grad_data = data<float>(grad_float), *positions_data = data<float>(positions);
-  const Tensor rows = for_positions ? to_float(table) : table;
+  const Tensor rows = for_positions ? to_float(read) : read;
   const bool known = for_shape(dims, features, [&](auto d, auto f) {
     if (for_table) backward_table<d(), f()>(grad_data, positions_data, n, grid, mutable_data<float>(grad_table));
     if (for_positions)
@@ -292,17 +289,19 @@ std::tuple<Tensor, Tensor> hash_grid_backward(
           grad_data, positions_data, n, data<float>(rows), grid, mutable_data<float>(grad_positions));
   });
   STD_TORCH_CHECK(known, kShapes);
-  return {grad_positions, to_dtype_of(grad_table, table)};
+  return {grad_positions, to_dtype(grad_table, table.scalar_type())};
 }
 
 }  // namespace
 }  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
-  m.def("hash_grid(Tensor positions, Tensor table, Tensor levels) -> Tensor");
   m.def(
-      "hash_grid_backward(Tensor grad, Tensor positions, Tensor table, Tensor levels, bool for_positions, bool for_table) "
-      "-> (Tensor, Tensor)");
+      "hash_grid(Tensor positions, Tensor table, Tensor levels, Tensor? working, ScalarType dtype, bool deterministic) "
+      "-> Tensor");
+  m.def(
+      "hash_grid_backward(Tensor grad, Tensor positions, Tensor table, Tensor levels, Tensor? working, "
+      "bool for_positions, bool for_table, bool deterministic) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {

@@ -3,50 +3,44 @@
 
 #include "cuda.cuh"
 #include "hash_grid.cuh"
+#include "hash_grid.h"
 
 namespace lightning_nerf {
 namespace {
 
-// A thread serves the levels that fill 8 values of its sample's output row (in float32 one 32-byte sector). Groups of
-// levels are the slow grid dimension: while blocks of one group run, only its part of the table competes for the L2 cache.
+// A block serves the levels that fill 8 values of its samples' output rows. Groups of levels are the slow grid dimension:
+// while blocks of one group run, only its part of the table competes for the caches.
 constexpr int kValues = 8;
 template <int F>
 constexpr int kLevels = kValues / F;
 
-constexpr unsigned kWarp = 0xFFFFFFFFu;
-constexpr int kMaxRuns = 24;  // with more runs of samples of one cell in a warp, summing them first does not pay
+constexpr int kPairs = kThreads / 2;
+constexpr int kRun = 8;               // consecutive samples that one thread of the backward pass sums
+constexpr int64_t kMaxBlocks = 2048;  // about 16 per multiprocessor; each reads its levels once
 
-// F values that are loaded and stored together.
-template <typename T, int F>
-struct alignas(F * sizeof(T) < 16 ? F * sizeof(T) : 16) Features {
-  T value[F];
-};
-
-template <int F, typename T>
-__device__ __forceinline__ Features<T, F> load(const T* __restrict__ p) {
-  return *reinterpret_cast<const Features<T, F>*>(p);
+// Four values in one store: the compiler makes several of an assignment here.
+__device__ __forceinline__ void store4(float* out, const float* v) {
+  __stwb(reinterpret_cast<float4*>(out), make_float4(v[0], v[1], v[2], v[3]));
+}
+template <typename Pair>
+__device__ __forceinline__ void store4(void* out, Pair low, Pair high) {
+  __stwb(static_cast<uint2*>(out), make_uint2(*reinterpret_cast<uint32_t*>(&low), *reinterpret_cast<uint32_t*>(&high)));
+}
+__device__ __forceinline__ void store4(__half* out, const float* v) {
+  store4(out, __floats2half2_rn(v[0], v[1]), __floats2half2_rn(v[2], v[3]));
+}
+__device__ __forceinline__ void store4(__nv_bfloat16* out, const float* v) {
+  store4(out, __floats2bfloat162_rn(v[0], v[1]), __floats2bfloat162_rn(v[2], v[3]));
 }
 
-// The levels of this block, read once. All threads of the block must come here.
-template <int D, int F>
-__device__ __forceinline__ void share_levels(
-    const int32_t* __restrict__ levels,  // [n_levels, 3]
-    int n_levels, int64_t n_rows, Level (&shared)[kLevels<F>]) {
-  const int l = blockIdx.y * kLevels<F> + threadIdx.x;
-  if (threadIdx.x < kLevels<F> && l < n_levels && !read_level<D>(levels + 3 * l, n_rows, shared[threadIdx.x])) __trap();
-  __syncthreads();
-}
-
-template <int D, int F, bool Hashed, typename T>
-__device__ __forceinline__ void interpolate(
-    const T* __restrict__ table,  // [n_rows, F]
-    const Level& level, const Cell<D>& cell, float* sum) {  // sum [F]
+template <typename T>
+__device__ __forceinline__ void store_up_to_4(T* out, const float* values, int count, bool aligned) {
+  if (aligned) {
+    store4(out, values);
+  } else {
 #pragma unroll
-  for (int c = 0; c < 1 << D; ++c) {
-    const Features<T, F> row = load<F>(table + (level.offset + corner_row<D, Hashed>(cell, level, c)) * F);
-    const float weight = corner_weight<D>(cell, c);
-#pragma unroll
-    for (int f = 0; f < F; ++f) sum[f] += weight * float(row.value[f]);
+    for (int v = 0; v < 4; ++v)
+      if (v < count) out[v] = T(values[v]);
   }
 }
 
@@ -55,151 +49,198 @@ __global__ void forward_kernel(
     const float* __restrict__ positions,  // [n, D]
     const T* __restrict__ table,          // [n_rows, F]
     const int32_t* __restrict__ levels,   // [n_levels, 3]
-    int64_t n, int64_t n_rows, int n_levels,
-    T* __restrict__ out) {  // [n, n_levels, F]
-  __shared__ Level shared[kLevels<F>];
-  share_levels<D, F>(levels, n_levels, n_rows, shared);
-  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (i >= n) return;
-  float x[D];
-  for (int d = 0; d < D; ++d) x[d] = clamp_to_unit(positions[i * D + d]);
+    int64_t n, int64_t n_rows, int n_levels, ScalarType dtype,
+    void* __restrict__ out) {  // [n, n_levels, F] of dtype
+  constexpr int L = kLevels<F>, kHalf = kValues / 2;
+  static_assert(kHalf == 4);
+  __shared__ Level shared[L];
+  const int first = blockIdx.y * L, count = min(L, n_levels - first);
+  read_levels<D>(levels, first, count, n_rows, shared);
+  const int side = pair_side();
+  const bool aligned = n_levels % L == 0;  // rows of whole groups
 
-  const int first = blockIdx.y * kLevels<F>;
-  float sum[kValues] = {};
+  for (int64_t begin = blockIdx.x * int64_t(kPairs); begin < n; begin += gridDim.x * int64_t(kPairs)) {
+    const int64_t i = begin + threadIdx.x / 2;
+    const int64_t at = i < n ? i : n - 1;  // lanes without a sample stay: pairs exchange their sums
+    float x[D];
 #pragma unroll
-  for (int k = 0; k < kLevels<F>; ++k) {
-    if (first + k >= n_levels) break;
-    const Level& level = shared[k];
-    const Cell<D> cell = locate<D>(x, level);
-    if (level.hashed) {
-      interpolate<D, F, true>(table, level, cell, sum + k * F);
+    for (int d = 0; d < D; ++d) x[d] = clamp_to_unit(positions[at * D + d]);
+
+    float sum[kValues] = {};
+#pragma unroll
+    for (int k = 0; k < L; ++k) {
+      if (k >= count) break;
+      interpolate<D, F, 2>(table, shared[k], face<D>(locate<D>(x, shared[k]), side), sum + k * F);
+    }
+
+    float mine[kHalf];  // the even lane's are the first half of the pair's values
+#pragma unroll
+    for (int v = 0; v < kHalf; ++v) {
+      const float other = __shfl_xor_sync(0xFFFFFFFFu, side ? sum[v] : sum[v + kHalf], 1);
+      mine[v] = (side ? sum[v + kHalf] : sum[v]) + other;
+    }
+    if (i >= n) continue;
+    const int64_t row = (i * n_levels + first) * F + side * kHalf;
+    const int left = count * F - side * kHalf;
+    if (dtype == ScalarType::Float) {
+      store_up_to_4(static_cast<float*>(out) + row, mine, left, aligned);
+    } else if (dtype == ScalarType::Half) {
+      store_up_to_4(static_cast<__half*>(out) + row, mine, left, aligned);
     } else {
-      interpolate<D, F, false>(table, level, cell, sum + k * F);
+      store_up_to_4(static_cast<__nv_bfloat16*>(out) + row, mine, left, aligned);
     }
-  }
-
-  T* row = out + (i * n_levels + first) * F;
-  if (n_levels % kLevels<F> == 0) {  // rows of whole groups: all stores are aligned
-    using Store = Features<T, 16 / sizeof(T)>;
-    constexpr int width = 16 / sizeof(T);
-#pragma unroll
-    for (int v = 0; v < kValues; v += width) {
-      Store store;
-#pragma unroll
-      for (int j = 0; j < width; ++j) store.value[j] = T(sum[v + j]);
-      *reinterpret_cast<Store*>(row + v) = store;
-    }
-  } else {
-#pragma unroll
-    for (int v = 0; v < kValues; ++v)
-      if (first + v / F < n_levels) row[v] = T(sum[v]);
   }
 }
 
-// One atomic per 8 or 16 bytes from Hopper on.
-template <int F>
-__device__ __forceinline__ void atomic_add(float* row, const float* value) {  // row [F], aligned to its size
-#if __CUDA_ARCH__ >= 900
-  if constexpr (F == 1) {
-    atomicAdd(row, value[0]);
-  } else if constexpr (F == 2) {
-    atomicAdd(reinterpret_cast<float2*>(row), make_float2(value[0], value[1]));
-  } else {
-#pragma unroll
-    for (int f = 0; f < F; f += 4)
-      atomicAdd(reinterpret_cast<float4*>(row + f), make_float4(value[f], value[f + 1], value[f + 2], value[f + 3]));
-  }
-#else
-#pragma unroll
-  for (int f = 0; f < F; ++f) atomicAdd(row + f, value[f]);
-#endif
-}
+// Sums rows of gradients in float32, in any order.
+struct FloatSums {
+  float* rows;  // [n_rows, F]
 
-// Runs of neighbouring lanes whose samples lie in one cell: on coarse levels most of a ray's samples do.
-template <int D>
-struct Runs {
-  int count;
-  bool head;  // this lane is the first of its run
-  int end;    // one past the last lane of this lane's run
+  __device__ void begin() {}
 
-  __device__ __forceinline__ explicit Runs(const Cell<D>& cell) {
-    const int lane = threadIdx.x & 31;
-    head = lane == 0;
-    for (int d = 0; d < D; ++d) {  // multipliers are odd or strides: equal lower terms mean the same cell
-      const uint32_t term = cell.axis[d].term[0];
-      head |= __shfl_up_sync(kWarp, term, 1) != term;
-    }
-    const unsigned heads = __ballot_sync(kWarp, head);
-    const unsigned later = lane == 31 ? 0u : heads & (kWarp << (lane + 1));
-    count = __popc(heads);
-    end = later == 0u ? 32 : __ffs(later) - 1;
-  }
-
-  // The head gets the sum over its run.
-  __device__ __forceinline__ float sum(float value) const {
-    const int lane = threadIdx.x & 31;
-#pragma unroll
-    for (int offset = 1; offset < 32; offset *= 2) {
-      const float other = __shfl_down_sync(kWarp, value, offset);
-      if (lane + offset < end) value += other;
-    }
-    return value;
+  template <int F>
+  __device__ __forceinline__ void add(int64_t row, const float* value) const {
+    atomic_add<F>(rows + row * F, value);
   }
 };
 
-template <int D, int F, typename T>
+// The power of two that maps a sum of n values of at most `largest` to less than 2^62; 0 where all values are 0.
+__device__ __forceinline__ double fixed_scale(uint32_t largest_bits, int64_t n) {
+  const float largest = __uint_as_float(largest_bits);
+  return largest > 0.0f ? scalbn(1.0, 62 - (64 - __clzll(n)) - (ilogbf(largest) + 1)) : 0.0;
+}
+
+constexpr uint32_t kInfinityBits = 0x7F800000u;
+
+// Sums rows in 64-bit fixed point, whose sums do not depend on their order.
+struct FixedSums {
+  unsigned long long* rows;  // [n_rows, F]
+  const uint32_t* largest;   // [1] bits of the largest magnitude of a gradient
+  int64_t n;
+  double scale;
+
+  __device__ void begin() { scale = *largest < kInfinityBits ? fixed_scale(*largest, n) : 0.0; }
+
+  template <int F>
+  __device__ __forceinline__ void add(int64_t row, const float* value) const {
+#pragma unroll
+    for (int f = 0; f < F; ++f)
+      atomicAdd(rows + row * F + f, static_cast<unsigned long long>(__double2ll_rn(double(value[f]) * scale)));
+  }
+};
+
+__global__ void largest_kernel(
+    const float* __restrict__ grad,  // [size]
+    int64_t size,
+    uint32_t* __restrict__ largest) {  // [1], zero before; NaN's bits are larger than infinity's
+  uint32_t bits = 0;
+  for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < size; i += gridDim.x * int64_t(blockDim.x))
+    bits = max(bits, __float_as_uint(grad[i]) & 0x7FFFFFFFu);
+  for (int offset = 16; offset > 0; offset /= 2) bits = max(bits, __shfl_xor_sync(0xFFFFFFFFu, bits, offset));
+  if (threadIdx.x % 32 == 0) atomicMax(largest, bits);
+}
+
+__global__ void fixed_to_float_kernel(
+    const long long* __restrict__ sums,  // [size]
+    const uint32_t* __restrict__ largest,
+    int64_t n, int64_t size,
+    float* __restrict__ out) {  // [size]
+  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
+  if (i >= size) return;
+  if (*largest >= kInfinityBits) {
+    out[i] = __uint_as_float(0x7FC00000u);  // one gradient was not finite
+  } else {
+    out[i] = *largest > 0 ? float(double(sums[i]) / fixed_scale(*largest, n)) : 0.0f;
+  }
+}
+
+// Lanes of a warp: two sides, then levels, then runs of samples.
+template <int D, int F, typename G, typename Sums>
 __global__ void backward_table_kernel(
-    const T* __restrict__ grad,           // [n, n_levels, F]
+    const G* __restrict__ grad,           // [n, n_levels, F]
     const float* __restrict__ positions,  // [n, D]
     const int32_t* __restrict__ levels,   // [n_levels, 3]
-    int64_t n, int64_t n_rows, int n_levels,
-    float* __restrict__ grad_table) {  // [n_rows, F], zero before
-  __shared__ Level shared[kLevels<F>];
-  share_levels<D, F>(levels, n_levels, n_rows, shared);
-  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  const bool exists = i < n;  // lanes without a sample stay: the warp sums together
-  float x[D];
-  for (int d = 0; d < D; ++d) x[d] = exists ? clamp_to_unit(positions[i * D + d]) : 0.0f;
+    int64_t n, int64_t n_rows, int n_levels, Sums sums) {
+  constexpr int L = kLevels<F>, kBatch = 4, kSamples = kPairs / L * kRun;
+  static_assert(kRun % kBatch == 0);
+  __shared__ Level shared[L];
+  const int first = blockIdx.y * L, count = min(L, n_levels - first);
+  read_levels<D>(levels, first, count, n_rows, shared);
+  const int side = pair_side(), k = threadIdx.x / 2 % L;
+  if (k >= count) return;
+  const Level level = shared[k];
+  sums.begin();
+  const auto add_row = [&](int64_t row, const float* value) { sums.template add<F>(row, value); };
 
-  const int first = blockIdx.y * kLevels<F>;
+  for (int64_t begin = blockIdx.x * int64_t(kSamples); begin < n; begin += gridDim.x * int64_t(kSamples)) {
+    FaceSum<D, F> sum;
+    const int64_t run = begin + threadIdx.x / (2 * L) * kRun;
 #pragma unroll 1
-  for (int k = 0; k < kLevels<F> && first + k < n_levels; ++k) {
-    const Level& level = shared[k];
-    float g[F] = {};
-    bool zero = true;
-    if (exists) {
-      const Features<T, F> loaded = load<F>(grad + (i * n_levels + first + k) * F);
+    for (int64_t i = run; i < min(run + kRun, n); i += kBatch) {
+      Features<G, F> g[kBatch];
+      float x[kBatch * D];
+      if (i + kBatch <= n) {
 #pragma unroll
-      for (int f = 0; f < F; ++f) {
-        g[f] = float(loaded.value[f]);
-        zero &= g[f] == 0.0f;
+        for (int j = 0; j < kBatch; ++j) g[j] = load<F>(grad + ((i + j) * n_levels + first + k) * F);
+#pragma unroll
+        for (int d = 0; d < D; ++d) {
+          const Features<float, kBatch> loaded = load<kBatch>(positions + i * D + d * kBatch);
+#pragma unroll
+          for (int j = 0; j < kBatch; ++j) x[d * kBatch + j] = loaded.value[j];
+        }
+      } else {
+#pragma unroll
+        for (int j = 0; j < kBatch; ++j) {
+          const bool exists = i + j < n;
+          if (exists) g[j] = load<F>(grad + ((i + j) * n_levels + first + k) * F);
+#pragma unroll
+          for (int f = 0; f < F; ++f)
+            if (!exists) g[j].value[f] = G(0.0f);
+#pragma unroll
+          for (int d = 0; d < D; ++d) x[j * D + d] = exists ? positions[(i + j) * D + d] : 0.0f;
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kBatch; ++j) {
+        float value[F], point[D];
+        bool zero = true;
+#pragma unroll
+        for (int f = 0; f < F; ++f) {
+          value[f] = float(g[j].value[f]);
+          zero &= value[f] == 0.0f;
+        }
+        if (zero) continue;  // dropped samples cost nothing
+#pragma unroll
+        for (int d = 0; d < D; ++d) point[d] = clamp_to_unit(x[j * D + d]);
+        sum.add(level, face<D>(locate<D>(point, level), side), value, add_row);
       }
     }
-    if (__all_sync(kWarp, zero)) continue;  // dropped samples cost nothing
-    const Cell<D> cell = locate<D>(x, level);
-    const Runs<D> runs(cell);
-    const bool summed = runs.count <= kMaxRuns;  // the same for all lanes
+    sum.flush(level, add_row);
+  }
+}
+
+template <int F>
+__device__ __forceinline__ void load_as_float(const void* __restrict__ p, ScalarType dtype, int64_t at, float* value) {
+  const auto convert = [&](const auto* typed) {
+    const auto loaded = load<F>(typed + at);
 #pragma unroll
-    for (int c = 0; c < 1 << D; ++c) {
-      const uint32_t row = level.hashed ? corner_row<D, true>(cell, level, c) : corner_row<D, false>(cell, level, c);
-      const float weight = corner_weight<D>(cell, c);
-      float value[F];
-#pragma unroll
-      for (int f = 0; f < F; ++f) {
-        value[f] = weight * g[f];
-        if (summed) value[f] = runs.sum(value[f]);
-      }
-      if (summed ? runs.head : !zero) atomic_add<F>(grad_table + (level.offset + row) * F, value);
-    }
+    for (int f = 0; f < F; ++f) value[f] = float(loaded.value[f]);
+  };
+  if (dtype == ScalarType::Float) {
+    convert(static_cast<const float*>(p));
+  } else if (dtype == ScalarType::Half) {
+    convert(static_cast<const __half*>(p));
+  } else {
+    convert(static_cast<const __nv_bfloat16*>(p));
   }
 }
 
 template <int D, int F, typename T>
 __global__ void backward_positions_kernel(
-    const T* __restrict__ grad,           // [n, n_levels, F]
-    const float* __restrict__ positions,  // [n, D]
-    const T* __restrict__ table,          // [n_rows, F]
-    const int32_t* __restrict__ levels,   // [n_levels, 3]
+    const void* __restrict__ grad, ScalarType dtype,  // [n, n_levels, F] of dtype
+    const float* __restrict__ positions,              // [n, D]
+    const T* __restrict__ table,                      // [n_rows, F]
+    const int32_t* __restrict__ levels,               // [n_levels, 3]
     int64_t n, int64_t n_rows, int n_levels,
     float* __restrict__ grad_positions) {  // [n, D]
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
@@ -208,10 +249,11 @@ __global__ void backward_positions_kernel(
   for (int d = 0; d < D; ++d) x[d] = clamp_to_unit(positions[i * D + d]);
 #pragma unroll 1
   for (int l = 0; l < n_levels; ++l) {
-    const Features<T, F> g = load<F>(grad + (i * n_levels + l) * F);
+    float g[F];
+    load_as_float<F>(grad, dtype, (i * n_levels + l) * F, g);
     bool zero = true;
 #pragma unroll
-    for (int f = 0; f < F; ++f) zero &= float(g.value[f]) == 0.0f;
+    for (int f = 0; f < F; ++f) zero &= g[f] == 0.0f;
     if (zero) continue;
     Level level;
     if (!read_level<D>(levels + 3 * l, n_rows, level)) __trap();
@@ -223,7 +265,7 @@ __global__ void backward_positions_kernel(
       const Features<T, F> row = load<F>(table + (level.offset + at) * F);
       float grad_weight = 0.0f;
 #pragma unroll
-      for (int f = 0; f < F; ++f) grad_weight += float(g.value[f]) * float(row.value[f]);
+      for (int f = 0; f < F; ++f) grad_weight += g[f] * float(row.value[f]);
 #pragma unroll
       for (int d = 0; d < D; ++d) slope[d] += grad_weight * corner_slope<D>(cell, c, d);
     }
@@ -232,17 +274,19 @@ __global__ void backward_positions_kernel(
   for (int d = 0; d < D; ++d) grad_positions[i * D + d] = inside_unit(positions[i * D + d]) ? sum[d] : 0.0f;
 }
 
-// body(D, F, T()) for the positions' dimensions, the table's features and its type.
+// body(T()) for a tensor's type, one of the three that the checks let pass.
 template <typename Body>
-void for_shape_and_type(const Tensor& positions, const Tensor& table, const Body& body) {
-  const bool known = for_shape(positions.size(1), table.size(1), [&](auto d, auto f) {
-    switch (table.scalar_type()) {
-      case ScalarType::Float: return body(d, f, float());
-      case ScalarType::Half: return body(d, f, __half());
-      case ScalarType::BFloat16: return body(d, f, __nv_bfloat16());
-      default: STD_TORCH_CHECK(false, "table: expected float32, float16 or bfloat16");
-    }
-  });
+void for_type(const Tensor& t, const Body& body) {
+  switch (t.scalar_type()) {
+    case ScalarType::Half: return body(__half());
+    case ScalarType::BFloat16: return body(__nv_bfloat16());
+    default: return body(float());
+  }
+}
+
+template <typename Body>
+void for_dims_and_features(const Tensor& positions, const Tensor& table, const Body& body) {
+  const bool known = for_shape(positions.size(1), table.size(1), body);
   STD_TORCH_CHECK(known, "expected 2, 3 or 4 dimensions and 1, 2, 4 or 8 features");
 }
 
@@ -251,67 +295,113 @@ Tensor aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
 }
 
-dim3 grid(int64_t n, int64_t n_levels, int levels_per_block) {
-  return dim3(blocks(n), blocks(n_levels, levels_per_block));
+// Blocks that each take tiles of `samples`, for each group of `levels_per_block` levels.
+dim3 grid(int64_t n, int samples, int64_t n_levels, int levels_per_block) {
+  const unsigned groups = blocks(n_levels, levels_per_block);
+  const int64_t most = kMaxBlocks / groups > 0 ? kMaxBlocks / groups : 1;
+  const int64_t tiles = blocks(n, samples);
+  return dim3(unsigned(tiles < most ? tiles : most), groups);
 }
 
-void check_arguments(const Tensor& positions, const Tensor& table, const Tensor& levels) {
-  check_float(positions, "positions");
-  check(table, table.scalar_type(), "table");
-  check_int(levels, "levels");
-}
-
-Tensor hash_grid(const Tensor& positions, const Tensor& table_any, const Tensor& levels) {
-  check_arguments(positions, table_any, levels);
+Tensor hash_grid(
+    const Tensor& positions, const Tensor& table, const Tensor& levels, const std::optional<Tensor>& working,
+    ScalarType dtype, bool) {
+  const Tensor& read = check_hash_grid(positions, table, levels, working);
+  STD_TORCH_CHECK(is_table_type(dtype), "dtype: expected float32, float16 or bfloat16");
   const Launch launch(positions);
-  const Tensor table = aligned(table_any);
+  const Tensor rows = aligned(read);
   const int64_t n = positions.size(0), n_levels = levels.size(0);
-  Tensor out = empty(table, {n, n_levels * table.size(1)}, table.scalar_type());
+  Tensor out = empty(positions, {n, n_levels * table.size(1)}, dtype);
   if (n == 0 || n_levels == 0) return out;
-  for_shape_and_type(positions, table, [&](auto d, auto f, auto type) {
-    using T = decltype(type);
-    forward_kernel<d(), f(), T><<<grid(n, n_levels, kLevels<f()>), kThreads, 0, launch.stream>>>(
-        data<float>(positions), static_cast<const T*>(table.data_ptr()), data<int32_t>(levels), n, table.size(0),
-        int(n_levels), static_cast<T*>(out.data_ptr()));
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  for_dims_and_features(positions, table, [&](auto d, auto f) {
+    for_type(rows, [&](auto type) {
+      using T = decltype(type);
+      forward_kernel<d(), f(), T><<<grid(n, kPairs, n_levels, kLevels<f()>), kThreads, 0, launch.stream>>>(
+          data<float>(positions), static_cast<const T*>(rows.data_ptr()), data<int32_t>(levels), n, table.size(0),
+          int(n_levels), dtype, out.data_ptr());
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    });
   });
   return out;
 }
 
+template <typename Sums>
+void add_to_table(
+    const Launch& launch, const Tensor& grad, const Tensor& positions, const Tensor& table, const Tensor& levels,
+    Sums sums) {
+  const int64_t n = positions.size(0), n_levels = levels.size(0);
+  for_dims_and_features(positions, table, [&](auto d, auto f) {
+    const auto run = [&](auto type) {
+      using G = decltype(type);
+      const dim3 blocks = grid(n, kPairs / kLevels<f()> * kRun, n_levels, kLevels<f()>);
+      backward_table_kernel<d(), f(), G><<<blocks, kThreads, 0, launch.stream>>>(
+          static_cast<const G*>(grad.data_ptr()), data<float>(positions), data<int32_t>(levels), n, table.size(0),
+          int(n_levels), sums);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    };
+    if constexpr (std::is_same_v<Sums, FixedSums>) {
+      run(float());
+    } else {
+      for_type(grad, run);
+    }
+  });
+}
+
+// The same bits in every run, at the price of a pass for the scale, 8 bytes per value and one more pass over the table.
+void add_to_table_fixed(
+    const Launch& launch, const Tensor& grad_any, const Tensor& positions, const Tensor& table, const Tensor& levels,
+    Tensor& grad_table) {
+  const Tensor grad = grad_any.scalar_type() == ScalarType::Float
+      ? grad_any : torch::stable::to(grad_any, ScalarType::Float);
+  const int64_t n = positions.size(0), size = table.size(0) * table.size(1);
+  Tensor sums = torch::stable::new_zeros(table, {table.size(0), table.size(1)}, ScalarType::Long);
+  Tensor largest = torch::stable::new_zeros(table, {1}, ScalarType::Int);
+  uint32_t* bits = reinterpret_cast<uint32_t*>(mutable_data<int32_t>(largest));
+  const int64_t grad_size = n * levels.size(0) * table.size(1);
+  largest_kernel<<<grid(grad_size, kThreads, 1, 1), kThreads, 0, launch.stream>>>(data<float>(grad), grad_size, bits);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  auto* rows = reinterpret_cast<unsigned long long*>(mutable_data<int64_t>(sums));
+  add_to_table(launch, grad, positions, table, levels, FixedSums{rows, bits, n, 0.0});
+  fixed_to_float_kernel<<<blocks(size), kThreads, 0, launch.stream>>>(
+      reinterpret_cast<const long long*>(rows), bits, n, size, mutable_data<float>(grad_table));
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+}
+
 std::tuple<Tensor, Tensor> hash_grid_backward(
-    const Tensor& grad_any, const Tensor& positions, const Tensor& table_any, const Tensor& levels, bool for_positions,
-    bool for_table) {
-  check_arguments(positions, table_any, levels);
-  check(grad_any, table_any.scalar_type(), "grad");
-  const Launch launch(positions);
-  const Tensor grad = aligned(grad_any), table = aligned(table_any);
+    const Tensor& grad_any, const Tensor& positions_any, const Tensor& table, const Tensor& levels,
+    const std::optional<Tensor>& working, bool for_positions, bool for_table, bool deterministic) {
+  const Tensor& read = check_hash_grid(positions_any, table, levels, working);
+  check_grad(grad_any, positions_any, table, levels);
+  const Launch launch(positions_any);
+  const Tensor grad = aligned(grad_any), positions = aligned(positions_any);
   const int64_t n = positions.size(0), n_rows = table.size(0), n_levels = levels.size(0);
-  Tensor grad_positions = for_positions
-      ? torch::stable::new_zeros(positions, {n, positions.size(1)}, ScalarType::Float)
-      : empty(positions, {0}, ScalarType::Float);
-  Tensor grad_table = for_table ? torch::stable::new_zeros(table, {n_rows, table.size(1)}, ScalarType::Float)
-                                : empty(table, {0}, table.scalar_type());
-  if (n > 0 && n_levels > 0) {
-    for_shape_and_type(positions, table, [&](auto d, auto f, auto type) {
-      using T = decltype(type);
-      const T* grad_data = static_cast<const T*>(grad.data_ptr());
-      if (for_table) {
-        backward_table_kernel<d(), f(), T><<<grid(n, n_levels, kLevels<f()>), kThreads, 0, launch.stream>>>(
-            grad_data, data<float>(positions), data<int32_t>(levels), n, n_rows, int(n_levels),
-            mutable_data<float>(grad_table));
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
-      }
-      if (for_positions) {
-        backward_positions_kernel<d(), f(), T><<<blocks(n), kThreads, 0, launch.stream>>>(
-            grad_data, data<float>(positions), static_cast<const T*>(table.data_ptr()), data<int32_t>(levels), n, n_rows,
-            int(n_levels), mutable_data<float>(grad_positions));
-        STD_CUDA_KERNEL_LAUNCH_CHECK();
-      }
-    });
+  const bool any = n > 0 && n_levels > 0;
+
+  Tensor grad_positions = empty(positions, {0}, ScalarType::Float);
+  if (for_positions) {
+    grad_positions = torch::stable::new_zeros(positions, {n, positions.size(1)}, ScalarType::Float);
+    const Tensor rows = aligned(read);
+    if (any) {
+      for_dims_and_features(positions, table, [&](auto d, auto f) {
+        for_type(rows, [&](auto type) {
+          using T = decltype(type);
+          backward_positions_kernel<d(), f(), T><<<blocks(n), kThreads, 0, launch.stream>>>(
+              grad.data_ptr(), grad.scalar_type(), data<float>(positions), static_cast<const T*>(rows.data_ptr()),
+              data<int32_t>(levels), n, n_rows, int(n_levels), mutable_data<float>(grad_positions));
+          STD_CUDA_KERNEL_LAUNCH_CHECK();
+        });
+      });
+    }
   }
-  if (for_table && table.scalar_type() != ScalarType::Float)
-    return {grad_positions, torch::stable::to(grad_table, table.scalar_type())};
-  return {grad_positions, grad_table};
+  if (!for_table) return {grad_positions, empty(table, {0}, table.scalar_type())};
+  Tensor grad_table = torch::stable::new_zeros(table, {n_rows, table.size(1)}, ScalarType::Float);
+  if (any && deterministic) {
+    add_to_table_fixed(launch, grad, positions, table, levels, grad_table);
+  } else if (any) {
+    add_to_table(launch, grad, positions, table, levels, FloatSums{mutable_data<float>(grad_table)});
+  }
+  if (table.scalar_type() == ScalarType::Float) return {grad_positions, grad_table};
+  return {grad_positions, torch::stable::to(grad_table, table.scalar_type())};
 }
 
 }  // namespace

@@ -94,6 +94,14 @@ LN_HD float corner_weight(const Cell<D>& cell, int c) {
   return weight;
 }
 
+// One of the cell's two faces across axis 0, at the lower (0) or the upper (1) vertices: the even corners of the result.
+template <int D>
+LN_HD Cell<D> face(Cell<D> cell, int side) {
+  cell.axis[0].term[0] = cell.axis[0].term[side ? 1 : 0];
+  cell.axis[0].weight[0] = cell.axis[0].weight[side ? 1 : 0];
+  return cell;
+}
+
 // d corner_weight / d grid coordinate along `axis`.
 template <int D>
 LN_HD float corner_slope(const Cell<D>& cell, int c, int axis) {
@@ -122,5 +130,149 @@ bool for_shape(int64_t dims, int64_t features, const Body& body) {
     default: return false;
   }
 }
+
+#ifdef __CUDACC__
+
+// Two neighbouring lanes share a sample: the even lane takes the lower face of its cell across axis 0, the odd lane the
+// upper one. The rows at the ends of an edge along axis 0 are r and r + 1 on a dense level and, as that axis' prime is 1,
+// differ in the low bits of r on a hashed one: mostly one transaction of 32 bytes (in 3 of 4 cells for rows of 8 bytes).
+__device__ __forceinline__ int pair_side() { return threadIdx.x & 1; }
+
+// F values that are loaded and stored together.
+template <typename T, int F>
+struct alignas(F * sizeof(T) < 16 ? F * sizeof(T) : 16) Features {
+  T value[F];
+};
+
+template <int F, typename T>
+__device__ __forceinline__ Features<T, F> load(const T* __restrict__ p) {
+  return *reinterpret_cast<const Features<T, F>*>(p);
+}
+
+// Levels `first` to `first + count` for the block. All of its threads must come here.
+template <int D>
+__device__ __forceinline__ void read_levels(
+    const int32_t* __restrict__ levels,  // [n_levels, 3]
+    int first, int count, int64_t n_rows,
+    Level* shared) {  // [count]
+  for (int l = threadIdx.x; l < count; l += blockDim.x)
+    if (!read_level<D>(levels + 3 * (first + l), n_rows, shared[l])) __trap();
+  __syncthreads();
+}
+
+template <int D, int F, bool Hashed, int Step, typename T>
+__device__ __forceinline__ void interpolate_corners(
+    const T* __restrict__ table,  // [n_rows, F]
+    const Level& level, const Cell<D>& cell, float* sum) {
+  const T* rows = table + level.offset * F;
+#pragma unroll
+  for (int c = 0; c < 1 << D; c += Step) {
+    const Features<T, F> row = load<F>(rows + int64_t(corner_row<D, Hashed>(cell, level, c)) * F);
+    const float weight = corner_weight<D>(cell, c);
+#pragma unroll
+    for (int f = 0; f < F; ++f) sum[f] += weight * float(row.value[f]);
+  }
+}
+
+// Adds to sum [F] a level's features at a point: of all corners of its cell (Step = 1), or of a face's (Step = 2).
+template <int D, int F, int Step = 1, typename T>
+__device__ __forceinline__ void interpolate(
+    const T* __restrict__ table,  // [n_rows, F]
+    const Level& level, const Cell<D>& cell, float* sum) {
+  if (level.hashed) {
+    interpolate_corners<D, F, true, Step>(table, level, cell, sum);
+  } else {
+    interpolate_corners<D, F, false, Step>(table, level, cell, sum);
+  }
+}
+
+// As interpolate, for two neighbouring lanes with one point that want a level each, the even lane `levels[0]`: each takes
+// one face of both cells and gets its own level's features. All lanes in `mask` must come, which splits no pair.
+template <int D, int F, typename T>
+__device__ __forceinline__ void interpolate_pair(
+    const T* __restrict__ table,  // [n_rows, F]
+    const Level* levels,          // [2]
+    const float* x,               // [D] in [0, 1]
+    float* sum, unsigned mask = 0xFFFFFFFFu) {
+  const int side = pair_side();
+  float part[2][F] = {};
+#pragma unroll
+  for (int l = 0; l < 2; ++l) interpolate<D, F, 2>(table, levels[l], face<D>(locate<D>(x, levels[l]), side), part[l]);
+#pragma unroll
+  for (int f = 0; f < F; ++f)
+    sum[f] += (side ? part[1][f] : part[0][f]) + __shfl_xor_sync(mask, side ? part[0][f] : part[1][f], 1);
+}
+
+// A thread's gradients for the rows of a face, summed as long as its samples stay in one cell, as neighbours on a ray do on
+// all but the finest levels. add_row(row, value [F]) takes the sums.
+template <int D, int F>
+struct FaceSum {
+  uint32_t term[D];  // of the face, as its CellAxis::term[0]
+  float value[1 << (D - 1)][F];
+  bool filled = false;
+
+  template <typename AddRow>
+  __device__ __forceinline__ void add(
+      const Level& level, const Cell<D>& face, const float* grad, const AddRow& add_row) {  // grad [F]
+    bool same = filled;  // multipliers are odd or strides: equal lower terms mean the same cell
+#pragma unroll
+    for (int d = 0; d < D; ++d) same &= face.axis[d].term[0] == term[d];
+    if (!same) {
+      flush(level, add_row);
+      filled = true;
+#pragma unroll
+      for (int d = 0; d < D; ++d) term[d] = face.axis[d].term[0];
+#pragma unroll
+      for (int c = 0; c < 1 << (D - 1); ++c)
+#pragma unroll
+        for (int f = 0; f < F; ++f) value[c][f] = 0.0f;
+    }
+#pragma unroll
+    for (int c = 0; c < 1 << (D - 1); ++c) {
+      const float weight = corner_weight<D>(face, 2 * c);
+#pragma unroll
+      for (int f = 0; f < F; ++f) value[c][f] += weight * grad[f];
+    }
+  }
+
+  template <typename AddRow>
+  __device__ __forceinline__ void flush(const Level& level, const AddRow& add_row) {
+    if (!filled) return;
+    filled = false;
+    Cell<D> cell;
+#pragma unroll
+    for (int d = 0; d < D; ++d) {
+      cell.axis[d].term[0] = term[d];
+      cell.axis[d].term[1] = term[d] + level.multiplier[d];
+    }
+#pragma unroll
+    for (int c = 0; c < 1 << (D - 1); ++c) {
+      const uint32_t row =
+          level.hashed ? corner_row<D, true>(cell, level, 2 * c) : corner_row<D, false>(cell, level, 2 * c);
+      add_row(level.offset + row, value[c]);
+    }
+  }
+};
+
+// One reduction per 8 or 16 bytes from Hopper on.
+template <int F>
+__device__ __forceinline__ void atomic_add(float* row, const float* value) {  // row [F], aligned to its size
+#if __CUDA_ARCH__ >= 900
+  if constexpr (F == 1) {
+    atomicAdd(row, value[0]);
+  } else if constexpr (F == 2) {
+    atomicAdd(reinterpret_cast<float2*>(row), make_float2(value[0], value[1]));
+  } else {
+#pragma unroll
+    for (int f = 0; f < F; f += 4)
+      atomicAdd(reinterpret_cast<float4*>(row + f), make_float4(value[f], value[f + 1], value[f + 2], value[f + 3]));
+  }
+#else
+#pragma unroll
+  for (int f = 0; f < F; ++f) atomicAdd(row + f, value[f]);
+#endif
+}
+
+#endif  // __CUDACC__
 
 }  // namespace lightning_nerf

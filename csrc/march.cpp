@@ -1,4 +1,5 @@
 #include "march.h"
+#include "pack.h"
 
 #include <algorithm>
 #include <cstring>
@@ -71,6 +72,18 @@ std::tuple<Tensor, Tensor, Tensor> march_write(
   return {t_starts, t_ends, ray_indices};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
+    double cone_angle, int64_t capacity) {
+  const Tensor counts =
+      march_count(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+  const auto [offsets, kept] = pack_on_cpu(counts, std::nullopt, capacity);
+  const auto [t_starts, t_ends, ray_indices] = march_write(
+      origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle, offsets, capacity);
+  return {t_starts, t_ends, ray_indices, offsets, kept};
+}
+
 }  // namespace
 }  // namespace lightning_nerf
 
@@ -82,9 +95,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
       "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
       "Tensor aabb, float step_size, float cone_angle, Tensor offsets, int n) "
       "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)");
+  m.def(
+      "march_pack(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
+      "Tensor aabb, float step_size, float cone_angle, int capacity) "
+      "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor offsets, Tensor kept)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
   m.impl("march_count", TORCH_BOX(&lightning_nerf::march_count));
   m.impl("march_write", TORCH_BOX(&lightning_nerf::march_write));
+  m.impl("march_pack", TORCH_BOX(&lightning_nerf::march_pack));
 }

@@ -1,50 +1,103 @@
 #include "cuda.cuh"
 #include "march.h"
+#include "march_segments.cuh"
+#include "pack.h"
+
+#include <cstdlib>
 
 namespace lightning_nerf {
 namespace {
 
-// Rays differ in length: small blocks balance better. Eight of them on a multiprocessor leave 64 registers to a thread and
-// run 131,072 rays in one wave on an H200.
-constexpr int kMarchThreads = 128;
+constexpr int kMaxCoarse = 8192;  // words: 32 KiB of shared memory
 
-__global__ void __launch_bounds__(kMarchThreads, 8) march_count_kernel(
-    const MarchArguments m,
-    int32_t* __restrict__ counts) {  // [R]
-  const int64_t r = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (r >= m.n_rays) return;
-  CountSamples samples;
-  march(Grid(m), Ray(m, r), Lattice(m, r), samples);
-  counts[r] = samples.result();
+// The grid as bits, for one call: it takes as long as to look whether it has changed.
+std::tuple<Bits, Tensor> make_bits(const MarchArguments& m, const Tensor& occupancy, const Launch& launch) {
+  Bits bits;
+  int64_t n_blocks = m.levels;
+  for (int a = 0; a < 3; ++a) n_blocks *= bits.blocks[a] = (m.resolution[a] + 3) / 4;
+  STD_TORCH_CHECK(n_blocks < (int64_t(1) << 30), "occupancy has too many cells");
+  int64_t n_coarse = 0;
+  for (bits.shift = 2;; ++bits.shift) {
+    const int64_t cells = int64_t(1) << bits.shift, x = (m.resolution[0] + cells - 1) / cells;
+    const int64_t y = (m.resolution[1] + cells - 1) / cells;
+    n_coarse = m.levels * x * y;
+    bits.coarse_x = int(x), bits.coarse_y = int(y);
+    if (n_coarse <= kMaxCoarse && m.resolution[2] <= 32 * cells) break;
+  }
+  bits.n_coarse = int(n_coarse);
+  Tensor words = empty(occupancy, {2 * n_blocks + n_coarse}, ScalarType::Int);
+  bits.cells = reinterpret_cast<uint32_t*>(mutable_data<int32_t>(words));
+  bits.coarse = bits.cells + 2 * n_blocks;
+  march_bits_kernel<<<blocks(32 * n_coarse), kThreads, 0, launch.stream>>>(
+      m.occupancy, m.resolution[0], m.resolution[1], m.resolution[2], bits);
+  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  return {bits, words};
 }
 
-__global__ void __launch_bounds__(kMarchThreads, 8) march_write_kernel(
-    const MarchArguments m,
-    const int32_t* __restrict__ offsets,  // [R + 1]
-    int64_t n,
-    float* __restrict__ t_starts,  // [N]
-    float* __restrict__ t_ends,  // [N]
-    int32_t* __restrict__ ray_indices) {  // [N]
-  const int64_t r = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  const int begin = r < m.n_rays ? offsets[r] : 0;
-  const int end = r < m.n_rays ? int(min(int64_t(offsets[r + 1]), n)) : 0;
-  if (begin < end) {
-    const Lattice lattice(m, r);
-    WriteSamples samples{lattice, begin, end, t_starts, t_ends};
-    march(Grid(m), Ray(m, r), lattice, samples);
-  }
-  // The warp writes the indices of its rays together, each ray's in one sweep.
-  const int lane = threadIdx.x & 31;
-  for (int i = 0; i < 32; ++i) {
-    const int stop = __shfl_sync(~0u, end, i);
-    for (int j = __shfl_sync(~0u, begin, i) + lane; j < stop; j += 32) ray_indices[j] = int32_t(r - lane + i);
-  }
-  // All threads together clear the tail. There is one even for R = 0.
-  for (int64_t i = offsets[m.n_rays] + r; i < n; i += int64_t(gridDim.x) * blockDim.x) {
-    t_starts[i] = t_ends[i] = 0.0f;
-    ray_indices[i] = 0;
-  }
+int rays_of_a_warp() {  // EXPERIMENT
+  const char* value = std::getenv("LN_MARCH_RAYS");
+  return value ? std::atoi(value) : 16;
 }
+
+struct March {
+  const Launch& launch;
+  const MarchArguments& m;
+  bool plain;
+  Tensor counts;  // [R]
+  Tensor list, sizes, first;
+  Plan plan;
+
+  template <bool kPlain, int kRays>
+  void count(const Bits& bits) {
+    const int64_t groups = (m.n_rays + kRays - 1) / kRays;
+    march_count_kernel<kPlain, kRays><<<blocks(groups, kWarps), 32 * kWarps, 4 * bits.n_coarse, launch.stream>>>(
+        m, bits, mutable_data<int32_t>(counts), plan);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  March(const Launch& launch, const MarchArguments& m, const Tensor& occupancy, bool with_plan)
+      : launch(launch), m(m), plain(m.levels == 1 && m.cone_angle <= 0.0),
+        counts(empty(occupancy, {m.n_rays}, ScalarType::Int)), plan{nullptr, nullptr, nullptr} {
+    if (m.n_rays == 0) return;
+    const auto [bits, words] = make_bits(m, occupancy, launch);
+    const int rays = plain ? rays_of_a_warp() : 16;
+    const int64_t groups = (m.n_rays + rays - 1) / rays;
+    if (with_plan) {
+      list = empty(occupancy, {groups * rays * kPlan}, ScalarType::Int);
+      sizes = empty(occupancy, {groups}, ScalarType::Int);
+      first = empty(occupancy, {m.n_rays}, ScalarType::Int);
+      plan = {reinterpret_cast<uint32_t*>(mutable_data<int32_t>(list)), mutable_data<int32_t>(sizes),
+              mutable_data<int32_t>(first)};
+    }
+    if (!plain) count<false, 16>(bits);
+    else if (rays == 8) count<true, 8>(bits);
+    else if (rays == 16) count<true, 16>(bits);
+    else count<true, 32>(bits);
+  }
+
+  template <bool kPlain, int kRays>
+  void write(const Tensor& offsets, int64_t n, Tensor& t_starts, Tensor& t_ends, Tensor& ray_indices) {
+    const int64_t groups = (m.n_rays + kRays - 1) / kRays;
+    const unsigned int grid = groups > 0 ? blocks(groups, kWarps) : 1;
+    march_write_kernel<kPlain, kRays><<<grid, 32 * kWarps, 0, launch.stream>>>(
+        m, plan, data<int32_t>(counts), data<int32_t>(offsets), n, mutable_data<float>(t_starts),
+        mutable_data<float>(t_ends), mutable_data<int32_t>(ray_indices));
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> write(const Tensor& offsets, int64_t n) {
+    Tensor t_starts = empty(offsets, {n}, ScalarType::Float);
+    Tensor t_ends = empty(offsets, {n}, ScalarType::Float);
+    Tensor ray_indices = empty(offsets, {n}, ScalarType::Int);
+    if (n == 0) return {t_starts, t_ends, ray_indices};
+    const int rays = rays_of_a_warp();
+    if (!plain) write<false, 16>(offsets, n, t_starts, t_ends, ray_indices);
+    else if (rays == 8) write<true, 8>(offsets, n, t_starts, t_ends, ray_indices);
+    else if (rays == 16) write<true, 16>(offsets, n, t_starts, t_ends, ray_indices);
+    else write<true, 32>(offsets, n, t_starts, t_ends, ray_indices);
+    return {t_starts, t_ends, ray_indices};
+  }
+};
 
 Tensor march_count(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
@@ -53,12 +106,7 @@ Tensor march_count(
   const Launch launch(origins);
   const MarchArguments m =
       march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
-  Tensor counts = empty(origins, {m.n_rays}, ScalarType::Int);
-  if (m.n_rays == 0) return counts;
-  march_count_kernel<<<blocks(m.n_rays, kMarchThreads), kMarchThreads, 0, launch.stream>>>(
-      m, mutable_data<int32_t>(counts));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return counts;
+  return March(launch, m, occupancy, false).counts;
 }
 
 std::tuple<Tensor, Tensor, Tensor> march_write(
@@ -69,16 +117,20 @@ std::tuple<Tensor, Tensor, Tensor> march_write(
   const MarchArguments m =
       march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
   check_int(offsets, "offsets");
-  Tensor t_starts = empty(origins, {n}, ScalarType::Float);
-  Tensor t_ends = empty(origins, {n}, ScalarType::Float);
-  Tensor ray_indices = empty(origins, {n}, ScalarType::Int);
-  if (n == 0) return {t_starts, t_ends, ray_indices};
-  const unsigned int grid = m.n_rays > 0 ? blocks(m.n_rays, kMarchThreads) : 1;
-  march_write_kernel<<<grid, kMarchThreads, 0, launch.stream>>>(
-      m, data<int32_t>(offsets), n, mutable_data<float>(t_starts), mutable_data<float>(t_ends),
-      mutable_data<int32_t>(ray_indices));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {t_starts, t_ends, ray_indices};
+  return March(launch, m, occupancy, true).write(offsets, n);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
+    double cone_angle, int64_t capacity) {
+  const Launch launch(origins);
+  const MarchArguments m =
+      march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+  March march(launch, m, occupancy, true);
+  const auto [offsets, kept] = pack_on_cuda(march.counts, std::nullopt, capacity);
+  const auto [t_starts, t_ends, ray_indices] = march.write(offsets, capacity);
+  return {t_starts, t_ends, ray_indices, offsets, kept};
 }
 
 }  // namespace
@@ -87,4 +139,5 @@ std::tuple<Tensor, Tensor, Tensor> march_write(
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
   m.impl("march_count", TORCH_BOX(&lightning_nerf::march_count));
   m.impl("march_write", TORCH_BOX(&lightning_nerf::march_write));
+  m.impl("march_pack", TORCH_BOX(&lightning_nerf::march_pack));
 }

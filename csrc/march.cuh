@@ -43,30 +43,34 @@ struct MarchArguments {
 
 // Sample k lies between at(k) and at(k + 1). Linear up to k = bend, where cone_angle * t reaches step_size, then geometric.
 // k is a double: it counts exactly to 2^53, and beyond that still has as many values as t.
-struct Lattice {
+template <bool kLinear>  // it is known that cone_angle <= 0
+struct LatticeOf {
   const MarchArguments& m;
   double start, bend, bend_t;
 
-  LN_HD Lattice(const MarchArguments& m, int64_t r)
+  LN_HD LatticeOf(const MarchArguments& m, int64_t r)
       : m(m), start(double(m.near[r]) + (m.jitter ? double(m.jitter[r]) : 0.0) * m.step_size), bend(INFINITY),
         bend_t(INFINITY) {
-    if (m.cone_angle <= 0.0) return;
+    if (kLinear || m.cone_angle <= 0.0) return;
     const double least = m.step_size / m.cone_angle;
     bend = larger(0.0, round_up((least - start) / m.step_size));
     bend_t = larger(least, start + bend * m.step_size);  // rounding must not make it 0 or less
   }
+  LN_HD LatticeOf(const MarchArguments& m, double start, double bend, double bend_t)
+      : m(m), start(start), bend(bend), bend_t(bend_t) {}
   LN_HD double at(double k) const {
-    return k <= bend ? start + k * m.step_size : grown(k);
+    return kLinear || k <= bend ? start + k * m.step_size : grown(k);
   }
+  LN_HD float edge(double k) const { return float(smaller(at(k), double(kLargestFloat))); }
   LN_HD double middle(double k) const {
-    return k < bend ? start + (k + 0.5) * m.step_size : grown(k) * (1.0 + 0.5 * m.cone_angle);
+    return kLinear || k < bend ? start + (k + 0.5) * m.step_size : grown(k) * (1.0 + 0.5 * m.cone_angle);
   }
   LN_HD double grown(double k) const { return bend_t * exp((k - bend) * m.log_growth); }
   LN_HD static double after(double k) { return k + 1.0 > k ? k + 1.0 : k * (1.0 + 0x1p-52); }
 
   // The first k with middle(k) >= t, up to rounding.
   LN_HD double guess(double t) const {
-    if (!(t > bend_t)) return larger(0.0, round_up((t - start) * m.per_step - 0.5));
+    if (kLinear || !(t > bend_t)) return larger(0.0, round_up((t - start) * m.per_step - 0.5));
     return bend + larger(0.0, round_up(log(t / (bend_t * (1.0 + 0.5 * m.cone_angle))) * m.per_log_growth));
   }
   // The same exactly, where k < 2^50.
@@ -77,6 +81,7 @@ struct Lattice {
     return k;
   }
 };
+using Lattice = LatticeOf<false>;
 
 // Level, cell and, per axis, on which side of the next finer level's box (below, within, above). Equal places of two samples
 // mean the same place for all between them; the sides see to it that the finer box doesn't cut in between. In one word,
@@ -124,10 +129,14 @@ struct Grid {
     }
   }
 
-  LN_HD Place locate(const Ray& ray, double middle) const {
+  LN_HD float unit(float origin, float direction, float t, int a) const {
+    return (origin + t * direction - centre[a]) * scale[a];
+  }
+
+  LN_HD Place locate(const float* origin, const float* direction, double middle) const {
     const float t = float(middle);
     float v[3];
-    for (int a = 0; a < 3; ++a) v[a] = (ray.origin[a] + t * ray.direction[a] - centre[a]) * scale[a];
+    for (int a = 0; a < 3; ++a) v[a] = unit(origin[a], direction[a], t, a);
     int level = 0;
     while (level < m.levels && !(fabsf(v[0]) <= 1.0f && fabsf(v[1]) <= 1.0f && fabsf(v[2]) <= 1.0f)) {
       ++level;
@@ -142,6 +151,8 @@ struct Grid {
     }
     return {key};
   }
+
+  LN_HD Place locate(const Ray& ray, double middle) const { return locate(ray.origin, ray.direction, middle); }
 
   LN_HD bool occupied(const Place& p) const {
     if (p.level() == m.levels) return false;
@@ -220,12 +231,11 @@ struct WriteSamples {
   int64_t i, end;
   float* t_starts;  // [N]
   float* t_ends;  // [N]
-  LN_HD float at(double k) const { return float(smaller(lattice.at(k), double(kLargestFloat))); }
   LN_HD bool operator()(double k, double n) {
-    float t = at(k);
+    float t = lattice.edge(k);
     for (double j = 1.0; j <= n && i < end; j += 1.0, ++i) {
       t_starts[i] = t;
-      t = at(k + j);
+      t = lattice.edge(k + j);
       t_ends[i] = t;
     }
     return i < end;

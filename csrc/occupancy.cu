@@ -6,97 +6,95 @@
 namespace lightning_nerf {
 namespace {
 
-constexpr int kBlock = 1024;  // cells counted together before a draw's search: one thread block, 32 words of bits
-constexpr int kWords = kBlock / 32;
+constexpr int kSelectThreads = 1024;
+constexpr int kBlock = 4 * kSelectThreads;  // cells that a thread block counts and lists
 constexpr int kMaxPartials = 1024;  // partial sums of the mean: their number follows from the grid's size alone
+constexpr int kBatch = 4;  // elements that a thread loads at once
 constexpr unsigned kAll = 0xFFFFFFFFu;
 
-// Selection: (1) the grid as bits and each block's count, (2) a running sum over each level's blocks, (3) the draws.
-__global__ void __launch_bounds__(kBlock) select_count_kernel(
-    const bool* __restrict__ binaries,  // [levels, n]
-    int64_t n, int64_t n_blocks,
-    uint32_t* __restrict__ words,  // [levels, n_blocks, kWords]
-    int32_t* __restrict__ counts) {  // [levels, n_blocks]
-  __shared__ int warp_counts[kWords];
-  const int64_t block = blockIdx.x;  // of all levels
-  const int64_t cell = block % n_blocks * kBlock + threadIdx.x;
-  const bool occupied = cell < n && binaries[block / n_blocks * n + cell];
-  const unsigned word = __ballot_sync(kAll, occupied);
+// Inclusive sums along the block's kSelectThreads threads; `total` over all of them.
+__device__ int block_scan(int value, int& total) {
+  __shared__ int warp_sums[32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  if (lane == 0) {
-    words[block * kWords + warp] = word;
-    warp_counts[warp] = __popc(word);
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(kAll, value, step);
+    if (lane >= step) value += before;
   }
+  if (lane == 31) warp_sums[warp] = value;
   __syncthreads();
-  if (warp == 0) {
-    const int total = __reduce_add_sync(kAll, warp_counts[lane]);
-    if (lane == 0) counts[block] = total;
+  int sums = warp_sums[lane];
+  for (int step = 1; step < 32; step *= 2) {
+    const int before = __shfl_up_sync(kAll, sums, step);
+    if (lane >= step) sums += before;
+  }
+  total = __shfl_sync(kAll, sums, 31);
+  const int warps_before = __shfl_sync(kAll, sums, warp > 0 ? warp - 1 : 0);
+  __syncthreads();  // the next call writes warp_sums
+  return warp > 0 ? value + warps_before : value;
+}
+
+// Selection: (1) each block's occupied cells are counted, (2) the counts summed along each level, (3) the occupied cells of
+// each level listed, so that (4) a draw is one look-up. Searching the sums instead is 30 dependent loads for each draw.
+
+// This thread's four cells of block x of level y, 0 or 1, a byte each.
+__device__ uint32_t four_cells(const bool* binaries, int64_t n, bool whole_words) {
+  const int64_t cell = blockIdx.x * int64_t(kBlock) + 4 * threadIdx.x;
+  const bool* const cells = binaries + blockIdx.y * n + cell;
+  if (whole_words) return cell < n ? *reinterpret_cast<const uint32_t*>(cells) : 0;
+  uint32_t four = 0;
+  for (int i = 0; i < 4 && cell + i < n; ++i) four |= uint32_t(cells[i]) << (8 * i);
+  return four;
+}
+
+__global__ void __launch_bounds__(kSelectThreads) select_count_kernel(
+    const bool* __restrict__ binaries,  // [levels, n]
+    int64_t n, bool whole_words,
+    int32_t* __restrict__ counts) {  // [levels, n_blocks]
+  int total;
+  block_scan(__popc(four_cells(binaries, n, whole_words)), total);
+  if (threadIdx.x == 0) counts[blockIdx.y * int64_t(gridDim.x) + blockIdx.x] = total;
+}
+
+__global__ void __launch_bounds__(kSelectThreads) select_scan_kernel(
+    int64_t n_blocks,
+    int32_t* __restrict__ counts) {  // [levels, n_blocks], becomes its inclusive sum along each level
+  int32_t* const level = counts + blockIdx.x * n_blocks;
+  int carry = 0, total;
+  for (int64_t begin = 0; begin < n_blocks; begin += kSelectThreads) {
+    const int64_t i = begin + threadIdx.x;
+    const int sum = block_scan(i < n_blocks ? level[i] : 0, total);
+    if (i < n_blocks) level[i] = carry + sum;
+    carry += total;
   }
 }
 
-__global__ void __launch_bounds__(kBlock) select_scan_kernel(
-    int64_t n_blocks,
-    int32_t* __restrict__ counts) {  // [levels, n_blocks], becomes its inclusive sum along each level
-  __shared__ int warp_sums[32];
-  int32_t* const level = counts + blockIdx.x * n_blocks;
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  int carry = 0;
-  for (int64_t begin = 0; begin < n_blocks; begin += kBlock) {
-    const int64_t i = begin + threadIdx.x;
-    int sum = i < n_blocks ? level[i] : 0;
-    for (int step = 1; step < 32; step *= 2) {
-      const int below_me = __shfl_up_sync(kAll, sum, step);
-      if (lane >= step) sum += below_me;
-    }
-    if (lane == 31) warp_sums[warp] = sum;
-    __syncthreads();
-    if (warp == 0) {
-      int warp_sum = warp_sums[lane];
-      for (int step = 1; step < 32; step *= 2) {
-        const int below_me = __shfl_up_sync(kAll, warp_sum, step);
-        if (lane >= step) warp_sum += below_me;
-      }
-      warp_sums[lane] = warp_sum;
-    }
-    __syncthreads();
-    if (i < n_blocks) level[i] = carry + (warp > 0 ? warp_sums[warp - 1] : 0) + sum;
-    carry += warp_sums[31];
-    __syncthreads();  // before the next round overwrites warp_sums
-  }
+__global__ void __launch_bounds__(kSelectThreads) select_list_kernel(
+    const bool* __restrict__ binaries,  // [levels, n]
+    const int32_t* __restrict__ ends,  // [levels, n_blocks] inclusive
+    int64_t n, bool whole_words,
+    int32_t* __restrict__ occupied) {  // [levels, n] of which each level's first `total` are written
+  const int64_t block = blockIdx.y * int64_t(gridDim.x) + blockIdx.x;
+  uint32_t four = four_cells(binaries, n, whole_words);
+  const int count = __popc(four);
+  int total;
+  int64_t out = blockIdx.y * n + block_scan(count, total) - count + (blockIdx.x > 0 ? ends[block - 1] : 0);
+  const int cell = int(blockIdx.x * int64_t(kBlock) + 4 * threadIdx.x);
+  for (int i = 0; i < 4; ++i)
+    if (four >> (8 * i) & 1) occupied[out++] = cell + i;
 }
 
 __global__ void select_draw_kernel(
     const int64_t* __restrict__ key,  // [3]
-    const uint32_t* __restrict__ words,  // [levels, n_blocks, kWords]
     const int32_t* __restrict__ ends,  // [levels, n_blocks] inclusive
-    int64_t n, int64_t n_blocks, int64_t n_rows, int64_t per_level, int64_t n_uniform,
-    int32_t* __restrict__ cells) {  // [n_rows]
-  const int64_t row = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (row >= n_rows) return;
-  const int64_t level = row / per_level;
-  const int32_t* const level_ends = ends + level * n_blocks;
-  const int64_t total = level_ends[n_blocks - 1];
+    const int32_t* __restrict__ occupied,  // [levels, n]
+    int64_t n, int64_t n_blocks, int64_t per_level, int64_t n_uniform,
+    int32_t* __restrict__ cells) {  // [levels, per_level]
+  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, level = blockIdx.y, row = level * per_level + i;
+  if (i >= per_level) return;
+  const int64_t total = ends[(level + 1) * n_blocks - 1];
   const uint32_t draw = cell_draw(key, row);
-  if (row % per_level < n_uniform || total == 0) {
-    cells[row] = int32_t(level * n + below(draw, n));
-    return;
-  }
-  int rank = int(below(draw, total));
-  int64_t low = 0, high = n_blocks - 1;  // the first block whose end lies above rank
-  while (low < high) {
-    const int64_t middle = (low + high) / 2;
-    if (level_ends[middle] > rank) high = middle;
-    else low = middle + 1;
-  }
-  if (low > 0) rank -= level_ends[low - 1];
-  const uint32_t* const block_words = words + (level * n_blocks + low) * kWords;
-  int w = 0;
-  uint32_t word = block_words[0];
-  while (rank >= __popc(word)) {
-    rank -= __popc(word);
-    word = block_words[++w];
-  }
-  cells[row] = int32_t(level * n + low * kBlock + w * 32 + nth_bit(word, rank));
+  const bool uniform = i < n_uniform || total == 0;
+  cells[row] = int32_t(level * n + (uniform ? below(draw, n) : occupied[level * n + below(draw, total)]));
 }
 
 Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
@@ -106,22 +104,29 @@ Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uni
   const int64_t levels = binaries.size(0), per_level = n_uniform + n_occupied;
   const int64_t n = levels > 0 ? binaries.numel() / levels : 0;  // cells per level
   STD_TORCH_CHECK(n > 0 && binaries.numel() < (int64_t(1) << 31), "binaries must have 1 to 2^31 - 1 cells");
-  const int64_t n_rows = levels * per_level;
-  Tensor cells = empty(key, {n_rows}, ScalarType::Int);
-  if (n_rows == 0) return cells;
-  const int64_t n_blocks = (n + kBlock - 1) / kBlock;
-  Tensor words = empty(key, {levels * n_blocks * kWords}, ScalarType::Int);
+  STD_TORCH_CHECK(levels < 65536, "binaries has too many levels");
+  Tensor cells = empty(key, {levels * per_level}, ScalarType::Int);
+  if (levels * per_level == 0) return cells;
+  const bool* grid = data<bool>(binaries);
+  const bool whole_words = n % 4 == 0 && reinterpret_cast<uintptr_t>(grid) % 4 == 0;
+  const int64_t n_blocks = blocks(n, kBlock);
   Tensor counts = empty(key, {levels * n_blocks}, ScalarType::Int);
-  uint32_t* words_data = reinterpret_cast<uint32_t*>(mutable_data<int32_t>(words));
+  Tensor occupied = empty(key, {n_occupied > 0 ? levels * n : 0}, ScalarType::Int);
   int32_t* counts_data = mutable_data<int32_t>(counts);
-  select_count_kernel<<<static_cast<unsigned>(levels * n_blocks), kBlock, 0, launch.stream>>>(
-      data<bool>(binaries), n, n_blocks, words_data, counts_data);
+  int32_t* occupied_data = mutable_data<int32_t>(occupied);
+  const dim3 all_blocks(static_cast<unsigned>(n_blocks), static_cast<unsigned>(levels));
+  select_count_kernel<<<all_blocks, kSelectThreads, 0, launch.stream>>>(grid, n, whole_words, counts_data);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  select_scan_kernel<<<static_cast<unsigned>(levels), kBlock, 0, launch.stream>>>(n_blocks, counts_data);
+  select_scan_kernel<<<static_cast<unsigned>(levels), kSelectThreads, 0, launch.stream>>>(n_blocks, counts_data);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  select_draw_kernel<<<blocks(n_rows), kThreads, 0, launch.stream>>>(
-      data<int64_t>(key), words_data, counts_data, n, n_blocks, n_rows, per_level, n_uniform,
-      mutable_data<int32_t>(cells));
+  if (n_occupied > 0) {
+    select_list_kernel<<<all_blocks, kSelectThreads, 0, launch.stream>>>(
+        grid, counts_data, n, whole_words, occupied_data);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
+  }
+  const dim3 all_draws(blocks(per_level), static_cast<unsigned>(levels));
+  select_draw_kernel<<<all_draws, kThreads, 0, launch.stream>>>(
+      data<int64_t>(key), counts_data, occupied_data, n, n_blocks, per_level, n_uniform, mutable_data<int32_t>(cells));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return cells;
 }
@@ -132,8 +137,12 @@ __global__ void points_kernel(
     const float* __restrict__ aabb,  // [2, 3]
     GridShape shape, int64_t n,
     float* __restrict__ points) {  // [n, 3]
-  const int64_t row = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (row < n) cell_point(key, row, cells[row], shape, aabb, points + 3 * row);
+  __shared__ float staged[3 * kThreads];  // the block's points, so that neighbours store to neighbours
+  const int64_t first = blockIdx.x * int64_t(kThreads), row = first + threadIdx.x;
+  if (row < n) cell_point(key, row, cells[row], shape, aabb, staged + 3 * threadIdx.x);
+  __syncthreads();
+  const int64_t end = min(3 * n, 3 * (first + kThreads));
+  for (int64_t i = 3 * first + threadIdx.x; i < end; i += kThreads) points[i] = staged[i - 3 * first];
 }
 
 Tensor occupancy_points(
@@ -146,7 +155,8 @@ Tensor occupancy_points(
   Tensor points = empty(key, {n, 3}, ScalarType::Float);
   if (n == 0) return points;
   points_kernel<<<blocks(n), kThreads, 0, launch.stream>>>(
-      data<int64_t>(key), data<int32_t>(cells), data<float>(aabb), {int32_t(x), int32_t(y), int32_t(z)}, n, mutable_data<float>(points));
+      data<int64_t>(key), data<int32_t>(cells), data<float>(aabb), {int32_t(x), int32_t(y), int32_t(z)}, n,
+      mutable_data<float>(points));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return points;
 }
@@ -154,8 +164,9 @@ Tensor occupancy_points(
 __global__ void fill_kernel(
     float value, int64_t n,
     float* __restrict__ out) {  // [n]
-  const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (i < n) out[i] = value;
+  const int64_t first = blockIdx.x * int64_t(kBatch * kThreads) + threadIdx.x;
+  for (int j = 0; j < kBatch; ++j)
+    if (const int64_t i = first + j * kThreads; i < n) out[i] = value;
 }
 
 // Non-negative floats order like their bits, read as int32; -1 has the sign bit and is below them all. A maximum doesn't
@@ -180,7 +191,7 @@ Tensor occupancy_newest(const Tensor& cells, const Tensor& values, int64_t n) {
   const Launch launch(values);
   Tensor newest = empty(values, {n}, ScalarType::Float);
   if (n == 0) return newest;
-  fill_kernel<<<blocks(n), kThreads, 0, launch.stream>>>(-1.0f, n, mutable_data<float>(newest));
+  fill_kernel<<<blocks(n, kBatch * kThreads), kThreads, 0, launch.stream>>>(-1.0f, n, mutable_data<float>(newest));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   const int64_t n_rows = cells.numel();
   if (n_rows == 0) return newest;
@@ -218,12 +229,21 @@ __global__ void __launch_bounds__(kThreads) decay_kernel(
     float* __restrict__ occs,  // [n], in place
     double2* __restrict__ partials) {  // [gridDim.x] sum and number of the visible cells
   double2 part = make_double2(0.0, 0.0);
-  for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < n; i += gridDim.x * int64_t(kThreads)) {
-    const float occ = decayed_max(occs[i], newest[i], decay);
-    occs[i] = occ;
-    if (occ >= 0.0f) {
-      part.x += double(occ);
-      part.y += 1.0;
+  const int64_t stride = gridDim.x * int64_t(kThreads);
+  for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < n; i += kBatch * stride) {
+    float old[kBatch], evaluated[kBatch];
+    for (int j = 0; j < kBatch; ++j) {
+      const int64_t at = i + j * stride;
+      old[j] = at < n ? occs[at] : -1.0f;  // as a cell that no camera sees
+      evaluated[j] = at < n ? newest[at] : -1.0f;
+    }
+    for (int j = 0; j < kBatch; ++j) {
+      const float occ = decayed_max(old[j], evaluated[j], decay);
+      if (i + j * stride < n) occs[i + j * stride] = occ;
+      if (occ >= 0.0f) {
+        part.x += double(occ);
+        part.y += 1.0;
+      }
     }
   }
   part = block_sum(part);
@@ -246,8 +266,13 @@ __global__ void __launch_bounds__(kThreads) threshold_kernel(
   const float average = part.y > 0.0 ? float(part.x / part.y) : 0.0f;
   if (blockIdx.x == 0 && threadIdx.x == 0) *mean = average;
   const float floor = fminf(average, threshold);
-  for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < n; i += gridDim.x * int64_t(kThreads))
-    binaries[i] = is_occupied(occs[i], floor);
+  const int64_t stride = gridDim.x * int64_t(kThreads);
+  for (int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x; i < n; i += kBatch * stride) {
+    float occ[kBatch];
+    for (int j = 0; j < kBatch; ++j) occ[j] = i + j * stride < n ? occs[i + j * stride] : 0.0f;
+    for (int j = 0; j < kBatch; ++j)
+      if (i + j * stride < n) binaries[i + j * stride] = is_occupied(occ[j], floor);
+  }
 }
 
 void occupancy_update_(

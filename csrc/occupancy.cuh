@@ -20,14 +20,6 @@ LN_HD uint32_t cell_draw(const int64_t* key, int64_t row) {
 // Uniform in [0, n), 1 <= n < 2^31, with a bias below n / 2^32.
 LN_HD int64_t below(uint32_t draw, int64_t n) { return int64_t((uint64_t(draw) * uint64_t(n)) >> 32); }
 
-// The place of the rank-th set bit, 0 <= rank < number of set bits.
-LN_HD int nth_bit(uint32_t word, int rank) {
-  for (; rank > 0; --rank) word &= word - 1;
-  int place = 0;
-  while (!((word >> place) & 1u)) ++place;
-  return place;
-}
-
 struct GridShape {
   int32_t x, y, z;  // all levels together have fewer than 2^31 cells
 };
@@ -41,8 +33,9 @@ LN_HD void cell_point(
   float u[3];
   random_uniform_row(key, kStreamCellPoints, row, 3, u);
   const int32_t size[3] = {shape.x, shape.y, shape.z};
-  const int32_t index[3] = {cell / (shape.y * shape.z) % shape.x, cell / shape.z % shape.y, cell % shape.z};
-  const float scale = float(int64_t(1) << (cell / (shape.x * shape.y * shape.z)));
+  const int32_t column = cell / shape.z, slab = column / shape.y, level = slab / shape.x;
+  const int32_t index[3] = {slab - level * shape.x, column - slab * shape.y, cell - column * shape.z};
+  const float scale = float(int64_t(1) << level);
   for (int d = 0; d < 3; ++d) {
     const float centre = (aabb[d] + aabb[3 + d]) * 0.5f;
     const float half = (aabb[3 + d] - aabb[d]) * 0.5f * scale;

@@ -1,61 +1,40 @@
 #include "cuda.cuh"
+#include "pack.cuh"
+#include "pack.h"
 
-#include <cub/device/device_scan.cuh>
-#include <thrust/iterator/transform_iterator.h>
+#include <algorithm>
 
 namespace lightning_nerf {
-namespace {
 
-// A saturated count must not fit in any capacity, which is at most INT32_MAX. Sums of up to 2^31 of these fit in int64.
-struct Widen {
-  __host__ __device__ int64_t operator()(int32_t count) const {
-    return count == INT32_MAX ? int64_t(1) << 32 : int64_t(count);
-  }
-};
-
-__global__ void pack_offsets_kernel(
-    const int64_t* __restrict__ sums,  // [R] inclusive
-    int64_t n_rays, int64_t capacity,
-    int32_t* __restrict__ offsets,  // [R + 1]
-    bool* __restrict__ kept) {  // [R]
-  const int64_t ray = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (ray == 0) offsets[0] = 0;
-  if (ray >= n_rays) return;
-  const bool keep = sums[ray] <= capacity;
-  int64_t total = keep ? sums[ray] : 0;
-  if (!keep) {  // the sum over the rays that fit: all threads that come here take the same path
-    int64_t low = 0, high = ray;  // sums[high] > capacity
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (sums[middle] <= capacity) low = middle + 1;
-      else high = middle;
-    }
-    if (low > 0) total = sums[low - 1];
-  }
-  offsets[ray + 1] = int32_t(total);
-  kept[ray] = keep;
-}
-
-std::tuple<Tensor, Tensor> pack_offsets(const Tensor& counts, int64_t capacity) {
+std::tuple<Tensor, Tensor> pack_on_cuda(
+    const Tensor& counts, const std::optional<Tensor>& before, int64_t capacity) {
   check_int(counts, "counts");
   const Launch launch(counts);
   const int64_t n_rays = counts.size(0);
   Tensor offsets = empty(counts, {n_rays + 1}, ScalarType::Int);
   Tensor kept = empty(counts, {n_rays}, ScalarType::Bool);
-  Tensor sums = empty(counts, {n_rays}, ScalarType::Long);
-  if (n_rays > 0) {
-    const auto wide = thrust::make_transform_iterator(data<int32_t>(counts), Widen());
-    int64_t* sums_data = mutable_data<int64_t>(sums);
-    size_t bytes = 0;
-    STD_CUDA_CHECK(cub::DeviceScan::InclusiveSum(nullptr, bytes, wide, sums_data, n_rays, launch.stream));
-    Tensor scratch = empty(counts, {int64_t(bytes)}, ScalarType::Byte);
-    STD_CUDA_CHECK(cub::DeviceScan::InclusiveSum(
-        mutable_data<uint8_t>(scratch), bytes, wide, sums_data, n_rays, launch.stream));
+  int64_t tile_size = kPackThreads;
+  while (n_rays > kMaxTiles * tile_size) tile_size *= 2;
+  const int64_t n_tiles = std::max<int64_t>(1, (n_rays + tile_size - 1) / tile_size);
+  Tensor sums = empty(counts, {n_tiles > kDirectTiles ? n_tiles : 0}, ScalarType::Long);
+  int64_t* sums_data = nullptr;
+  if (n_tiles > kDirectTiles) {
+    sums_data = mutable_data<int64_t>(sums);
+    pack_sums_kernel<<<blocks(32 * n_tiles), kThreads, 0, launch.stream>>>(
+        data<int32_t>(counts), n_rays, tile_size, n_tiles, sums_data);
+    STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  pack_offsets_kernel<<<blocks(n_rays + 1), kThreads, 0, launch.stream>>>(
-      data<int64_t>(sums), n_rays, capacity, mutable_data<int32_t>(offsets), mutable_data<bool>(kept));
+  pack_offsets_kernel<<<static_cast<unsigned>(n_tiles), kPackThreads, 0, launch.stream>>>(
+      data<int32_t>(counts), sums_data, before.has_value() ? data<bool>(*before) : nullptr, n_rays, tile_size, capacity,
+      mutable_data<int32_t>(offsets), mutable_data<bool>(kept));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {offsets, kept};
+}
+
+namespace {
+
+std::tuple<Tensor, Tensor> pack_offsets(const Tensor& counts, int64_t capacity) {
+  return pack_on_cuda(counts, std::nullopt, capacity);
 }
 
 }  // namespace

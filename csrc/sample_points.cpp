@@ -5,8 +5,8 @@ namespace {
 
 SampledPoints sample_points(
     const Tensor& origins, const Tensor& directions, const std::optional<Tensor>& times, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& ray_indices) {
-  auto [p, outputs] = sample_points_arguments(origins, directions, times, t_starts, t_ends, ray_indices);
+    const Tensor& t_ends, const Tensor& ray_indices, const std::optional<Tensor>& to_unit) {
+  auto [p, outputs] = sample_points_arguments(origins, directions, times, t_starts, t_ends, ray_indices, to_unit);
   const SamplePoints& points = p;
   parallel_for(points.n, 4096, [&points](int64_t i) {
     for (int axis = 0; axis < 3; ++axis) sample_point(points, i, axis);
@@ -20,7 +20,7 @@ SampledPoints sample_points(
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
       "sample_points(Tensor origins, Tensor directions, Tensor? times, Tensor t_starts, Tensor t_ends, "
-      "Tensor ray_indices) -> (Tensor positions, Tensor sample_directions, Tensor sample_times)");
+      "Tensor ray_indices, Tensor? to_unit) -> (Tensor positions, Tensor sample_directions, Tensor sample_times)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {

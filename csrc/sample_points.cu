@@ -14,9 +14,9 @@ __global__ void sample_points_kernel(SamplePoints p) {
 
 SampledPoints sample_points(
     const Tensor& origins, const Tensor& directions, const std::optional<Tensor>& times, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& ray_indices) {
+    const Tensor& t_ends, const Tensor& ray_indices, const std::optional<Tensor>& to_unit) {
   const Launch launch(origins);
-  auto [p, outputs] = sample_points_arguments(origins, directions, times, t_starts, t_ends, ray_indices);
+  auto [p, outputs] = sample_points_arguments(origins, directions, times, t_starts, t_ends, ray_indices, to_unit);
   if (p.n == 0) return outputs;
   sample_points_kernel<<<blocks(3 * p.n), kThreads, 0, launch.stream>>>(p);
   STD_CUDA_KERNEL_LAUNCH_CHECK();

@@ -11,6 +11,7 @@ struct SamplePoints {
   const float* t_starts;       // [N]
   const float* t_ends;         // [N]
   const int32_t* ray_indices;  // [N]
+  const float* to_unit;        // [2, 3] factor and summand of positions, or null
   int64_t n_rays, n;
 
   float* positions;          // [N, 3]
@@ -18,13 +19,15 @@ struct SamplePoints {
   float* sample_times;       // [N] or null
 };
 
-// No ray, no place: without rays (a capacity's tail still names ray 0) all is 0.
+// No ray, no place: without rays (a capacity's tail still names ray 0) all is 0, before to_unit.
 LN_HD void sample_point(const SamplePoints& p, int64_t i, int axis) {
   const int64_t ray = p.ray_indices[i];
   const bool exists = ray >= 0 && ray < p.n_rays;
   const float middle = (p.t_starts[i] + p.t_ends[i]) * 0.5f;
   const float direction = exists ? p.directions[3 * ray + axis] : 0.0f;
-  p.positions[3 * i + axis] = exists ? p.origins[3 * ray + axis] + middle * direction : 0.0f;
+  float position = exists ? p.origins[3 * ray + axis] + middle * direction : 0.0f;
+  if (p.to_unit) position = p.to_unit[3 + axis] + position * p.to_unit[axis];
+  p.positions[3 * i + axis] = position;
   p.sample_directions[3 * i + axis] = direction;
   if (axis == 0 && p.sample_times) p.sample_times[i] = exists ? p.times[ray] : 0.0f;
 }

@@ -9,7 +9,7 @@ using SampledPoints = std::tuple<Tensor, Tensor, Tensor>;  // positions, directi
 
 inline std::tuple<SamplePoints, SampledPoints> sample_points_arguments(
     const Tensor& origins, const Tensor& directions, const std::optional<Tensor>& times, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& ray_indices) {
+    const Tensor& t_ends, const Tensor& ray_indices, const std::optional<Tensor>& to_unit) {
   check_float(origins, "origins");
   check_float(directions, "directions");
   if (times.has_value()) check_float(*times, "times");
@@ -23,6 +23,12 @@ inline std::tuple<SamplePoints, SampledPoints> sample_points_arguments(
   p.t_starts = data<float>(t_starts);
   p.t_ends = data<float>(t_ends);
   p.ray_indices = data<int32_t>(ray_indices);
+  p.to_unit = nullptr;
+  if (to_unit.has_value()) {
+    check_float(*to_unit, "to_unit");
+    STD_TORCH_CHECK(to_unit->numel() == 6, "to_unit must be [2, 3]");
+    p.to_unit = data<float>(*to_unit);
+  }
   p.n_rays = origins.size(0);
   p.n = t_starts.size(0);
   Tensor positions = empty(origins, {p.n, 3}, ScalarType::Float);

@@ -1,3 +1,4 @@
+#include "pack.h"
 #include "visibility.h"
 
 #include <algorithm>
@@ -29,15 +30,14 @@ Tensor visibility_count(
   return counts;
 }
 
-std::tuple<Tensor, Tensor, Tensor> visibility_write(
+Survivors visibility_write(
     const Tensor& densities, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, double early_stop_eps,
     const Tensor& alpha_thre, const Tensor& new_offsets, int64_t n) {
   check_visibility(densities, t_starts, t_ends, offsets, alpha_thre);
   check_int(new_offsets, "new_offsets");
   const int64_t n_rays = offsets.size(0) - 1;
-  Tensor new_starts = empty(densities, {n}, ScalarType::Float);
-  Tensor new_ends = empty(densities, {n}, ScalarType::Float);
-  Tensor ray_indices = empty(densities, {n}, ScalarType::Int);
+  Survivors survivors = empty_survivors(densities, n);
+  auto& [new_starts, new_ends, ray_indices, sources] = survivors;
   const float* density = data<float>(densities);
   const float* starts = data<float>(t_starts);
   const float* ends = data<float>(t_ends);
@@ -46,6 +46,7 @@ std::tuple<Tensor, Tensor, Tensor> visibility_write(
   float* out_starts = mutable_data<float>(new_starts);
   float* out_ends = mutable_data<float>(new_ends);
   int32_t* out_rays = mutable_data<int32_t>(ray_indices);
+  int32_t* out_sources = mutable_data<int32_t>(sources);
   const VisibilityLimits limits = visibility_limits(std::log(early_stop_eps), *data<float>(alpha_thre));
   parallel_for(n_rays, 64, [&](int64_t r) {
     double before = 0.0;
@@ -56,6 +57,7 @@ std::tuple<Tensor, Tensor, Tensor> visibility_write(
       if (visible(limits, before, within)) {
         out_starts[out] = starts[i];
         out_ends[out] = ends[i];
+        out_sources[out] = int32_t(i);
         out_rays[out++] = int32_t(r);
       }
       before += within;
@@ -65,7 +67,19 @@ std::tuple<Tensor, Tensor, Tensor> visibility_write(
   std::fill(out_starts + used, out_starts + n, 0.0f);
   std::fill(out_ends + used, out_ends + n, 0.0f);
   std::fill(out_rays + used, out_rays + n, 0);
-  return {new_starts, new_ends, ray_indices};
+  std::fill(out_sources + used, out_sources + n, 0);
+  return survivors;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visibility_pack(
+    const Tensor& densities, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, const Tensor& kept,
+    double early_stop_eps, const Tensor& alpha_thre, int64_t capacity) {
+  check(kept, ScalarType::Bool, "kept");
+  const Tensor counts = visibility_count(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre);
+  const auto [new_offsets, new_kept] = pack_on_cpu(counts, kept, capacity);
+  const auto [new_starts, new_ends, ray_indices, sources] = visibility_write(
+      densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, new_offsets, capacity);
+  return {new_starts, new_ends, ray_indices, new_offsets, new_kept, sources};
 }
 
 }  // namespace
@@ -77,10 +91,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
       "Tensor alpha_thre) -> Tensor");
   m.def(
       "visibility_write(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
-      "Tensor alpha_thre, Tensor new_offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)");
+      "Tensor alpha_thre, Tensor new_offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor sources)");
+  m.def(
+      "visibility_pack(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept, "
+      "float early_stop_eps, Tensor alpha_thre, int capacity) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, "
+      "Tensor new_offsets, Tensor new_kept, Tensor sources)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
   m.impl("visibility_count", TORCH_BOX(&lightning_nerf::visibility_count));
   m.impl("visibility_write", TORCH_BOX(&lightning_nerf::visibility_write));
+  m.impl("visibility_pack", TORCH_BOX(&lightning_nerf::visibility_pack));
 }

@@ -1,4 +1,5 @@
 #include "cuda.cuh"
+#include "pack.h"
 #include "visibility.h"
 
 namespace lightning_nerf {
@@ -49,18 +50,24 @@ struct KeepNothing {
   __device__ void operator()(int64_t, int) const {}
 };
 
-struct KeepSample {
-  const Samples& samples;
-  int64_t ray, begin, end;
+struct Kept {
   float* t_starts;  // [N']
   float* t_ends;  // [N']
   int32_t* ray_indices;  // [N']
+  int32_t* sources;  // [N']
+};
+
+struct KeepSample {
+  const Samples& samples;
+  const Kept& kept;
+  int64_t ray, begin, end;
   __device__ void operator()(int64_t i, int rank) const {
     const int64_t out = begin + rank;
     if (out >= end) return;
-    t_starts[out] = samples.t_starts[i];
-    t_ends[out] = samples.t_ends[i];
-    ray_indices[out] = int32_t(ray);
+    kept.t_starts[out] = samples.t_starts[i];
+    kept.t_ends[out] = samples.t_ends[i];
+    kept.ray_indices[out] = int32_t(ray);
+    kept.sources[out] = int32_t(i);
   }
 };
 
@@ -76,20 +83,26 @@ __global__ void visibility_count_kernel(
 __global__ void visibility_write_kernel(
     const Samples samples,
     const int32_t* __restrict__ new_offsets,  // [R + 1]
-    int64_t n,
-    float* __restrict__ t_starts,  // [N']
-    float* __restrict__ t_ends,  // [N']
-    int32_t* __restrict__ ray_indices) {  // [N']
-  const int64_t thread = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  // All threads together clear the tail. There is one even for R = 0.
-  for (int64_t i = new_offsets[samples.n_rays] + thread; i < n; i += int64_t(gridDim.x) * blockDim.x) {
-    t_starts[i] = t_ends[i] = 0.0f;
-    ray_indices[i] = 0;
+    int64_t n, const Kept kept) {
+  const int64_t thread = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, r = thread / kLanes;
+  if (r < samples.n_rays) {
+    const int64_t begin = new_offsets[r], end = min(int64_t(new_offsets[r + 1]), n);
+    if (begin < end) {
+      const KeepSample keep = {samples, kept, r, begin, end};
+      if (visibility_limits(samples.log_eps, *samples.alpha_thre).within <= 0.0) {
+        // No sample is too thin: the visible ones are the first of their ray, and how many they are is known.
+        const int64_t first = samples.offsets[r];
+        for (int i = threadIdx.x & (kLanes - 1); i < end - begin; i += kLanes) keep(first + i, i);
+      } else {
+        scan_ray(samples, r, keep);
+      }
+    }
   }
-  const int64_t r = thread / kLanes;
-  if (r >= samples.n_rays) return;
-  const int64_t begin = new_offsets[r], end = min(int64_t(new_offsets[r + 1]), n);
-  if (begin < end) scan_ray(samples, r, KeepSample{samples, r, begin, end, t_starts, t_ends, ray_indices});
+  // All threads together clear the tail. There are some even for R = 0.
+  for (int64_t i = new_offsets[samples.n_rays] + thread; i < n; i += int64_t(gridDim.x) * blockDim.x) {
+    kept.t_starts[i] = kept.t_ends[i] = 0.0f;
+    kept.ray_indices[i] = kept.sources[i] = 0;
+  }
 }
 
 Samples make_samples(
@@ -113,22 +126,32 @@ Tensor visibility_count(
   return counts;
 }
 
-std::tuple<Tensor, Tensor, Tensor> visibility_write(
+Survivors visibility_write(
     const Tensor& densities, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, double early_stop_eps,
     const Tensor& alpha_thre, const Tensor& new_offsets, int64_t n) {
   const Launch launch(densities);
   const Samples samples = make_samples(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre);
   check_int(new_offsets, "new_offsets");
-  Tensor new_starts = empty(densities, {n}, ScalarType::Float);
-  Tensor new_ends = empty(densities, {n}, ScalarType::Float);
-  Tensor ray_indices = empty(densities, {n}, ScalarType::Int);
-  if (n == 0) return {new_starts, new_ends, ray_indices};
+  Survivors survivors = empty_survivors(densities, n);
+  if (n == 0) return survivors;
+  auto& [new_starts, new_ends, ray_indices, sources] = survivors;
+  const Kept kept = {mutable_data<float>(new_starts), mutable_data<float>(new_ends), mutable_data<int32_t>(ray_indices),
+                     mutable_data<int32_t>(sources)};
   const unsigned int grid = samples.n_rays > 0 ? blocks(samples.n_rays * kLanes) : 1;
-  visibility_write_kernel<<<grid, kThreads, 0, launch.stream>>>(
-      samples, data<int32_t>(new_offsets), n, mutable_data<float>(new_starts), mutable_data<float>(new_ends),
-      mutable_data<int32_t>(ray_indices));
+  visibility_write_kernel<<<grid, kThreads, 0, launch.stream>>>(samples, data<int32_t>(new_offsets), n, kept);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {new_starts, new_ends, ray_indices};
+  return survivors;
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visibility_pack(
+    const Tensor& densities, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, const Tensor& kept,
+    double early_stop_eps, const Tensor& alpha_thre, int64_t capacity) {
+  check(kept, ScalarType::Bool, "kept");
+  const Tensor counts = visibility_count(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre);
+  const auto [new_offsets, new_kept] = pack_on_cuda(counts, kept, capacity);
+  const auto [new_starts, new_ends, ray_indices, sources] = visibility_write(
+      densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, new_offsets, capacity);
+  return {new_starts, new_ends, ray_indices, new_offsets, new_kept, sources};
 }
 
 }  // namespace
@@ -137,4 +160,5 @@ std::tuple<Tensor, Tensor, Tensor> visibility_write(
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
   m.impl("visibility_count", TORCH_BOX(&lightning_nerf::visibility_count));
   m.impl("visibility_write", TORCH_BOX(&lightning_nerf::visibility_write));
+  m.impl("visibility_pack", TORCH_BOX(&lightning_nerf::visibility_pack));
 }

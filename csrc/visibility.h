@@ -1,4 +1,4 @@
-// Argument checks of the visibility ops, for both launchers.
+// Argument checks and outputs of the visibility ops, for both launchers.
 #pragma once
 #include "stable.h"
 #include "visibility.cuh"
@@ -14,6 +14,13 @@ inline void check_visibility(
   check_int(offsets, "offsets");
   check_float(alpha_thre, "alpha_thre");
   STD_TORCH_CHECK(alpha_thre.numel() == 1, "alpha_thre must hold one number");
+}
+
+using Survivors = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // t_starts, t_ends, ray_indices, sources
+
+inline Survivors empty_survivors(const Tensor& like, int64_t n) {
+  return {empty(like, {n}, ScalarType::Float), empty(like, {n}, ScalarType::Float), empty(like, {n}, ScalarType::Int),
+          empty(like, {n}, ScalarType::Int)};
 }
 
 }  // namespace lightning_nerf

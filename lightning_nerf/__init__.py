@@ -20,6 +20,7 @@ _HOME = {
     "HashGrid": "encodings",
     "SphericalHarmonics": "encodings",
     "Frequency": "encodings",
+    "FusedAdam": "optim",
     "RadianceField": "fields",
     "InstantNGPField": "fields",
     "Estimator": "estimators",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from lightning_nerf.estimators import Estimator, OccupancyGrid
     from lightning_nerf.fields import InstantNGPField, RadianceField
     from lightning_nerf.modules import InstantNGP, NeRFModule
+    from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import Renderer, VolumeRenderer
     from lightning_nerf.types import FieldOutput, PackedSamples, RayBatch, Rays, Render, SceneBox
 

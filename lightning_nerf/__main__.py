@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 
 def main() -> None:
     """Run the command line."""
-    from lightning_nerf.cli import main as run
+    if sys.argv[1:2] == ["bench"]:
+        from lightning_nerf.bench.main import main as bench
 
-    run()
+        bench()
+    else:
+        from lightning_nerf.cli import main as run
+
+        run()
 
 
 if __name__ == "__main__":

@@ -7,7 +7,9 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_nerf.callbacks.run_folder import run_folder
@@ -50,16 +52,35 @@ class NeRFCLI(LightningCLI):
 
 def main(args: Sequence[str] | None = None) -> NeRFCLI:
     """Entry point of ``lightning-nerf`` and ``python -m lightning_nerf``."""
-    # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
-    # The loaders hand out step and view numbers; more workers would only add processes.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     try:
         arguments = resolve_arguments(sys.argv[1:] if args is None else args)
     except FileNotFoundError as error:
         sys.exit(f"lightning-nerf: {error}")
     if args is None:  # LightningCLI warns where it is given arguments beside the command line's
         sys.argv[1:] = arguments
+    return _command_line(args=None if args is None else arguments)
+
+
+def build(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NeRFCLI:
+    """Trainer, model and data module of a command line without its subcommand, for scripts; nothing is run.
+
+    Args:
+        args: such as ``["-c", "blender/instant_ngp", "--data.root", "lego"]``.
+        callbacks: added to the recipe's.
+
+    Raises:
+        FileNotFoundError: no such recipe.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+        return _command_line(args=resolve_arguments(args), run=False, trainer_defaults={"callbacks": list(callbacks)})
+
+
+def _command_line(**options: Any) -> NeRFCLI:
+    # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+    # The loaders hand out step and view numbers; more workers would only add processes.
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return NeRFCLI(
         NeRFModule,
         NeRFDataModule,
@@ -67,6 +88,6 @@ def main(args: Sequence[str] | None = None) -> NeRFCLI:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
-        args=None if args is None else arguments,
-        parser_kwargs={"prog": "lightning-nerf"},
+        parser_kwargs={"prog": "lightning-nerf", "epilog": "Benchmarks: lightning-nerf bench --help"},
+        **options,
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +29,12 @@ class HashGrid(nn.Module):
         max_resolution: of the finest level, at most 2^20.
 
     ``table`` [T, n_features] is a float32 parameter, uniform in [-1e-4, 1e-4] at first; ``levels`` [n_levels, 3] int32
-    holds each level's (resolution, offset, size). Positions are float32 in [0, 1], also under autocast, where the features
-    come in the table's dtype.
+    holds each level's (resolution, offset, size). Positions are float32 in [0, 1], also under autocast. Under CUDA autocast
+    the features are read from :meth:`working_table` and come in autocast's dtype; elsewhere both are the table's.
+
+    The float16 copy lives on the parameter, as ``table.half_copy``, and ``table.half_copy_version`` is the parameter's
+    ``_version`` that it mirrors. An optimizer that writes both sets it anew; after any other in-place change of the table
+    the next use refreshes the copy. Changes through ``table.data`` have no version and go unseen.
 
     Source: Mueller et al. 2022, equations 2 and 3, table 1.
     """
@@ -77,11 +83,52 @@ class HashGrid(nn.Module):
         """Draw the table anew from torch's default generator."""
         nn.init.uniform_(self.table, -1e-4, 1e-4)
 
+    @property
+    def table_half(self) -> Tensor | None:
+        """The float16 copy as it is, or None before its first use."""
+        return vars(self.table).get("half_copy")
+
+    def working_table(self) -> Tensor:
+        """A float16 copy of the table, up to date: the same tensor each time. The table itself if it is not float32."""
+        table = self.table
+        if table.dtype is not torch.float32:
+            return table.detach()
+        if torch.compiler.is_compiling() or not isinstance(table, nn.Parameter):  # torch.func.functional_call
+            return table.detach().half()
+        copy = self.table_half
+        if copy is None or vars(table).get("half_copy_version") != table._version:
+            with torch.inference_mode(False), torch.no_grad():  # a validation may come first
+                if copy is None:
+                    copy = torch.empty_like(table, dtype=torch.float16)
+                copy.copy_(table)
+            vars(table).update(half_copy=copy, half_copy_version=table._version)
+        return copy
+
     def forward(self, positions: Tensor) -> Tensor:
         """Features [N, n_levels * n_features] of positions [N, n_dims]."""
         if positions.shape[-1] != self.n_dims:
             raise ValueError(f"positions: expected shape [N, {self.n_dims}], got {list(positions.shape)}")
+        if positions.is_cuda and self.table.dtype is torch.float32 and torch.is_autocast_enabled("cuda"):
+            # bfloat16 features of a float16 table: their gradients need the range of bfloat16.
+            dtype = torch.get_autocast_dtype("cuda")
+            return hash_grid(positions, self.table, self.levels, working=self.working_table(), dtype=dtype)
         return hash_grid(positions, self.table, self.levels)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HashGrid:
+        super()._apply(fn, recurse)  # gives the parameter other data without another version
+        table, copy = self.table, self.table_half
+        if copy is not None:
+            vars(table)["half_copy_version"] = -1
+            if (
+                copy.device != table.device or table.dtype is not torch.float32
+            ):  # else it stays: CUDA graphs hold its address
+                del vars(table)["half_copy"]
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        if self.table_half is not None:
+            vars(self.table)["half_copy_version"] = -1  # versions count from 0 again
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

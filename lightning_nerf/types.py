@@ -28,6 +28,13 @@ class Rays(NamedTuple):
     times: Tensor | None = None  # [R] float32, for dynamic scenes
 
 
+class Evaluated(NamedTuple):
+    """What a field computed of samples when it was asked for their densities, for its own later use; never differentiated."""
+
+    features: Tensor  # [M, k] rows, of which only those named by sources need to hold anything
+    sources: Tensor | None  # [N] int32, the row of each sample; None: row i is sample i's
+
+
 class PackedSamples(NamedTuple):
     """Samples of all rays in one list, ray by ray (CSR): ray r owns the entries ``offsets[r]`` to ``offsets[r + 1]``.
 
@@ -43,6 +50,7 @@ class PackedSamples(NamedTuple):
     ray_indices: Tensor  # [N] int32
     offsets: Tensor  # [R + 1] int32
     kept: Tensor  # [R] bool
+    evaluated: Evaluated | None = None  # left by the density function that placed these samples
 
 
 class FieldOutput(NamedTuple):

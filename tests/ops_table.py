@@ -1,12 +1,22 @@
-"""Every op of the library, by name: CI checks that each has a schema, a CPU kernel and a CUDA kernel."""
+"""Every op of the library, by name: CI checks that each has a schema, a CPU kernel (most) and a CUDA kernel."""
 
 OPS = [
+    "adam_",
+    "adam_begin_",
     "composite",
     "composite_backward",
+    "draw_background",
     "draw_rays",
+    "fused_mlp",
+    "fused_mlp_backward",
     "hash_grid",
     "hash_grid_backward",
+    "instant_ngp_field",
+    "instant_ngp_field_backward",
+    "instant_ngp_ray_densities",
+    "instant_ngp_render",
     "march_count",
+    "march_pack",
     "march_write",
     "occupancy_newest",
     "occupancy_points",
@@ -15,9 +25,23 @@ OPS = [
     "pack_offsets",
     "random_uniform",
     "ray_aabb",
+    "ray_budget_",
+    "ray_loss",
+    "ray_loss_backward",
     "sample_points",
     "spherical_harmonics",
     "spherical_harmonics_backward",
     "visibility_count",
+    "visibility_pack",
     "visibility_write",
 ]
+
+# On a CPU their callers take other ops instead.
+CUDA_ONLY = {
+    "fused_mlp",
+    "fused_mlp_backward",
+    "instant_ngp_field",
+    "instant_ngp_field_backward",
+    "instant_ngp_ray_densities",
+    "instant_ngp_render",
+}

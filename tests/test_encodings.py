@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
+from lightning_nerf.ops.hash_grid import hash_grid
 from tests.ops.harness import DEVICES, rand
 
 
@@ -82,9 +86,137 @@ def test_autocast(device: str, dtype: torch.dtype) -> None:
     x = rand(9, 3, seed=2).to(device)
     with torch.autocast(device, dtype):
         features, coefficients = grid(x), harmonics(x)
-    assert features.dtype == coefficients.dtype == torch.float32
-    assert torch.equal(features, grid(x))
-    features.sum().backward()
+    assert coefficients.dtype == torch.float32
+    if device == "cpu":
+        assert features.dtype == torch.float32
+        assert torch.equal(features, grid(x))
+        assert grid.table_half is None
+    else:
+        assert features.dtype == dtype
+        # float16's values are 6e-8 apart around 1e-4; bfloat16 rounds the result once more.
+        torch.testing.assert_close(features.float(), grid(x), rtol=2.0**-8, atol=2.0**-24)
+    features.backward(torch.full_like(features, 2.0**-20))
+    assert grid.table.grad is not None
+    assert grid.table.grad.dtype == torch.float32
+    torch.testing.assert_close(grid.table.grad.sum().item(), 2.0**-20 * features.numel(), rtol=1e-5, atol=0)
+
+
+def small_grid(seed: int = 0) -> HashGrid:
+    torch.manual_seed(seed)
+    return HashGrid(n_levels=3, log2_table_size=9, max_resolution=40)
+
+
+def is_current(grid: HashGrid) -> bool:
+    """The working table holds the table's values, and is what an optimizer finds on the parameter."""
+    working = grid.working_table()
+    linked = vars(grid.table)["half_copy"] is working and vars(grid.table)["half_copy_version"] == grid.table._version
+    return linked and torch.equal(working, grid.table.half())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_working_table_follows_the_table(device: str) -> None:
+    grid = small_grid().to(device)
+    assert grid.table_half is None
+    working = grid.working_table()
+    assert working.dtype == torch.float16
+    assert not working.requires_grad
+    assert is_current(grid)
+    optimiser = torch.optim.Adam(grid.parameters(), lr=0.1)
+    grid(rand(9, 3, seed=2).to(device)).sum().backward()
+    for change in (
+        optimiser.step,
+        lambda: grid.load_state_dict(small_grid(1).state_dict()),
+        grid.reset_parameters,
+        lambda: grid.table.detach().copy_(torch.ones_like(grid.table)),
+        lambda: nn.init.normal_(grid.table),
+    ):
+        before = working.clone()
+        change()
+        assert is_current(grid)
+        assert not torch.equal(before, working)
+        assert grid.working_table() is working  # in place: CUDA graphs hold the address
+    assert grid.working_table() is grid.table_half
+    assert sorted(grid.state_dict()) == ["levels", "table"]
+    assert not [name for name, _ in grid.named_buffers() if name != "levels"]  # nothing for DDP to broadcast
+
+
+def test_an_optimizer_that_writes_both_saves_the_refresh() -> None:
+    grid = small_grid()
+    working = grid.working_table()
+    with torch.no_grad():
+        grid.table.add_(1.0)
+    working.fill_(7.0)  # stands for what such an optimizer writes
+    vars(grid.table)["half_copy_version"] = grid.table._version
+    assert (grid.working_table() == 7.0).all()
+
+
+def test_the_working_table_survives_moves_and_copies() -> None:
+    grid = small_grid()
+    working = grid.working_table()
+    grid.to("cpu")
+    assert is_current(grid)
+    assert grid.working_table() is working
+    grid._apply(lambda t: t + 1 if t.is_floating_point() else t)  # other values, same version
+    assert is_current(grid)
+
+    for clone in (copy.deepcopy(grid), pickle.loads(pickle.dumps(grid))):
+        assert is_current(clone)
+        assert clone.working_table() is not working
+        nn.init.normal_(clone.table)
+        assert is_current(clone)
+        assert is_current(grid)
+    stale = small_grid()
+    stale.working_table()
+    nn.init.normal_(stale.table)
+    assert is_current(pickle.loads(pickle.dumps(stale)))
+
+    other = small_grid(5)
+    grid.load_state_dict(other.state_dict(), assign=True)
+    assert is_current(grid)
+    assert torch.equal(grid.table, other.table)
+
+    grid.half()
+    assert grid.table_half is None
+    assert torch.equal(grid.working_table(), grid.table)
+    assert grid(rand(4, 3, seed=1)).dtype == torch.float16
+    grid.float()
+    assert is_current(grid)
+    grid.to("meta")
+    assert grid.table_half is None
+    assert grid.working_table().is_meta
+
+
+def test_the_working_table_of_a_borrowed_table() -> None:
+    grid = small_grid()
+    working = grid.working_table().clone()
+
+    class Working(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.grid = grid
+
+        def forward(self) -> Tensor:
+            return self.grid.working_table()
+
+    for borrowed in (torch.ones_like(grid.table), nn.Parameter(torch.ones_like(grid.table))):
+        assert (torch.func.functional_call(Working(), {"grid.table": borrowed}, ()) == 1).all()
+        assert torch.equal(grid.working_table(), working)
+        assert is_current(grid)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_working_table_of_a_validation_serves_training(device: str) -> None:
+    grid = small_grid().to(device)
+    with torch.inference_mode():
+        working = grid.working_table()
+    nn.init.normal_(grid.table)
+    assert is_current(grid)
+    assert grid.working_table() is working
+    with torch.inference_mode():
+        nn.init.normal_(grid.table)
+        assert is_current(grid)
+    x = rand(9, 3, seed=2).to(device)
+    hash_grid(x, grid.table, grid.levels, working=working).sum().backward()
     assert grid.table.grad is not None
 
 

@@ -1,9 +1,11 @@
 """Callbacks, one per file."""
 
+from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.images import ComparisonImages
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.progress import NeRFProgressBar
 from lightning_nerf.callbacks.psnr import PSNRLogger
+from lightning_nerf.callbacks.quality_marks import QualityMarks
 from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.callbacks.results import RunResults
 from lightning_nerf.callbacks.telemetry import Telemetry
@@ -11,9 +13,11 @@ from lightning_nerf.callbacks.turntable import Turntable
 
 __all__ = [
     "ComparisonImages",
+    "EMAWeights",
     "NeRFProgressBar",
     "OccupancyGridUpdate",
     "PSNRLogger",
+    "QualityMarks",
     "RayBudget",
     "RunResults",
     "Telemetry",

@@ -6,8 +6,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
+from lightning_nerf.executors import EAGER
 
 
 class OccupancyGridUpdate(L.Callback):
@@ -30,6 +32,8 @@ class OccupancyGridUpdate(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Close invisible cells, unless the grid has a history."""
         grid = pl_module.estimator
+        if isinstance(grid, OccupancyGrid) and trainer.world_size > 1:
+            grid.combine = maximum_over_ranks  # type: ignore[method-assign]
         if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or bool((grid.occs != 0).any()):
             return
         datamodule = pl_module.datamodule
@@ -39,12 +43,31 @@ class OccupancyGridUpdate(L.Callback):
             views.c2w.to(pl_module.device), views.intrinsics.to(pl_module.device), width, height, near=datamodule.near
         )
 
+    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Leave the grid as it was found: alone."""
+        if vars(pl_module.estimator).get("combine") is maximum_over_ranks:
+            del pl_module.estimator.combine
+
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Update the grid where it is due."""
         grid = pl_module.estimator
         step = trainer.fit_loop.epoch_loop.total_batch_idx
         if not isinstance(grid, OccupancyGrid) or step % self.every_n_steps != 0:
             return
-        pl_module.key[2].fill_(step)
+        pl_module.name_step()
+        executor = pl_module.executor
+        warming = step < grid.warmup_steps  # what an update does depends on the step's number through this alone
+        ours = type(grid).cells is OccupancyGrid.cells and type(grid).update is OccupancyGrid.update
+        if not ours or trainer.world_size > 1:  # nor is a reduction over ranks for a graph
+            executor = EAGER
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            grid.update(pl_module.field.density, step=step, key=pl_module.key)
+            executor.run(
+                f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)",
+                lambda: grid.update(pl_module.field.density, step=step, key=pl_module.key),
+            )
+
+
+def maximum_over_ranks(newest: Tensor) -> Tensor:
+    """Ranks evaluate cells and points of their own; with this :meth:`OccupancyGrid.combine` their grids stay equal."""
+    torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
+    return newest

@@ -6,6 +6,10 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
+
+from lightning_nerf.executors import EAGER
+from lightning_nerf.ops.ray_budget import ray_budget_
 
 
 class RayBudget(L.Callback):
@@ -33,9 +37,10 @@ class RayBudget(L.Callback):
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
         if (batch_idx + 1) % self.every_n_steps != 0:
             return
-        budget: torch.Tensor = pl_module.n_rays
-        samples, rays = outputs["n_samples"], outputs["n_rays"]
-        per_ray = samples.float() / rays.clamp(min=1)
-        wanted = self.fill * pl_module.samples_per_step / per_ray.clamp(min=1e-6)
-        wanted = wanted.clamp(budget * 0.5, budget * 2.0).clamp(1, pl_module.max_rays)
-        budget.copy_(wanted)
+        getattr(pl_module, "executor", EAGER).run(
+            "the ray budget", lambda *counts: self._decide(pl_module, *counts), outputs["n_samples"], outputs["n_rays"]
+        )
+
+    def _decide(self, pl_module: Any, samples: Tensor, rays: Tensor) -> None:
+        target = self.fill * pl_module.samples_per_step
+        ray_budget_(pl_module.n_rays, samples, rays, target=target, max_rays=pl_module.max_rays)

@@ -6,25 +6,27 @@ import importlib.metadata
 import json
 import os
 import platform
-import time
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_nerf.callbacks.clock import TrainingClock
 from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.callbacks.quality_marks import QualityMarks
 from lightning_nerf.callbacks.run_folder import run_folder
 from lightning_nerf.data.views import image_truth
 
 
-class RunResults(L.Callback):
+class RunResults(TrainingClock):
     """Measure training time and, after a test, write ``results.json`` in the run folder.
 
     Keys: recipe, scene, split, images, psnr, ssim, steps, training_seconds (without evaluation and loading), ms_per_step,
     samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training; null on a
-    CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image scores). What
-    a process did not measure (training, in a mere ``test``) is null.
+    CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image scores),
+    quality_marks (the rows of :class:`QualityMarks`, if that is among the callbacks). What a process did not measure
+    (training, in a mere ``test``) is null.
 
     Args:
         recipe: name to record.
@@ -32,55 +34,24 @@ class RunResults(L.Callback):
 
     def __init__(self, recipe: str | None = None) -> None:
         self.recipe = recipe
-        self.training_seconds: float | None = None
-        self._started: float | None = None
         self._samples: Tensor | None = None
         self._first_step = 0
         self._steps: int | None = None
-        self._peak: float | None = None
         self._psnr: dict[str, float] = {}
 
-    # -- the clock: runs from the first to the last training step, stands still during validation ---------------------
-
-    def _start(self, pl_module: Any) -> None:
-        _wait(pl_module)
-        self._started = time.perf_counter()
-
-    def _stop(self, pl_module: Any) -> None:
-        if self._started is not None:
-            _wait(pl_module)
-            self.training_seconds = (self.training_seconds or 0.0) + time.perf_counter() - self._started
-            self._started = None
+    # -- training -----------------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Start the clock."""
-        self.training_seconds = 0.0
-        self._samples = torch.zeros((), dtype=torch.int64, device=pl_module.device)
+        """Start the clock and the count of samples."""
+        pl_module.samples_seen.zero_()
         self._first_step = trainer.global_step
-        pl_module.datamodule.lend(pl_module.device)  # loading does not count
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
-        self._start(pl_module)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Count samples, on the device."""
-        self._samples += outputs["n_samples"]  # type: ignore[operator]
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Halt the clock."""
-        self._stop(pl_module)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Let the clock go on, if this validation was within a training."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self._start(pl_module)
+        super().on_train_start(trainer, pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Halt the clock for good."""
-        self._stop(pl_module)
+        super().on_train_end(trainer, pl_module)
+        self._samples = pl_module.samples_seen.clone()
         self._steps = trainer.global_step - self._first_step
-        if pl_module.device.type == "cuda":
-            self._peak = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
 
     # -- the score ----------------------------------------------------------------------------------------------------
 
@@ -131,17 +102,13 @@ class RunResults(L.Callback):
             "ms_per_step": per_step,
             "samples_per_second": samples_per_second,
             "fill": fill,
-            "peak_memory_gib": self._peak,
+            "peak_memory_gib": self.peak_memory_gib,
             "device": _device_name(pl_module.device),
             "versions": _versions(),
             "seed": int(pl_module.key[0]),
+            "quality_marks": next((c.scores for c in trainer.callbacks if isinstance(c, QualityMarks)), None),  # type: ignore[attr-defined]
             "psnr_per_image": self._psnr,
         }
-
-
-def _wait(pl_module: Any) -> None:
-    if pl_module.device.type == "cuda":
-        torch.cuda.synchronize(pl_module.device)
 
 
 def _device_name(device: torch.device) -> str:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_nerf.data.views import Views, draw_rays
-from lightning_nerf.ops.random import STREAM_BACKGROUND, random_uniform
+from lightning_nerf.ops.draw_rays import draw_background
 from lightning_nerf.types import RayBatch, SceneBox
 
 SPLITS = ("train", "val", "test")
@@ -93,14 +93,14 @@ class NeRFDataModule(L.LightningDataModule, ABC):
         """
         return draw_rays(self.lend(key.device), key, capacity, n_rays, near=self.near, far=self.far)
 
-    def draw_background(self, key: Tensor, n: int) -> Tensor:
+    def draw_background(self, key: Tensor, n: int, random_steps: int = 0) -> Tensor:
         """The training background of n rays, [n, 3], a function of ``key`` (stream ``STREAM_BACKGROUND``).
 
-        To be used for the truth and for the prediction alike.
+        Random in the key's first ``random_steps`` steps. To be used for the truth and for the prediction alike.
         """
-        if self.background == "random":
-            return random_uniform(key, STREAM_BACKGROUND, n, 3)
-        return torch.full((n, 3), BACKGROUNDS[self.background], device=key.device)
+        grey = BACKGROUNDS.get(self.background)
+        colour = None if grey is None else (grey, grey, grey)
+        return draw_background(key, n, colour=colour, random_steps=random_steps)
 
     def train_dataloader(self) -> StepNumbers:
         """Step numbers, without end."""

@@ -12,6 +12,11 @@ from lightning_nerf.types import PackedSamples, Rays, SceneBox
 DensityFn = Callable[..., Tensor]
 """``density_fn(positions [N, 3])``, or ``density_fn(positions, times [N])`` where rays have times, gives densities [N]."""
 
+RayDensityFn = Callable[[Rays, PackedSamples, float], tuple[Tensor, Tensor | None]]
+"""``ray_density_fn(rays, samples [N], early_stop_eps)`` gives densities [N] and features [N, k] for later use, or None.
+
+Where a ray has less than ``early_stop_eps`` of its light left, both may be anything finite."""
+
 
 class Estimator(nn.Module, ABC):
     """Decides where along its rays a field is evaluated.
@@ -36,6 +41,7 @@ class Estimator(nn.Module, ABC):
         key: Tensor | None = None,
         capacity: int | None = None,
         march_capacity: int | None = None,
+        ray_density_fn: RayDensityFn | None = None,
     ) -> PackedSamples:
         """Place samples on R rays. No gradient flows.
 
@@ -46,7 +52,13 @@ class Estimator(nn.Module, ABC):
             capacity: length of the returned samples; the true count stays on the device, whole rays that do not fit are
                 dropped (``kept``). None: the exact count, read by the host.
             march_capacity: the same for the candidates before ``density_fn`` has its say.
+            ray_density_fn: where an estimator wants densities of packed samples, it may ask this function in place of
+                ``density_fn``, which goes with it; features that it returns travel in ``PackedSamples.evaluated``.
         """
+
+    def thresholds(self) -> tuple[float, Tensor] | None:
+        """(transmittance, opacity) below which :meth:`sampling` drops samples; None: it chooses in another way."""
+        return None
 
     def update(self, density_fn: DensityFn, *, step: int, key: Tensor) -> None:
         """Learn from the field as it is at training step ``step``; in place, no gradient, key as in :meth:`sampling`."""

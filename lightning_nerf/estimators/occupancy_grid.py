@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.estimators.base import DensityFn, Estimator
+from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn
 from lightning_nerf.ops import occupancy
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_JITTER, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
-from lightning_nerf.ops.visibility import prune
-from lightning_nerf.types import PackedSamples, Rays, SceneBox
+from lightning_nerf.ops.visibility import prune, prune_from
+from lightning_nerf.types import Evaluated, PackedSamples, Rays, SceneBox
 
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
 
@@ -54,6 +54,7 @@ class OccupancyGrid(Estimator):
     binaries: Tensor  # [L, X, Y, Z] bool
     mean: Tensor  # [] float32, of the visible cells' occs
     bound: Tensor  # [] bool
+    _zero: Tensor  # [] float32
 
     def __init__(
         self,
@@ -95,6 +96,7 @@ class OccupancyGrid(Estimator):
         self.register_buffer("binaries", torch.ones(n_levels, resolution, resolution, resolution, dtype=torch.bool))
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("bound", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("_zero", torch.zeros(()), persistent=False)
         self._diagonal: float | None = None  # of the scene box, for the host; None while unbound
 
     @torch.no_grad()
@@ -134,6 +136,7 @@ class OccupancyGrid(Estimator):
         key: Tensor | None = None,
         capacity: int | None = None,
         march_capacity: int | None = None,
+        ray_density_fn: RayDensityFn | None = None,
     ) -> PackedSamples:
         """March through occupied cells; given ``density_fn``, drop samples that are transparent or hidden.
 
@@ -152,12 +155,24 @@ class OccupancyGrid(Estimator):
         )
         if density_fn is None:
             return samples
-        positions, _, times = sample_points(rays, samples)
-        densities = _densities(density_fn, positions) if times is None else _densities(density_fn, positions, times)
+        early_stop_eps, alpha_thre = self.thresholds()
+        if ray_density_fn is None:
+            positions, _, times = sample_points(rays, samples)
+            densities = _densities(density_fn, positions) if times is None else _densities(density_fn, positions, times)
+            return prune(densities, samples, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity)
+        densities, features = ray_density_fn(rays, samples, early_stop_eps)
+        pruned, sources = prune_from(
+            densities.float(), samples, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity
+        )
+        return pruned if features is None else pruned._replace(evaluated=Evaluated(features, sources))
+
+    def thresholds(self) -> tuple[float, Tensor]:
+        """See :meth:`Estimator.thresholds`: ``early_stop_eps``, and ``alpha_threshold`` or less as the grid demands."""
         # Half: the opacity 1 - exp(-x) of a step lies a little below its value x, and a field of constant density, as
         # fields are when they start, must not lose every sample for that.
-        alpha_thre = (self.mean * 0.5).clamp(max=self.alpha_threshold) if self.alpha_threshold > 0 else 0.0
-        return prune(densities, samples, early_stop_eps=self.early_stop_eps, alpha_thre=alpha_thre, capacity=capacity)
+        if self.alpha_threshold == 0:
+            return self.early_stop_eps, self._zero
+        return self.early_stop_eps, (self.mean * 0.5).clamp(max=self.alpha_threshold)
 
     @torch.no_grad()
     def update(self, density_fn: DensityFn, *, step: int, key: Tensor) -> None:
@@ -168,7 +183,8 @@ class OccupancyGrid(Estimator):
         step_size = self.render_step_size
         cells = self.cells(step, key)
         positions = occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[1:])
-        densities = torch.cat([_densities(density_fn, chunk) for chunk in positions.split(EVALUATION_CHUNK)])
+        chunks = [_densities(density_fn, chunk) for chunk in positions.split(EVALUATION_CHUNK)]
+        densities = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
         newest = self.combine(occupancy.occupancy_newest(cells, densities * step_size, self.occs.numel()))
         occupancy.occupancy_update_(self.occs, self.binaries, self.mean, newest, decay=self.decay, threshold=self.threshold)
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_nerf.types import FieldOutput, SceneBox
+from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render, SceneBox
 
 
 class RadianceField(nn.Module, ABC):
@@ -40,11 +41,17 @@ class RadianceField(nn.Module, ABC):
         super()._load_from_state_dict(*args, **kwargs)
         self.bind(SceneBox(self.aabb.clone()))
 
-    def unit_positions(self, positions: Tensor) -> Tensor:
-        """World positions [N, 3] with the scene's box mapped to [0, 1]^3."""
+    @property
+    def to_unit(self) -> Tensor:
+        """[2, 3], factor and summand that map the scene's box to [0, 1]^3. An error while no scene is bound."""
         if not self._bound:
             raise RuntimeError(f"{type(self).__name__} knows no scene box: call bind(scene_box) first")
-        return torch.addcmul(self._to_unit[1], positions, self._to_unit[0])
+        return self._to_unit
+
+    def unit_positions(self, positions: Tensor) -> Tensor:
+        """World positions [N, 3] with the scene's box mapped to [0, 1]^3."""
+        factor, summand = self.to_unit
+        return torch.addcmul(summand, positions, factor)
 
     @abstractmethod
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
@@ -53,3 +60,30 @@ class RadianceField(nn.Module, ABC):
     @abstractmethod
     def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
         """Density and colour at positions [N, 3], seen along directions [N, 3] (any length)."""
+
+    # -- along rays: what a field with fused kernels overrides ------------------------------------------------------
+
+    def at_samples(self, rays: Rays, samples: PackedSamples) -> FieldOutput:
+        """:meth:`forward` in the middle of each of N packed samples."""
+        return self(*sample_points(rays, samples))
+
+    def ray_densities(self, rays: Rays, samples: PackedSamples, early_stop_eps: float) -> tuple[Tensor, Tensor | None]:
+        """Density [N] in the middle of each sample, and what :meth:`at_samples` may find in ``samples.evaluated``.
+
+        A sample behind which its ray keeps less than ``early_stop_eps`` of its light matters to nobody: behind it the
+        density may be any finite number >= 0. The second result, [N, k] or None, are features that need not be computed
+        again; its rows that were not evaluated may hold anything.
+        """
+        positions, _, times = sample_points(rays, samples)
+        return self.density(positions, times), None
+
+    def can_render(self, rays: Rays) -> bool:
+        """Is there a kernel for :meth:`render` of these rays, here and now?"""
+        return False
+
+    def render(self, rays: Rays, samples: PackedSamples, early_stop_eps: float, alpha_thre: Tensor) -> Render:
+        """R rays in one pass, without gradient and background.
+
+        What pruning by the two thresholds, :meth:`at_samples` and compositing would give, up to rounding.
+        """
+        raise NotImplementedError(f"{type(self).__name__} renders through an estimator and a renderer")

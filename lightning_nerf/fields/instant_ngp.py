@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import mlp
-from lightning_nerf.types import FieldOutput
+from lightning_nerf.ops import _library, instant_ngp
+from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render
 
 
 class InstantNGPField(RadianceField):
@@ -30,8 +34,12 @@ class InstantNGPField(RadianceField):
         color_layers: hidden layers of the colour perceptron.
         sh_degree: degree of the spherical harmonics, ``sh_degree**2`` coefficients.
         density_bias: added to the log density; -1 starts training with a thin fog.
+        fused: under CUDA autocast, run the whole field in one kernel each way, see :mod:`lightning_nerf.ops.instant_ngp`.
+            There are kernels for 32 encoded features, 2 or 4 per level, and the default perceptrons; any other shape runs op
+            by op, with the same parameters.
 
-    Differentiable in all parameters; in positions and directions where the ops are.
+    Differentiable in all parameters; fused, in nothing else, and op by op in positions and directions where the ops are. A
+    position or direction that requires a gradient is not sent to the fused kernels.
 
     Source: Mueller, Evans, Schied, Keller, "Instant neural graphics primitives with a multiresolution hash encoding",
     SIGGRAPH 2022, section 5.4.
@@ -50,6 +58,7 @@ class InstantNGPField(RadianceField):
         color_layers: int = 2,
         sh_degree: int = 4,
         density_bias: float = -1.0,
+        fused: bool = True,
     ) -> None:
         super().__init__()
         if geometry_features < 1:
@@ -71,6 +80,11 @@ class InstantNGPField(RadianceField):
             geometry_features + self.direction_encoding.n_outputs, 3, width=width, hidden_layers=color_layers
         )
 
+        layers = (width, geometry_features, density_layers, color_layers, sh_degree)
+        self.fused = fused and n_features in (2, 4) and n_levels * n_features == 32 and layers == (64, 16, 1, 2, 4)
+
+    # -- op by op ----------------------------------------------------------------------------------------------------
+
     def _geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Density [N] and all outputs [N, geometry_features] of the density perceptron."""
         unit = self.unit_positions(positions)
@@ -80,11 +94,109 @@ class InstantNGPField(RadianceField):
 
     def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """See :meth:`RadianceField.density`; ``times`` are ignored."""
-        return self._geometry(positions)[0]
+        dtype = self._operands(positions)
+        if dtype is None:
+            return self._geometry(positions)[0]
+        return self._fused(dtype, self.unit_positions(positions), None).density
 
     def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
         """See :meth:`RadianceField.forward`; ``times`` are ignored."""
+        dtype = self._operands(positions, directions)
+        if dtype is not None:
+            return self._fused(dtype, self.unit_positions(positions), directions)
         density, features = self._geometry(positions)
         encoded = self.direction_encoding(directions)
         rgb = self.color_net(torch.cat([encoded.to(features.dtype), features], dim=-1)).float().sigmoid()
         return FieldOutput(density, rgb)
+
+    # -- in one kernel -----------------------------------------------------------------------------------------------
+
+    def _operands(self, *inputs: Tensor) -> torch.dtype | None:
+        """Type of the fused kernels' operands, autocast's; None: run op by op."""
+        device = inputs[0].device
+        if not (self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and _has_kernels(device)):
+            return None
+        dtype = torch.get_autocast_dtype("cuda")
+        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        return dtype if dtype in (torch.float16, torch.bfloat16) and not wanted else None
+
+    def _weights(self) -> instant_ngp.Weights:
+        layers = [layer for net in (self.density_net, self.color_net) for layer in net if isinstance(layer, nn.Linear)]
+        return instant_ngp.Weights(*(layer.weight for layer in layers))
+
+    def _fused(
+        self, dtype: torch.dtype, unit: Tensor, directions: Tensor | None, samples: PackedSamples | None = None
+    ) -> FieldOutput:
+        encoding = self.position_encoding
+        return FieldOutput(
+            *instant_ngp.field(
+                unit,
+                directions,
+                encoding.table,
+                encoding.working_table(),
+                encoding.levels,
+                self._weights(),
+                density_bias=self.density_bias,
+                dtype=dtype,
+                evaluated=None if samples is None else samples.evaluated,
+            )
+        )
+
+    def at_samples(self, rays: Rays, samples: PackedSamples) -> FieldOutput:
+        """See :meth:`RadianceField.at_samples`; encodings that :meth:`ray_densities` left are not gathered again."""
+        dtype = self._operands(rays.origins, rays.directions)
+        if dtype is None:
+            return super().at_samples(rays, samples)
+        unit, directions, _ = sample_points(rays, samples, to_unit=self.to_unit)
+        return self._fused(dtype, unit, directions, samples)
+
+    def ray_densities(self, rays: Rays, samples: PackedSamples, early_stop_eps: float) -> tuple[Tensor, Tensor | None]:
+        """See :meth:`RadianceField.ray_densities`; in training the encodings are kept for :meth:`at_samples`."""
+        dtype = self._operands(rays.origins)
+        if dtype is None:
+            return super().ray_densities(rays, samples, early_stop_eps)
+        weights = self._weights()
+        return instant_ngp.ray_densities(
+            rays,
+            samples,
+            self.position_encoding.working_table(),
+            self.position_encoding.levels,
+            weights.density1,
+            weights.density2,
+            self.to_unit,
+            density_bias=self.density_bias,
+            early_stop_eps=early_stop_eps,
+            dtype=dtype,
+            keep_encoded=self.training,
+        )
+
+    def can_render(self, rays: Rays) -> bool:
+        """See :meth:`RadianceField.can_render`."""
+        return self._operands(rays.origins) is not None
+
+    @torch.no_grad()
+    def render(self, rays: Rays, samples: PackedSamples, early_stop_eps: float, alpha_thre: Tensor) -> Render:
+        """See :meth:`RadianceField.render`."""
+        dtype = self._operands(rays.origins)
+        if dtype is None:
+            return super().render(rays, samples, early_stop_eps, alpha_thre)
+        return Render(
+            *instant_ngp.render(
+                rays,
+                samples,
+                self.position_encoding.working_table(),
+                self.position_encoding.levels,
+                self._weights(),
+                self.to_unit,
+                density_bias=self.density_bias,
+                early_stop_eps=early_stop_eps,
+                alpha_thre=alpha_thre,
+                dtype=dtype,
+            )
+        )
+
+
+@functools.cache
+def _has_kernels(device: torch.device) -> bool:
+    """Tensor cores that take bfloat16, and a library with the kernels."""
+    return torch.cuda.get_device_capability(device) >= (8, 0) and _library.has_kernel("instant_ngp_field", "CUDA")

@@ -10,26 +10,29 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
-from torch.nn.functional import huber_loss, mse_loss
 from torch.optim import Optimizer
 
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
-from lightning_nerf.data.views import Views, image_rays, image_truth, truth
+from lightning_nerf.data.views import Views, image_rays, image_truth
 from lightning_nerf.estimators.base import Estimator
+from lightning_nerf.executors import EAGER, Executor
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.modules.schedule import WarmupDecay
-from lightning_nerf.ops.random import STREAM_BACKGROUND, make_key, random_uniform
-from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.ops.random import make_key
+from lightning_nerf.ops.ray_loss import ray_loss
+from lightning_nerf.optim import FusedAdam
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
-from lightning_nerf.types import RayBatch, Rays, Render
+from lightning_nerf.types import PackedSamples, RayBatch, Rays, Render
+
+FUSED_SAMPLES = 2**24  # marched samples that a field's own render takes at once: 12 bytes each
 
 
 def adam(params: Any) -> Optimizer:
-    """Adam with the constants of Instant-NGP: rate 1e-2, betas (0.9, 0.99), eps 1e-15, one fused kernel per step."""
-    return torch.optim.Adam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, fused=True)
+    """Adam with the constants of Instant-NGP: rate 1e-2, betas (0.9, 0.99), eps 1e-15."""
+    return FusedAdam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15)
 
 
 class NeRFModule(L.LightningModule):
@@ -60,6 +63,7 @@ class NeRFModule(L.LightningModule):
 
     key: Tensor  # [3] int64: seed, rank, step
     n_rays: Tensor  # [] int32
+    samples_seen: Tensor  # [] int64: samples with gradient since somebody set it to zero; not saved
 
     def __init__(
         self,
@@ -105,11 +109,12 @@ class NeRFModule(L.LightningModule):
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.register_buffer("key", make_key(seed))
         self.register_buffer("n_rays", torch.tensor(initial_rays, dtype=torch.int32))
+        self.register_buffer("samples_seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        self._named = (-1, -1)  # the step that `key` holds, and the version of `key` that does
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if (
-            name == "_current_fx_name"
-        ):  # Lightning notes the running hook some forty times a step; nn.Module would take 2 us
+        # Lightning notes the running hook some forty times a step; nn.Module would take 2 us for each.
+        if name in ("_current_fx_name", "_named"):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
@@ -129,6 +134,7 @@ class NeRFModule(L.LightningModule):
         box = self.datamodule.scene_box
         self.field.bind(box)
         self.estimator.bind(box)
+        self._named = (-1, -1)
 
     def configure_callbacks(self) -> list[Callback]:
         """What training needs, unless the user brought it: grid updates and the ray budget."""
@@ -165,12 +171,7 @@ class NeRFModule(L.LightningModule):
     def _background(self, batch: RayBatch) -> Tensor:
         if batch.alpha is None:  # nothing shows through: the images were taken on some background
             return self.eval_background()
-        n = len(batch.rays.origins)
-        background = self.datamodule.draw_background(self.key, n)
-        if self.datamodule.background == "random" or self.random_background_steps == 0:
-            return background
-        drawn = random_uniform(self.key, STREAM_BACKGROUND, n, 3)
-        return torch.where(self.key[2] < self.random_background_steps, drawn, background)
+        return self.datamodule.draw_background(self.key, len(batch.rays.origins), self.random_background_steps)
 
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean Huber loss over the rays that count, and device scalars: mse, n_rays, n_samples.
@@ -187,51 +188,116 @@ class NeRFModule(L.LightningModule):
             key=self.key,
             capacity=self.samples_per_step,
             march_capacity=None if exact else self.march_factor * self.samples_per_step,
+            ray_density_fn=self.field.ray_densities,
         )
         background = self._background(batch)
-        output = self.field(*sample_points(rays, samples))
+        output = self.field.at_samples(rays, samples)
         render = self.renderer(output, samples, background=background)
-        target = truth(batch, background)
-
-        counted = samples.kept if batch.mask is None else samples.kept & batch.mask
-        n_rays = counted.sum()
-        share = 1 / (3 * n_rays.clamp(min=1))
-
-        def mean(error: Tensor) -> Tensor:
-            return torch.where(counted[:, None], error, 0.0).sum() * share
-
-        loss = mean(huber_loss(render.rgb, target, reduction="none", delta=self.huber_delta))
-        mse = mean(mse_loss(render.rgb.detach(), target, reduction="none"))
+        loss, mse, n_rays = ray_loss(
+            render.rgb,
+            batch.rgb,
+            kept=samples.kept,
+            mask=batch.mask,
+            alpha=batch.alpha,
+            background=background,
+            delta=self.huber_delta,
+        )
         return loss, {"mse": mse, "n_rays": n_rays, "n_samples": samples.offsets[-1]}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
-        # In every step, because DDP broadcasts rank 0's buffers and a checkpoint holds them. The step counts batches, not
-        # optimizer steps: accumulated micro-batches differ, and a resumed run goes on.
-        self.key[1].fill_(self.global_rank)
-        self.key[2].fill_(self.trainer.fit_loop.epoch_loop.total_batch_idx)
-        loss, logs = self.render_loss(batch if isinstance(batch, RayBatch) else None)
+        loss, logs = self.executor.step(self, batch if isinstance(batch, RayBatch) else None)
         return {"loss": loss, **logs}
+
+    # -- what executors call -----------------------------------------------------------------------------------------
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the step: the strategy's, else eager."""
+        return getattr(self.trainer.strategy, "executor", EAGER)
+
+    def step_loss(self, batch: RayBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """:meth:`render_loss`, and a count of the samples."""
+        loss, logs = self.render_loss(batch)
+        if "n_samples" in logs:
+            self.samples_seen.add_(logs["n_samples"])
+        return loss, logs
+
+    def name_step(self) -> None:
+        """Have ``key`` hold this process's rank and this batch's number, where it does not already.
+
+        The number counts batches, not optimizer steps: accumulated micro-batches differ, and a resumed run goes on.
+        """
+        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        named, version = self._named
+        # DDP's wrapper gives all ranks the buffers of rank 0 before each step, and the version does not tell.
+        if version != self.key._version or self.trainer.strategy.model is not self:
+            self.key[1].fill_(self.global_rank)
+            named = None
+        if named != step:
+            self.key[2].fill_(step)
+        self._named = (step, self.key._version)
+
+    def advance_key(self) -> None:
+        """Have ``key`` hold the next batch's number: the last thing that a captured step does."""
+        self.key[2].add_(1)
+
+    def step_advanced(self) -> None:
+        """Note that a replay has done :meth:`advance_key`."""
+        self._named = (self._named[0] + 1, self.key._version)
+
+    def borrowed(self) -> Any:
+        """What :meth:`draw` reads beside this module's tensors: an object that is replaced when its tensors are."""
+        return self.datamodule.lend(self.device)
 
     # -- evaluation --------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def render(self, rays: Rays, background: Tensor | None = None) -> Render:
-        """Render any number of rays, at most ``eval_samples`` marched samples at once. Exact: no ray is left out."""
-        n, start, size = len(rays.origins), 0, self.eval_samples
+        """Render any number of rays: exact, no ray is left out.
+
+        In one kernel where the field has one for it (under CUDA autocast, say inside validation and test), else with at
+        most ``eval_samples`` marched samples at once.
+        """
+        render = self._render_fused if self._can_fuse(rays) else self._render_chunk
+        capacity = FUSED_SAMPLES if render == self._render_fused else self.eval_samples
+        n, start, size = len(rays.origins), 0, capacity
         chunks: list[Render] = []
         while start < n or not chunks:
             # A march of fixed capacity says how many rays fit. A ray with more samples than that is taken by itself.
-            kept = self.estimator.sampling(_slice(rays, start, start + size), capacity=self.eval_samples).kept
-            fit = max(1, int(kept.sum()))
-            chunk = _slice(rays, start, start + fit)
-            samples = self.estimator.sampling(chunk, self.field.density)
-            output = self.field(*sample_points(chunk, samples))
-            chunks.append(self.renderer(output, samples, background=background))
-            start, size = start + fit, min(self.eval_samples, fit + fit // 2 + 1)
+            chunk = _slice(rays, start, start + size)
+            samples = self.estimator.sampling(chunk, capacity=capacity)
+            fit = int(samples.kept.sum())
+            if fit < len(chunk.origins):
+                chunk = _slice(chunk, 0, max(1, fit))
+                samples = samples._replace(offsets=samples.offsets[: fit + 1], kept=samples.kept[:fit])
+            if fit == 0 and len(chunk.origins) > 0:
+                samples = self.estimator.sampling(chunk)
+            chunks.append(render(chunk, samples, background))
+            start, size = start + max(1, fit), min(capacity, fit + fit // 2 + 1)
+        if len(chunks) == 1:
+            return chunks[0]
         extras = {name: torch.cat([c.extras[name] for c in chunks]) for name in chunks[0].extras}
         rgb, opacity, depth, n_samples = (torch.cat([c[i] for c in chunks]) for i in range(4))  # type: ignore[arg-type]
         return Render(rgb, opacity, depth, n_samples, extras)
+
+    def _render_chunk(self, rays: Rays, marched: PackedSamples, background: Tensor | None) -> Render:
+        """As in training: sample, evaluate, composite."""
+        samples = self.estimator.sampling(rays, self.field.density, ray_density_fn=self.field.ray_densities)
+        return self.renderer(self.field.at_samples(rays, samples), samples, background=background)
+
+    def _can_fuse(self, rays: Rays) -> bool:
+        """Does the field's own render do what this estimator and this renderer do?"""
+        plain = type(self.renderer) is VolumeRenderer and self.renderer.early_stop_eps == 0
+        return plain and self.estimator.thresholds() is not None and self.field.can_render(rays)
+
+    def _render_fused(self, rays: Rays, marched: PackedSamples, background: Tensor | None) -> Render:
+        thresholds = self.estimator.thresholds()
+        assert thresholds is not None
+        render = self.field.render(rays, marched, *thresholds)
+        if background is None:
+            return render
+        return render._replace(rgb=torch.addcmul(render.rgb, (1 - render.opacity)[:, None], background.float()))
 
     def eval_background(self) -> Tensor:
         """The colour [3] that evaluation composites on."""

@@ -63,6 +63,11 @@ def schemas() -> dict[str, str]:
     return dict(_schemas)
 
 
+def has_kernel(name: str, key: str) -> bool:
+    """Does the library bring op ``name`` for dispatch key ``key`` (CPU, CUDA)?"""
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", key)
+
+
 def _warn_slow(device: str) -> None:
     """Once per device type: an op fell back on its reference."""
     if device in _warned:

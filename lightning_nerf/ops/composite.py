@@ -36,6 +36,7 @@ def composite(
     early_stop_eps: float = 0.0,
     return_weights: bool = False,
     return_transmittance: bool = False,
+    background: Tensor | None = None,
 ) -> Composite:
     """Integrate channels along rays through an absorbing and emitting medium, constant within each sample.
 
@@ -45,7 +46,8 @@ def composite(
         w_i = T_i (1 - exp(-density_i delta_i))                its weight
 
     a ray's outputs are ``sum w_i channel_i``, ``sum w_i`` and ``sum w_i t_mid_i`` over the samples with
-    ``T_i >= early_stop_eps``, of which there are ``n_samples``: a prefix of the ray, since T never rises.
+    ``T_i >= early_stop_eps``, of which there are ``n_samples``: a prefix of the ray, since T never rises. A
+    background b shows through the first three channels: ``sum w_i channel_i + (1 - sum w_i) b``.
 
     Args:
         densities: [N] per unit of t. Infinite: alpha is exactly 1. Negative or NaN: counts as 0, its channels are ignored
@@ -60,13 +62,14 @@ def composite(
         return_weights: also return w [N], 0 for samples that were not composited. Costs N floats.
         return_transmittance: also return T [N] in front of each sample, as 1 minus the weights before it: to an absolute
             error of 1e-7, constant where the ray has stopped, 0 past ``offsets[R]``.
+        background: [3], or [R, 3] with one of its own for each ray; finite. Needs C >= 3. None: nothing is added.
 
     Returns:
-        A :class:`Composite`. A ray without samples has zeros everywhere. Samples past ``offsets[R]`` have weight and
-        gradients 0, whatever they hold.
+        A :class:`Composite`. A ray without samples has zeros everywhere, or the background exactly; an opacity of 1 hides
+        it exactly. Samples past ``offsets[R]`` have weight and gradients 0, whatever they hold.
 
-    Differentiable (once) in densities and channels, through every floating-point output, and composited samples only:
-    where the ray stops is a constant. t_starts and t_ends get no gradient (None), offsets can't have one. Second
+    Differentiable (once) in densities, channels and background, through every floating-point output, and composited samples
+    only: where the ray stops is a constant. t_starts and t_ends get no gradient (None), offsets can't have one. Second
     derivatives raise; :func:`reference` has them. Computed in float32, also under autocast; half-precision densities and
     channels are converted and get their gradients in their own dtype. Between forward and backward nothing of size N is
     kept but the inputs, and without gradients nothing of size N is allocated but weights that were asked for.
@@ -85,7 +88,14 @@ def composite(
     check_tensor("offsets", offsets, ("R + 1",), torch.int32)
     if offsets.shape[0] == 0:
         raise ValueError("offsets: expected shape [R + 1] with R >= 0, got [0]")
-    check_same_device(densities=densities, channels=channels, t_starts=t_starts, t_ends=t_ends, offsets=offsets)
+    if background is not None:
+        check_tensor("background", background, (3,) if background.ndim == 1 else (offsets.shape[0] - 1, 3), _FLOATS)
+        if channels.shape[1] < 3:
+            raise ValueError(f"background: expected at least 3 channels in front of it, got {channels.shape[1]}")
+        background = background.float().contiguous()
+    check_same_device(
+        densities=densities, channels=channels, t_starts=t_starts, t_ends=t_ends, offsets=offsets, background=background
+    )
     check_early_stop_eps(early_stop_eps)
 
     density = densities.float().contiguous()
@@ -93,9 +103,10 @@ def composite(
     op = torch.ops.lightning_nerf.composite
     parts = [part.float().contiguous() for part in channels.split(MAX_CHANNELS, dim=1)]
     wanted = return_weights or return_transmittance
-    out, opacity, depth, n_samples, weights = op(density, parts[0], *intervals, early_stop_eps, wanted)
+    out, opacity, depth, n_samples, weights = op(density, parts[0], *intervals, early_stop_eps, wanted, background)
     if len(parts) > 1:
-        out = torch.cat([out, *(op(density, part, *intervals, early_stop_eps, False)[0] for part in parts[1:])], dim=1)
+        rest = (op(density, part, *intervals, early_stop_eps, False, None)[0] for part in parts[1:])
+        out = torch.cat([out, *rest], dim=1)
     transmittance = _remaining_light(weights, intervals[2]) if return_transmittance else None
     return Composite(out, opacity, depth, n_samples, weights if return_weights else None, transmittance)
 
@@ -139,6 +150,7 @@ def _integrate(
     offsets: Tensor,
     early_stop_eps: float,
     n_samples: Tensor | None = None,
+    background: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The definition, vectorised, in float64: a global cumulative sum in float32 cancels to 1e-4 over 10^5 samples."""
     n, n_rays = densities.shape[0], offsets.shape[0] - 1
@@ -163,6 +175,9 @@ def _integrate(
         [torch.where(seen[:, None], channels, 0.0), torch.ones_like(middle)[:, None], middle[:, None]], dim=1
     )
     sums = values.new_zeros(n_rays + 1, values.shape[1]).index_add(0, owner, weights[:, None] * values)[:-1]
+    if background is not None:
+        behind = (1 - sums[:, -2:-1]) * background.double()
+        sums = torch.cat([sums[:, :3] + behind, sums[:, 3:]], dim=1)
     sums, weights = sums.to(densities.dtype), weights.to(densities.dtype)
     return sums[:, :-2].clone(), sums[:, -2].clone(), sums[:, -1].clone(), n_samples, weights
 
@@ -175,8 +190,9 @@ def reference(
     offsets: Tensor,
     early_stop_eps: float,
     return_weights: bool,
+    background: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    *sums, weights = _integrate(densities, channels, t_starts, t_ends, offsets, early_stop_eps)
+    *sums, weights = _integrate(densities, channels, t_starts, t_ends, offsets, early_stop_eps, None, background)
     return (*sums, weights if return_weights else densities.new_empty(0))  # type: ignore[return-value]
 
 
@@ -191,10 +207,12 @@ def backward_reference(
     t_ends: Tensor,
     offsets: Tensor,
     n_samples: Tensor,
+    background: Tensor | None,
     channels_wanted: bool,
 ) -> tuple[Tensor, Tensor]:
     def outputs(densities: Tensor, channels: Tensor) -> tuple[Tensor, ...]:
-        out, opacity, depth, _, weights = _integrate(densities, channels, t_starts, t_ends, offsets, 0.0, n_samples)
+        intervals = t_starts, t_ends, offsets
+        out, opacity, depth, _, weights = _integrate(densities, channels, *intervals, 0.0, n_samples, background)
         return out, opacity, depth, weights
 
     # Not autograd.grad: below the dispatcher's autograd key it records nothing.
@@ -212,6 +230,7 @@ def _fake(
     offsets: Tensor,
     early_stop_eps: float,
     return_weights: bool,
+    background: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     n_rays = offsets.shape[0] - 1
     return (
@@ -224,15 +243,16 @@ def _fake(
 
 
 def _fake_backward(*args: Any) -> tuple[Tensor, Tensor]:
-    densities, channels, channels_wanted = args[4], args[5], args[10]
+    densities, channels, channels_wanted = args[4], args[5], args[11]
     return torch.empty_like(densities), channels.new_empty(
         (densities.shape[0] if channels_wanted else 0, channels.shape[1])
     )
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, _, ctx.return_weights = inputs
-    ctx.save_for_backward(*tensors, output[3])
+    *tensors, _, ctx.return_weights, background = inputs
+    learned = background is not None and background.requires_grad
+    ctx.save_for_backward(*tensors, output[3], background, output[1] if learned else None)
 
 
 def _backward(
@@ -240,27 +260,32 @@ def _backward(
 ) -> tuple[Tensor | None, ...]:
     given = [channels, opacity, depth, weights if ctx.return_weights else None]
     if all(g is None for g in given):
-        return (None,) * 7
+        return (None,) * 8
+    *saved, background, rays_opacity = ctx.saved_tensors
     channels_wanted = ctx.needs_input_grad[1] and channels is not None
     cotangents = [None if g is None else g.contiguous() for g in given]
     grad_densities, grad_channels = torch.ops.lightning_nerf.composite_backward(
-        *cotangents, *ctx.saved_tensors, channels_wanted
+        *cotangents, *saved, background, channels_wanted
     )
-    return grad_densities, grad_channels if channels_wanted else None, None, None, None, None, None
+    grad_background = None
+    if rays_opacity is not None and channels is not None:
+        grad_background = channels[:, :3] * (1 - rays_opacity)[:, None]
+        grad_background = grad_background.sum(0) if background.ndim == 1 else grad_background
+    return grad_densities, grad_channels if channels_wanted else None, *(None,) * 5, grad_background
 
 
 _library.define(
     "composite",
     "(Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
-    "bool return_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "bool return_weights, Tensor? background) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     reference,
     _fake,
 )
 _library.define(
     "composite_backward",
     "(Tensor? grad_channels_out, Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, Tensor densities, "
-    "Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor n_samples, bool channels_wanted) "
-    "-> (Tensor, Tensor)",
+    "Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor n_samples, Tensor? background, "
+    "bool channels_wanted) -> (Tensor, Tensor)",
     backward_reference,
     _fake_backward,
 )

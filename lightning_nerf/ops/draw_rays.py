@@ -1,4 +1,4 @@
-"""Rays through randomly drawn pixels of posed images."""
+"""Rays through randomly drawn pixels of posed images, and what is behind them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ from torch import Tensor
 
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_grad
-from lightning_nerf.ops.random import STREAM_RAYS, random_uniform
+from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
+from lightning_nerf.ops.random import reference as random_reference
 from lightning_nerf.types import RayBatch, Rays
+
+_ALWAYS = 2**63 - 1
 
 
 def draw_rays(
@@ -94,6 +97,29 @@ def draw_rays(
     return RayBatch(rays, rgb, None if channels == 3 else alpha, None if n_rays is None else mask, image_index)
 
 
+def draw_background(key: Tensor, n: int, *, colour: tuple[float, float, float] | None, random_steps: int = 0) -> Tensor:
+    """Colours [n, 3] float32 behind n rays: random in steps below ``random_steps``, else ``colour``.
+
+    Random ones are :func:`~lightning_nerf.ops.random.random_uniform`'s stream ``STREAM_BACKGROUND``, another colour for
+    each ray and step.
+
+    Args:
+        key: [3] int64, see :func:`~lightning_nerf.ops.random.make_key`; its step is read on the device: nothing is
+            synchronised, and a CUDA graph can capture the draw.
+        n: rays, 0 <= n < 2^31.
+        colour: red, green, blue. None: random in every step.
+        random_steps: >= 0.
+    """
+    check_tensor("key", key, (3,), torch.int64)
+    if not 0 <= n < 2**31:
+        raise ValueError(f"n: expected 0 <= n < 2**31, got {n}")
+    if random_steps < 0:
+        raise ValueError(f"random_steps: expected >= 0, got {random_steps}")
+    if colour is None:
+        colour, random_steps = (0.0, 0.0, 0.0), _ALWAYS
+    return torch.ops.lightning_nerf.draw_background(key.contiguous(), n, random_steps, *map(float, colour))
+
+
 def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """Origins and unit directions [R, 3] of the rays of pinhole cameras through the centres of pixels.
 
@@ -151,6 +177,11 @@ def reference(
     return origins, directions, nears, fars, ray_times, rgb, alpha, mask, image_index
 
 
+def background_reference(key: Tensor, n: int, random_steps: int, red: float, green: float, blue: float) -> Tensor:
+    colour = torch.tensor([red, green, blue]).to(key.device)
+    return torch.where(key[2] < random_steps, random_reference(key, STREAM_BACKGROUND, n, 3), colour)
+
+
 def fake(
     images: Tensor,
     c2w: Tensor,
@@ -186,4 +217,10 @@ _library.define(
     "Tensor ray_times, Tensor rgb, Tensor alpha, Tensor mask, Tensor image_index)",
     reference,
     fake,
+)
+_library.define(
+    "draw_background",
+    "(Tensor key, int n, int random_steps, float red, float green, float blue) -> Tensor",
+    background_reference,
+    lambda key, n, *_: key.new_empty((n, 3), dtype=torch.float32),
 )

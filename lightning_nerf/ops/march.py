@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._checks import check_same_device, check_tensor
-from lightning_nerf.ops.pack import pack
+from lightning_nerf.ops.pack import check_capacity, pack
+from lightning_nerf.ops.pack import reference as pack_reference
 from lightning_nerf.types import PackedSamples, Rays
 
 _MAX_LEVELS = 8
@@ -64,7 +65,8 @@ def march(
     appendix E, and of ``traverse_grids`` in Li et al., "NerfAcc", ICCV 2023.
     """
     ops = torch.ops.lightning_nerf
-    return _march(ops.march_count, ops.march_write, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity)
+    kernels = (ops.march_count, ops.march_write, ops.march_pack)
+    return _march(*kernels, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity)
 
 
 def reference(
@@ -77,13 +79,15 @@ def reference(
     jitter: Tensor | None = None,
     capacity: int | None = None,
 ) -> PackedSamples:
-    """:func:`march` by the references of its two ops."""
-    return _march(count_reference, write_reference, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity)
+    """:func:`march` by the references of its ops."""
+    references = (count_reference, write_reference, march_pack_reference)
+    return _march(*references, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity)
 
 
 def _march(
     count: Callable[..., Tensor],
     write: Callable[..., tuple[Tensor, Tensor, Tensor]],
+    count_pack_write: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]],
     rays: Rays,
     occupancy: Tensor,
     aabb: Tensor,
@@ -125,16 +129,17 @@ def _march(
         float(step_size),
         float(cone_angle),
     )
-    counts = count(*arguments)
-    offsets, kept = pack(counts, capacity)
-    if capacity is None:
-        capacity, excess = (int(i) for i in torch.stack([offsets[-1], (~kept).sum()]).tolist())
-        if excess > 0:
-            raise ValueError(
-                f"march: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {capacity}); "
-                "take a larger step_size, or restrict near and far"
-            )
-    t_starts, t_ends, ray_indices = write(*arguments, offsets, capacity)
+    if capacity is not None:
+        check_capacity(capacity)
+        return PackedSamples(*count_pack_write(*arguments, capacity))
+    offsets, kept = pack(count(*arguments))
+    total, excess = (int(i) for i in torch.stack([offsets[-1], (~kept).sum()]).tolist())
+    if excess > 0:
+        raise ValueError(
+            f"march: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
+            "take a larger step_size, or restrict near and far"
+        )
+    t_starts, t_ends, ray_indices = write(*arguments, offsets, total)
     return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
 
 
@@ -289,6 +294,23 @@ def write_reference(
     return t_starts, t_ends, ray_indices
 
 
+def march_pack_reference(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    jitter: Tensor | None,
+    occupancy: Tensor,
+    aabb: Tensor,
+    step_size: float,
+    cone_angle: float,
+    capacity: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments = (origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle)
+    offsets, kept = pack_reference(count_reference(*arguments), capacity)
+    return (*write_reference(*arguments, offsets, capacity), offsets, kept)
+
+
 def count_fake(origins: Tensor, *_: object) -> Tensor:
     return origins.new_empty(origins.shape[0], dtype=torch.int32)
 
@@ -296,6 +318,12 @@ def count_fake(origins: Tensor, *_: object) -> Tensor:
 def write_fake(origins: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
     n = arguments[-1]
     return origins.new_empty(n), origins.new_empty(n), origins.new_empty(n, dtype=torch.int32)  # type: ignore[arg-type]
+
+
+def march_pack_fake(origins: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    n_rays = origins.shape[0]
+    offsets, kept = origins.new_empty(n_rays + 1, dtype=torch.int32), origins.new_empty(n_rays, dtype=torch.bool)
+    return (*write_fake(origins, *arguments), offsets, kept)
 
 
 _ARGUMENTS = (
@@ -308,4 +336,10 @@ _library.define(
     f"({_ARGUMENTS}, Tensor offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
     write_reference,
     write_fake,
+)
+_library.define(
+    "march_pack",
+    f"({_ARGUMENTS}, int capacity) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor offsets, Tensor kept)",
+    march_pack_reference,
+    march_pack_fake,
 )

@@ -28,9 +28,14 @@ def pack(counts: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor]:
     """
     check_tensor("counts", counts, ("R",), torch.int32)
     capacity = MAX_COUNT if capacity is None else capacity
+    check_capacity(capacity)
+    return torch.ops.lightning_nerf.pack_offsets(counts.contiguous(), capacity)
+
+
+def check_capacity(capacity: int) -> None:
+    """A capacity as :func:`pack` takes it, or a ValueError."""
     if not 0 <= capacity <= MAX_COUNT:
         raise ValueError(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
-    return torch.ops.lightning_nerf.pack_offsets(counts.contiguous(), capacity)
 
 
 def reference(counts: Tensor, capacity: int) -> tuple[Tensor, Tensor]:

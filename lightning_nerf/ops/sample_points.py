@@ -10,7 +10,9 @@ from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_gr
 from lightning_nerf.types import PackedSamples, Rays
 
 
-def sample_points(rays: Rays, samples: PackedSamples) -> tuple[Tensor, Tensor, Tensor | None]:
+def sample_points(
+    rays: Rays, samples: PackedSamples, *, to_unit: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Positions at the samples' midpoints, directions, and times where the rays have them.
 
     .. math:: x_i = o_{r(i)} + \\tfrac{1}{2} (t^{start}_i + t^{end}_i)\\, d_{r(i)}
@@ -18,12 +20,15 @@ def sample_points(rays: Rays, samples: PackedSamples) -> tuple[Tensor, Tensor, T
     Directions are the rays' own, not normalised. In the tail, t = 0 and the ray is ray 0: finite if that ray is. With no
     rays at all, everything is 0. Indices are not checked.
 
-    The kernels have no derivative. Where the rays' origins, directions or times (or t) require a gradient, as for cameras
-    that are learned, :func:`reference` computes the same, differentiable any number of times and slower.
+    With ``to_unit`` = (a, b) positions are :math:`a x_i + b` instead, coordinate by coordinate.
+
+    The kernels have no derivative. Where the rays' origins, directions or times (or t or ``to_unit``) require a gradient,
+    as for cameras that are learned, :func:`reference` computes the same, differentiable any number of times and slower.
 
     Args:
         rays: R rays, float32.
         samples: N samples of them.
+        to_unit: [2, 3] float32, factor and summand, such as those that make the scene's box the unit cube.
 
     Returns:
         positions [N, 3], directions [N, 3], times [N] or None.
@@ -39,11 +44,13 @@ def sample_points(rays: Rays, samples: PackedSamples) -> tuple[Tensor, Tensor, T
     n = t_starts.shape[0]
     check_tensor("samples.t_ends", t_ends, (n,), torch.float32)
     check_tensor("samples.ray_indices", ray_indices, (n,), torch.int32)
+    if to_unit is not None:
+        check_tensor("to_unit", to_unit, (2, 3), torch.float32)
     check_same_device(
         **{"rays.origins": origins, "rays.directions": directions, "rays.times": times, "samples.t_starts": t_starts},
-        **{"samples.t_ends": t_ends, "samples.ray_indices": ray_indices},
+        **{"samples.t_ends": t_ends, "samples.ray_indices": ray_indices, "to_unit": to_unit},
     )
-    traced = needs_grad(origins, directions, times, t_starts, t_ends)
+    traced = needs_grad(origins, directions, times, t_starts, t_ends, to_unit)
     positions, sample_directions, sample_times = (reference if traced else torch.ops.lightning_nerf.sample_points)(
         origins.contiguous(),
         directions.contiguous(),
@@ -51,24 +58,34 @@ def sample_points(rays: Rays, samples: PackedSamples) -> tuple[Tensor, Tensor, T
         t_starts.contiguous(),
         t_ends.contiguous(),
         ray_indices.contiguous(),
+        None if to_unit is None else to_unit.contiguous(),
     )
     return positions, sample_directions, None if times is None else sample_times
 
 
 def reference(
-    origins: Tensor, directions: Tensor, times: Tensor | None, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor
+    origins: Tensor,
+    directions: Tensor,
+    times: Tensor | None,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_indices: Tensor,
+    to_unit: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = t_starts.shape[0]
     if origins.shape[0] == 0:  # a capacity without rays: there is no ray 0 to read
-        return origins.new_zeros(n, 3), origins.new_zeros(n, 3), origins.new_zeros(0 if times is None else n)
+        positions = origins.new_zeros(n, 3) if to_unit is None else to_unit[1].repeat(n, 1)
+        return positions, origins.new_zeros(n, 3), origins.new_zeros(0 if times is None else n)
     sample_directions = directions.index_select(0, ray_indices)
     middle = (t_starts + t_ends) * 0.5
     positions = origins.index_select(0, ray_indices).addcmul(sample_directions, middle[:, None])
+    if to_unit is not None:
+        positions = torch.addcmul(to_unit[1], positions, to_unit[0])
     return positions, sample_directions, origins.new_empty(0) if times is None else times.index_select(0, ray_indices)
 
 
 def fake(
-    origins: Tensor, directions: Tensor, times: Tensor | None, t_starts: Tensor, *_: Tensor
+    origins: Tensor, directions: Tensor, times: Tensor | None, t_starts: Tensor, *_: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     n = t_starts.shape[0]
     return origins.new_empty((n, 3)), origins.new_empty((n, 3)), origins.new_empty(0 if times is None else n)
@@ -76,8 +93,8 @@ def fake(
 
 _library.define(
     "sample_points",
-    "(Tensor origins, Tensor directions, Tensor? times, Tensor t_starts, Tensor t_ends, Tensor ray_indices) "
-    "-> (Tensor positions, Tensor sample_directions, Tensor sample_times)",
+    "(Tensor origins, Tensor directions, Tensor? times, Tensor t_starts, Tensor t_ends, Tensor ray_indices, "
+    "Tensor? to_unit) -> (Tensor positions, Tensor sample_directions, Tensor sample_times)",
     reference,
     fake,
 )

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._checks import check_same_device, check_tensor
-from lightning_nerf.ops.pack import pack
+from lightning_nerf.ops.pack import check_capacity, pack
+from lightning_nerf.ops.pack import reference as pack_reference
 from lightning_nerf.types import PackedSamples
 
 
-def prune(
+def prune_from(
     densities: Tensor,
     samples: PackedSamples,
     *,
     early_stop_eps: float = 1e-4,
     alpha_thre: float | Tensor = 0.0,
     capacity: int | None = None,
-) -> PackedSamples:
+) -> tuple[PackedSamples, Tensor]:
     """The samples i with transmittance T_i >= early_stop_eps and opacity alpha_i >= alpha_thre, in their order.
 
     With d_i = densities_i (t_ends_i - t_starts_i): alpha_i = 1 - exp(-d_i), and T_i = exp(-sum of d_j over j < i of the
@@ -28,7 +30,8 @@ def prune(
     or negative density counts as 0, an infinite one as opaque.
 
     Args:
-        densities: [N] float32 >= 0, per unit of t.
+        densities: [N] float32 >= 0, per unit of t. Behind the first sample with T_i < early_stop_eps they may be anything,
+            0 included, as where a field was not evaluated there.
         samples: N samples of R rays.
         early_stop_eps: >= 0; 0 keeps all samples in front of infinite density.
         alpha_thre: a number, or a 0-d float32 tensor on the samples' device, so that it can change inside a CUDA graph.
@@ -36,7 +39,8 @@ def prune(
             :func:`~lightning_nerf.ops.pack.pack`.
 
     Returns:
-        The surviving samples. ``kept`` is False also where ``samples.kept`` is. Not differentiable.
+        The surviving samples, and for each the index of the sample that it was, [N'] int32, 0 in the tail. ``kept`` is
+        False also where ``samples.kept`` is. Not differentiable.
 
     Source: Müller et al., "Instant neural graphics primitives", SIGGRAPH 2022, appendix E; the semantics of both thresholds
     are those of ``render_visibility`` in Li et al., "NerfAcc", ICCV 2023.
@@ -60,12 +64,30 @@ def prune(
         alpha_thre=threshold,
     )
     tensors = (densities, samples.t_starts, samples.t_ends, samples.offsets)
-    arguments = (*(t.detach().contiguous() for t in tensors), float(early_stop_eps), threshold)
-    counts = torch.ops.lightning_nerf.visibility_count(*arguments)
-    offsets, kept = pack(counts, capacity)
-    capacity = int(offsets[-1]) if capacity is None else capacity
-    t_starts, t_ends, ray_indices = torch.ops.lightning_nerf.visibility_write(*arguments, offsets, capacity)
-    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept & samples.kept)
+    contiguous, thresholds = tuple(t.detach().contiguous() for t in tensors), (float(early_stop_eps), threshold)
+    ops = torch.ops.lightning_nerf
+    if capacity is None:
+        arguments = (*contiguous, *thresholds)
+        offsets, kept = pack(ops.visibility_count(*arguments))
+        t_starts, t_ends, ray_indices, sources = ops.visibility_write(*arguments, offsets, int(offsets[-1]))
+        kept = kept & samples.kept
+    else:
+        check_capacity(capacity)
+        survivors = ops.visibility_pack(*contiguous, samples.kept.contiguous(), *thresholds, capacity)
+        t_starts, t_ends, ray_indices, offsets, kept, sources = survivors
+    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept), sources
+
+
+def prune(
+    densities: Tensor,
+    samples: PackedSamples,
+    *,
+    early_stop_eps: float = 1e-4,
+    alpha_thre: float | Tensor = 0.0,
+    capacity: int | None = None,
+) -> PackedSamples:
+    """The visible samples; see :func:`prune_from`, which also says where they come from."""
+    return prune_from(densities, samples, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity)[0]
 
 
 def _visible(
@@ -77,11 +99,13 @@ def _visible(
     n = len(ray)
     lengths = t_ends[:n] - t_starts[:n]
     inside = torch.where((densities[:n] > 0) & (lengths > 0), densities[:n].double() * lengths.double(), 0.0)
-    # An infinite depth would make later rays' differences of the running sum NaN: sum the finite, count the infinite.
-    opaque = inside.isinf()
-    before = _exclusive_sums(torch.where(opaque, 0.0, inside), ray, offsets)
-    before = torch.where(_exclusive_sums(opaque.double(), ray, offsets) > 0, math.inf, before)
     limit = -math.log(early_stop_eps) if early_stop_eps > 0 else math.inf
+    # What exceeds the limit may do so a little only: sums over all rays would lose the small next to the huge. And an
+    # infinite depth would make later rays' differences of the running sum NaN: sum the finite, count the infinite.
+    depths = inside.clamp(max=2 * max(limit, 0.0) + 1)
+    opaque = depths.isinf()
+    before = _exclusive_sums(torch.where(opaque, 0.0, depths), ray, offsets)
+    before = torch.where(_exclusive_sums(opaque.double(), ray, offsets) > 0, math.inf, before)
     index = ((before <= limit) & (inside >= -torch.log1p(-alpha_thre.double()))).nonzero()[:, 0]
     return index, ray[index]
 
@@ -108,32 +132,65 @@ def write_reference(
     alpha_thre: Tensor,
     new_offsets: Tensor,
     n: int,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     index, ray = _visible(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)
     fits = new_offsets.diff()[ray] > 0  # nothing of rays that are not kept
     index, ray = index[fits], ray[fits]
     new_starts, new_ends = t_starts.new_zeros(n), t_ends.new_zeros(n)
-    ray_indices = offsets.new_zeros(n)
+    ray_indices, sources = offsets.new_zeros(n), offsets.new_zeros(n)
     new_starts[: len(index)] = t_starts[index]
     new_ends[: len(index)] = t_ends[index]
     ray_indices[: len(index)] = ray.int()
-    return new_starts, new_ends, ray_indices
+    sources[: len(index)] = index.int()
+    return new_starts, new_ends, ray_indices, sources
+
+
+def pack_visible_reference(
+    densities: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    offsets: Tensor,
+    kept: Tensor,
+    early_stop_eps: float,
+    alpha_thre: Tensor,
+    capacity: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    arguments = (densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)
+    new_offsets, fits = pack_reference(count_reference(*arguments), capacity)
+    new_starts, new_ends, ray_indices, sources = write_reference(*arguments, new_offsets, capacity)
+    return new_starts, new_ends, ray_indices, new_offsets, fits & kept, sources
 
 
 def count_fake(densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, *_: object) -> Tensor:
     return offsets.new_empty(offsets.shape[0] - 1)
 
 
-def write_fake(densities: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
+def write_fake(densities: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n = arguments[-1]
-    return densities.new_empty(n), densities.new_empty(n), densities.new_empty(n, dtype=torch.int32)  # type: ignore[arg-type]
+    t_starts, t_ends = densities.new_empty(n), densities.new_empty(n)
+    return t_starts, t_ends, densities.new_empty(n, dtype=torch.int32), densities.new_empty(n, dtype=torch.int32)
+
+
+def pack_visible_fake(
+    densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, kept: Tensor, *arguments: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    new_starts, new_ends, ray_indices, sources = write_fake(densities, *arguments)
+    return new_starts, new_ends, ray_indices, torch.empty_like(offsets), torch.empty_like(kept), sources
 
 
 _ARGUMENTS = "Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, Tensor alpha_thre"
+_SURVIVORS = "Tensor t_starts, Tensor t_ends, Tensor ray_indices"
 _library.define("visibility_count", f"({_ARGUMENTS}) -> Tensor", count_reference, count_fake)
 _library.define(
     "visibility_write",
-    f"({_ARGUMENTS}, Tensor new_offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
+    f"({_ARGUMENTS}, Tensor new_offsets, int n) -> ({_SURVIVORS}, Tensor sources)",
     write_reference,
     write_fake,
+)
+_library.define(
+    "visibility_pack",
+    "(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept, float early_stop_eps, "
+    f"Tensor alpha_thre, int capacity) -> ({_SURVIVORS}, Tensor new_offsets, Tensor new_kept, Tensor sources)",
+    pack_visible_reference,
+    pack_visible_fake,
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._checks import check_tensor
 from lightning_nerf.ops.composite import check_early_stop_eps, composite
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.types import FieldOutput, PackedSamples, Render
@@ -39,13 +39,10 @@ class VolumeRenderer(Renderer):
         return_weights: bool = False,
     ) -> Render:
         """See :meth:`Renderer.forward`."""
-        n, n_rays = samples.t_starts.shape[0], samples.offsets.shape[0] - 1
+        n = samples.t_starts.shape[0]
         check_tensor("rgb", output.rgb, (n, 3), _FLOATS)
         for name, extra in output.extras.items():
             check_tensor(f"extras[{name!r}]", extra, (n, "k"), _FLOATS)
-        if background is not None:
-            check_tensor("background", background, (3,) if background.ndim == 1 else (n_rays, 3), _FLOATS)
-            check_same_device(density=output.density, background=background)
         channels = torch.cat([output.rgb, *output.extras.values()], dim=1) if output.extras else output.rgb
         result = composite(
             output.density,
@@ -55,12 +52,11 @@ class VolumeRenderer(Renderer):
             samples.offsets,
             early_stop_eps=self.early_stop_eps,
             return_weights=return_weights,
+            background=background,
         )
         rgb, extras = result.channels, ()
         if output.extras:
             rgb, *extras = result.channels.split([3, *(extra.shape[1] for extra in output.extras.values())], dim=1)
-        if background is not None:
-            rgb = torch.addcmul(rgb, (1 - result.opacity)[:, None], background.float())
         named = dict(zip(output.extras, extras, strict=True))
         return Render(rgb, result.opacity, result.depth, result.n_samples, named, result.weights)
 

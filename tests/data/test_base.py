@@ -184,6 +184,9 @@ def test_backgrounds(background: str, given: str | None, expected: str) -> None:
         assert len(colours.unique(dim=0)) > 990
     else:
         assert bool((colours == (1.0 if background == "white" else 0.0)).all())
+    first, later = (data.draw_background(make_key(5, step=step), 1000, random_steps=2) for step in (1, 2))
+    assert len(first.unique(dim=0)) > 990
+    assert torch.equal(later, data.draw_background(make_key(5, step=2), 1000))
 
 
 @pytest.mark.parametrize(

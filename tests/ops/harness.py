@@ -23,7 +23,7 @@ def generator(seed: int) -> torch.Generator:
 
 def rand(*shape: int, seed: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Uniform float32 on the CPU: the same inputs for every device."""
-    return torch.rand(*shape, generator=generator(seed)) * (high - low) + low
+    return torch.rand(shape, generator=generator(seed)) * (high - low) + low
 
 
 def ragged_offsets(counts: Sequence[int]) -> Tensor:

@@ -75,7 +75,13 @@ def compare(device: str, args: Args, eps: float = 0.0, *, opcheck: bool = False)
     """Kernel against reference, weights included."""
     close, differentiable = tolerance(args), DIFFERENTIABLE if args[1].numel() else (0,)
     check_op(
-        "composite", reference, (*args, eps, True), device=device, differentiable=differentiable, opcheck=opcheck, **close
+        "composite",
+        reference,
+        (*args, eps, True, None),
+        device=device,
+        differentiable=differentiable,
+        opcheck=opcheck,
+        **close,
     )
 
 
@@ -131,8 +137,8 @@ def test_twice_the_capacity_and_a_poisoned_tail_change_nothing(device: str, coun
     shapes = [(len(counts), n_channels), (len(counts),), (len(counts),), None, (n,)]
     cotangents = [None if s is None else rand(*s, seed=9 + i, low=-1).to(device) for i, s in enumerate(shapes)]
     poisoned = [*cotangents[:4], poison_tail(cotangents[4], n, extra=n + 7)]  # type: ignore[arg-type]
-    small, small_grads = run_with_grad(OP, (*to(device, args), 0.0, True), DIFFERENTIABLE, cotangents)
-    large, large_grads = run_with_grad(OP, (*to(device, larger), 0.0, True), DIFFERENTIABLE, poisoned)
+    small, small_grads = run_with_grad(OP, (*to(device, args), 0.0, True, None), DIFFERENTIABLE, cotangents)
+    large, large_grads = run_with_grad(OP, (*to(device, larger), 0.0, True, None), DIFFERENTIABLE, poisoned)
     close = tolerance(args)  # not equal bits: on CUDA the number of lanes per ray follows from N and R
     for a, b in zip([*large, *large_grads], [*small, *small_grads], strict=True):
         if b.shape[:1] == (n,) and a.shape[0] == 2 * n + 7:
@@ -156,7 +162,7 @@ def test_strange_densities_are_defined(device: str, n_channels: int) -> None:
     compare(device, args)
     cotangents = [torch.ones(6, n_channels), torch.ones(6), torch.ones(6), None, torch.ones(n)]
     cotangents[4][void] = NAN
-    outputs, grads = run_with_grad(OP, (*to(device, args), 0.0, True), DIFFERENTIABLE, to(device, cotangents))
+    outputs, grads = run_with_grad(OP, (*to(device, args), 0.0, True, None), DIFFERENTIABLE, to(device, cotangents))
     assert all(o.isfinite().all() for o in [*outputs, *grads])
     assert all((g.cpu()[void] == 0).all() for g in grads)
     weights = outputs[4].cpu()
@@ -174,7 +180,7 @@ def test_hidden_samples_get_no_rounding_noise_as_gradient(device: str) -> None:
     grads = []
     for function, inputs in ((OP, to(device, args)), (reference, doubles)):
         ones = [torch.ones(1, 3).to(inputs[0]), torch.ones(1).to(inputs[0]), None, None, None]
-        grads.append(run_with_grad(function, (*inputs, 0.0, False), DIFFERENTIABLE, ones)[1][0].cpu())
+        grads.append(run_with_grad(function, (*inputs, 0.0, False, None), DIFFERENTIABLE, ones)[1][0].cpu())
     seen = transmittance(args)
     assert seen[-1] < 1e-12
     # The random walk of `tolerance`, for a gradient of up to delta (C + 1) per unit of transmittance.
@@ -225,7 +231,7 @@ def test_the_comparison_detects_inclusive_transmittance() -> None:
     args = make(COUNTS["ragged"])
 
     def check(truth: Callable[..., Any]) -> None:
-        check_op("composite", truth, (*args, 0.0, False), device="cpu", opcheck=False, **tolerance(args))
+        check_op("composite", truth, (*args, 0.0, False, None), device="cpu", opcheck=False, **tolerance(args))
 
     check(reference)
     assert_detected(lambda: check(mutated))
@@ -258,7 +264,7 @@ def test_t_gets_no_gradient() -> None:
     densities, channels, t_starts, t_ends, offsets = make([3, 2])
     for function in (OP, reference):
         inputs = [a.clone().requires_grad_() for a in (densities, channels, t_starts, t_ends)]
-        sum(o.sum() for o in function(*inputs, offsets, 0.0, True)).backward()
+        sum(o.sum() for o in function(*inputs, offsets, 0.0, True, None)).backward()
         assert [i.grad is None for i in inputs] == [False, False, True, True]
 
 
@@ -331,7 +337,7 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            outputs, grads = run_with_grad(OP, (*args, 0.0, False), DIFFERENTIABLE, cotangents)
+            outputs, grads = run_with_grad(OP, (*args, 0.0, False, None), DIFFERENTIABLE, cotangents)
         finally:
             torch.set_num_threads(before)
         return [*outputs, *grads]
@@ -342,7 +348,7 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_a_scripted_function_may_call_the_op() -> None:
     def opacity(densities: Tensor, channels: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor) -> Tensor:
-        return torch.ops.lightning_nerf.composite(densities, channels, t_starts, t_ends, offsets, 0.0, False)[1]
+        return torch.ops.lightning_nerf.composite(densities, channels, t_starts, t_ends, offsets, 0.0, False, None)[1]
 
     args = make([3, 4])
     with warnings.catch_warnings():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from lightning_nerf.ops.hash_grid import hash_grid, reference
 from tests.ops.harness import DEVICES, assert_detected, check_op, rand, run_with_grad
 
 EPS = 2.0**-24  # relative error of one float32 rounding
+PLAIN = (None, torch.float32, False)  # of the op: no working table, float32 features, sums in any order
 
 
 def grid_levels(dims: int, shape: list[tuple[int, int]]) -> tuple[Tensor, int]:
@@ -30,6 +32,10 @@ def make(
     levels, n_rows = grid_levels(dims, shape or [(3, 0), (5, 0), (4, 640), (19, 64), (50, 256)])
     table = rand(n_rows, features, seed=7, low=-1.0).to(dtype)
     return rand(n, dims, seed=8), table, levels
+
+
+def eight_levels() -> list[tuple[int, int]]:
+    return [(2, 0), (4, 0), (8, 0), (11, 512), (16, 1024), (23, 1024), (32, 1024), (45, 1024)]
 
 
 def tolerances(n: int, dims: int, levels: int, features: int, resolution: int, dtype: torch.dtype) -> dict[str, float]:
@@ -64,7 +70,7 @@ def tolerances(n: int, dims: int, levels: int, features: int, resolution: int, d
     ],
 )
 def test_kernel_matches_the_reference(device: str, dims: int, features: int, dtype: torch.dtype) -> None:
-    args = make(dims, features, 301, dtype=dtype)
+    args = (*make(dims, features, 301, dtype=dtype), None, dtype, False)
     bounds = tolerances(301, dims, 5, features, 50, dtype)
     opcheck = (dims, features) in ((3, 2), (4, 4))
     check_op("hash_grid", reference, args, device=device, differentiable=(0, 1), opcheck=opcheck, **bounds)
@@ -72,32 +78,136 @@ def test_kernel_matches_the_reference(device: str, dims: int, features: int, dty
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("n", [0, 1, 32, 33, 128, 129, 5000])
-def test_any_number_of_samples(device: str, n: int) -> None:
-    args = make(3, 2, n, shape=[(4, 0), (8, 0), (16, 1024), (32, 1024)])  # whole groups of levels: the wide stores
+@pytest.mark.parametrize("features", [2, 4])
+@pytest.mark.parametrize("n", [0, 1, 4, 7, 8, 9, 33, 128, 129, 5000])
+def test_any_number_of_samples(device: str, n: int, features: int) -> None:
+    args = (*make(3, features, n, shape=eight_levels()), *PLAIN)  # whole groups of levels: the wide stores
     check_op(
         "hash_grid", reference, args, device=device, differentiable=(0, 1), opcheck=n < 2,
-        **tolerances(n, 3, 4, 2, 32, torch.float32),
+        **tolerances(n, 3, 8, features, 45, torch.float32),
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_samples_along_rays(device: str) -> None:
-    """Many neighbours share a cell and some gradients are zero: what the CUDA backward sums within a warp."""
+@pytest.mark.parametrize(("features", "levels"), [(2, 16), (4, 8)])
+def test_more_samples_than_blocks(device: str, features: int, levels: int) -> None:
+    """Each CUDA block serves several tiles of samples, and the table is one of a real scene's shape."""
+    shape = [(round(8 * 1.3**level), 2**12 if level > 2 else 0) for level in range(levels)]
+    args = (*make(3, features, 300_001 if device == "cuda" else 2001, shape=shape), *PLAIN)
+    bounds = tolerances(300_001, 3, levels, features, shape[-1][0], torch.float32)
+    check_op("hash_grid", reference, args, device=device, differentiable=(1,), opcheck=False, **bounds)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("features", [2, 4])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_working_copy(device: str, features: int, dtype: torch.dtype) -> None:
+    x, table, levels = make(3, features, 301, shape=eight_levels())
+    args = (x, table, levels, table.half(), dtype, False)
+    bounds = tolerances(301, 3, 8, features, 45, dtype)
+    bounds["grad_rtol"] = 4 * EPS  # gradients stay in float32
+    check_op("hash_grid", reference, args, device=device, differentiable=(0, 1), opcheck=features == 2, **bounds)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_values_come_from_the_working_copy_and_gradients_go_to_the_table(device: str) -> None:
+    x, table, levels = (a.to(device) for a in make(3, 2, 200))
+    other = rand(*table.shape, seed=9, low=-1.0).to(device).half()
+    x.requires_grad_()
+    table.requires_grad_()
+    out = hash_grid(x, table, levels, working=other)
+    assert out.dtype == torch.float16
+    assert torch.equal(out, hash_grid(x, other, levels))
+    # Too small and too many for float16, whose range is 6e-8 to 65504.
+    small = hash_grid(x, table, levels, working=other, dtype=torch.float32)
+    cotangent = rand(*small.shape, seed=10, low=-1.0).to(device)
+    expected = torch.autograd.grad(hash_grid(x, table, levels), table, cotangent)[0]
+    for scale in (1e-12, 1e12):
+        grads = torch.autograd.grad(small, (x, table), cotangent * scale, retain_graph=True)
+        torch.testing.assert_close(grads[1] / scale, expected, rtol=8 * EPS, atol=1e-5)
+    expected = torch.autograd.grad(hash_grid(x, other.float(), levels), x, cotangent * scale)[0]
+    torch.testing.assert_close(grads[0], expected, rtol=1e-5, atol=1e-5 * scale)
+    one_cell = hash_grid(torch.full_like(x, 0.3), table, levels, working=other)
+    grad = torch.autograd.grad(one_cell, table, torch.full_like(one_cell, 6e4))[0]
+    assert grad.isfinite().all()
+    assert grad.dtype == torch.float32
+    torch.testing.assert_close(grad.double().sum().item(), 6e4 * 200 * 10, rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_gradients_of_any_type(device: str, dtype: torch.dtype, deterministic: bool) -> None:
+    """A fused kernel may hand over gradients in a type other than the table's."""
+    args = [a.to(device) for a in make(3, 4, 500, shape=eight_levels())]
+    grad = rand(500, 32, seed=4, low=-1.0).to(device, dtype)
+    backward = torch.ops.lightning_nerf.hash_grid_backward
+    actual = backward(grad, *args, args[1].half(), True, True, deterministic)
+    expected = op.reference_backward(grad.float(), *args, args[1].half(), True, True, False)
+    bounds = tolerances(500, 3, 8, 4, 45, torch.float32)
+    alone = op.table_gradient(grad, *args, deterministic=deterministic)
+    for a, e in zip((*actual, alone), (*expected, expected[1]), strict=True):
+        torch.testing.assert_close(a, e, rtol=bounds["grad_rtol"], atol=bounds["grad_atol"])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dims", "features"), [(2, 1), (3, 2), (3, 4), (4, 8)])
+def test_deterministic_sums(device: str, dims: int, features: int) -> None:
+    n = 20_000 if device == "cuda" else 1000
+    x, table, levels = (a.to(device) for a in make(dims, features, n))
+    cotangent = (rand(n, 5 * features, seed=5, low=-1.0) * 10 ** rand(n, 1, seed=6, low=-6.0, high=6.0)).to(device)
+    table.requires_grad_()
+    grads = []
+    for _ in range(3):
+        out = hash_grid(x, table, levels, deterministic=True)
+        grads.append(torch.autograd.grad(out, table, cotangent)[0])
+    torch.use_deterministic_algorithms(True)
+    try:
+        out = hash_grid(x, table, levels)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    grads.append(torch.autograd.grad(out, table, cotangent)[0])
+    for grad in grads[1:]:
+        assert torch.equal(grads[0], grad)
+    expected = torch.autograd.grad(reference(x, table.double(), levels), table, cotangent.double())[0]
+    # Eight samples are summed in float32 at a time.
+    torch.testing.assert_close(grads[0], expected, rtol=32 * EPS, atol=32 * EPS * float(cotangent.abs().max()))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_deterministic_sums_do_not_hide_what_is_not_finite(device: str, bad: float) -> None:
+    x, table, levels = (a.to(device) for a in make(3, 2, 100))
+    backward = torch.ops.lightning_nerf.hash_grid_backward
+    grad = torch.zeros(100, 10, device=device)
+    assert not backward(grad, x, table, levels, None, False, True, True)[1].any()
+    grad[50, 3] = bad
+    assert not backward(grad, x, table, levels, None, False, True, True)[1].isfinite().all()
+    tiny = torch.full_like(grad, 1e-37)
+    total = backward(tiny, x, table, levels, None, False, True, True)[1].double().sum().item()
+    torch.testing.assert_close(total, 1e-37 * 1000, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("features", [1, 2, 4, 8])
+def test_samples_along_rays(device: str, features: int) -> None:
+    """Many neighbours share a cell and some gradients are zero: what the CUDA backward sums within a thread."""
     t = torch.linspace(0, 1, 100)[None, :, None]
     ends = rand(2, 20, 1, 3, seed=1)
     x = (ends[0] + (ends[1] - ends[0]) * t).reshape(-1, 3)
     levels, n_rows = grid_levels(3, [(2, 0), (6, 0), (16, 512), (128, 512)])
-    table, cotangent = rand(n_rows, 2, seed=2, low=-1.0).to(device), rand(len(x), 8, seed=3, low=-1.0)
+    table = rand(n_rows, features, seed=2, low=-1.0).to(device)
+    cotangent = rand(len(x), 4 * features, seed=3, low=-1.0)
     cotangent[700:900] = 0
     cotangent[1000:1100:3] = 0
-    cotangent[:, 6:] *= (rand(len(x), 1, seed=4) < 0.1).float()
-    args = (x.to(device), table, levels.to(device))
+    cotangent[:, 3 * features :] *= (rand(len(x), 1, seed=4) < 0.1).float()
+    args = (x.to(device), table, levels.to(device), *PLAIN)
     (_, actual), (_, expected) = (
         run_with_grad(f, args, (0, 1), [cotangent.to(device)]) for f in (torch.ops.lightning_nerf.hash_grid, reference)
     )
     for a, e in zip(actual, expected, strict=True):
-        torch.testing.assert_close(a, e, rtol=4 * EPS, atol=tolerances(len(x), 3, 4, 2, 128, torch.float32)["grad_atol"])
+        bounds = tolerances(len(x), 3, 4, features, 128, torch.float32)
+        torch.testing.assert_close(a, e, rtol=bounds["grad_rtol"], atol=bounds["grad_atol"])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -108,7 +218,8 @@ def test_positions_outside_are_clamped_and_have_no_gradient(device: str) -> None
     _, table, levels = make(3, 2, 1)
     bounds = tolerances(5, 3, 5, 2, 50, torch.float32)
     for x in (outside, inside):
-        check_op("hash_grid", reference, (x, table, levels), device=device, differentiable=(0, 1), opcheck=False, **bounds)
+        args = (x, table, levels, *PLAIN)
+        check_op("hash_grid", reference, args, device=device, differentiable=(0, 1), opcheck=False, **bounds)
     table, levels = table.to(device), levels.to(device)
     x = outside.to(device).requires_grad_()
     out = hash_grid(x, table, levels)
@@ -173,7 +284,9 @@ def test_the_bits_do_not_depend_on_the_number_of_threads() -> None:
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            outputs, grads = run_with_grad(torch.ops.lightning_nerf.hash_grid, (x, table, levels), (0, 1), [cotangent])
+            outputs, grads = run_with_grad(
+                torch.ops.lightning_nerf.hash_grid, (x, table, levels, *PLAIN), (0, 1), [cotangent]
+            )
             results.append([*outputs, *grads])
     finally:
         torch.set_num_threads(threads)
@@ -197,7 +310,7 @@ def test_only_wanted_gradients_are_computed() -> None:
     grad = torch.ones(10, 10)
     backward = torch.ops.lightning_nerf.hash_grid_backward
     for for_positions, for_table in itertools.product((False, True), repeat=2):
-        grads = backward(grad, x, table, levels, for_positions, for_table)
+        grads = backward(grad, x, table, levels, None, for_positions, for_table, False)
         assert [g.shape for g in grads] == [x.shape if for_positions else (0,), table.shape if for_table else (0,)]
 
 
@@ -239,27 +352,42 @@ def test_second_derivatives_raise() -> None:
 
 @pytest.mark.parametrize("axis", range(3))
 def test_the_comparison_detects_another_hash(axis: int) -> None:
-    args = make(3, 2, 20)
+    args = (*make(3, 2, 20), *PLAIN)
 
-    def mutated(positions: Tensor, table: Tensor, levels: Tensor) -> Tensor:
+    def mutated(*args: Any) -> Tensor:
         primes = list(op.PRIMES)
         primes[axis] += 2
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(op, "PRIMES", primes)
-            return reference(positions, table, levels)
+            return reference(*args)
 
     bounds = tolerances(20, 3, 5, 2, 50, torch.float32)
     assert_detected(lambda: check_op("hash_grid", mutated, args, device="cpu", opcheck=False, **bounds))
 
 
 def test_the_comparison_detects_another_position() -> None:
-    args = make(3, 2, 20)
+    args = (*make(3, 2, 20), *PLAIN)
 
-    def mutated(positions: Tensor, table: Tensor, levels: Tensor) -> Tensor:
-        return reference(positions + 1e-5, table, levels)
+    def mutated(positions: Tensor, *args: Any) -> Tensor:
+        return reference(positions + 1e-5, *args)
 
     bounds = tolerances(20, 3, 5, 2, 50, torch.float32)
     assert_detected(lambda: check_op("hash_grid", mutated, args, device="cpu", opcheck=False, **bounds))
+
+
+def test_the_comparison_detects_a_gradient_rounded_to_the_working_type() -> None:
+    x, table, levels = make(3, 2, 20)
+    args = (x, table, levels, table.half(), torch.float32, False)
+    bounds = tolerances(20, 3, 5, 2, 50, torch.float32)
+
+    def check(function: Any) -> None:
+        check_op("hash_grid", function, args, device="cpu", differentiable=(1,), opcheck=False, **bounds)
+
+    def mutated(positions: Tensor, table: Tensor, levels: Tensor, working: Tensor, *args: Any) -> Tensor:
+        return reference(positions, table.half(), levels, None, *args)  # the same features
+
+    check(reference)
+    assert_detected(lambda: check(mutated))
 
 
 def test_a_level_outside_of_the_table_is_an_error() -> None:
@@ -282,3 +410,11 @@ def test_bad_arguments_are_named() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             hash_grid(*arguments)
+    for keywords, message in [
+        ({"working": table.double()}, "working: expected dtype"),
+        ({"working": table[1:].half()}, rf"working: expected shape \[{len(table)}, 2\]"),
+        ({"working": table.half().to("meta")}, "working: expected a tensor on cpu"),
+        ({"dtype": torch.float64}, "dtype: expected torch.float32 or torch.float16 or torch.bfloat16, got torch.float64"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            hash_grid(x, table, levels, **keywords)

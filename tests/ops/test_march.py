@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops import _library
-from lightning_nerf.ops.march import count_reference, lattice_of, march, write_reference
+from lightning_nerf.ops.march import count_reference, lattice_of, march, march_pack_reference, write_reference
 from lightning_nerf.ops.pack import pack
 from lightning_nerf.types import PackedSamples, Rays
-from tests.ops.harness import DEVICES, assert_detected, check_op, rand, to
+from tests.ops.harness import DEVICES, assert_detected, check_op, rand, tensors, to
 
 AABB = torch.tensor([[-1.0, -1.5, -0.7], [1.0, 1.5, 0.9]])
 INF, NAN = math.inf, math.nan
@@ -79,6 +79,13 @@ def far_away(offset: float) -> tuple[Any, ...]:
     return arguments(rays, random_grid((1, 8, 8, 8)), torch.tensor([[-1.0] * 3, [1.0] * 3]) + offset, step=0.01)
 
 
+def of_all_lengths() -> tuple[Any, ...]:
+    """Steps of 3e-5: most rays end soon, some have more lattice points than the CUDA kernels cut into segments."""
+    rays = random_rays(40, seed=20)
+    rays = rays._replace(far=rays.near + torch.where(torch.arange(40) % 17 == 5, 2.0, 0.01))
+    return arguments(rays, random_grid((1, 8, 8, 8)), step=3e-5, jitter=rand(40, seed=8))
+
+
 UNIT = torch.tensor([[-1.0] * 3, [1.0] * 3])
 CASES: dict[str, tuple[Any, ...]] = {
     "no rays": arguments(random_rays(0), random_grid((1, 4, 4, 4))),
@@ -111,6 +118,13 @@ CASES: dict[str, tuple[Any, ...]] = {
         UNIT,
         step=2e-5,
     ),
+    "of all lengths": of_all_lengths(),
+    "more segments than are listed": arguments(random_rays(20), random_grid((1, 8, 8, 8), 0.9), step=0.0003),
+    "rays of several groups": arguments(random_rays(700), random_grid((1, 32, 32, 32), 0.02), jitter=rand(700, seed=8)),
+    "coarse blocks of several": arguments(random_rays(60), random_grid((1, 9, 70, 300), 0.01), step=0.005),
+    "coarse blocks of several, levels": arguments(
+        random_rays(60), random_grid((2, 40, 33, 150), 0.01), AABB / 2, step=0.01
+    ),
     "most cells": arguments(random_rays(20), random_grid((1, 2, 2**18, 1)), step=0.01),
     "no volume": arguments(random_rays(10), random_grid((1, 4, 4, 4), 2.0), AABB * torch.tensor([1.0, 1.0, 0.0])),
 }
@@ -140,6 +154,8 @@ def test_kernels_give_exactly_the_reference(device: str, name: str) -> None:
         offsets, _ = pack(counts, capacity)
         write = (*args, offsets, capacity)
         check_op("march_write", write_reference, write, device=device, rtol=0, atol=0, opcheck=opcheck and capacity > total)
+        pack_it = (*args, capacity)
+        check_op("march_pack", march_pack_reference, pack_it, device=device, rtol=0, atol=0, opcheck=opcheck)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -333,7 +349,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
             results.append(march(rays, random_grid((2, 16, 16, 16)), AABB, step_size=0.01, cone_angle=0.01))
     finally:
         torch.set_num_threads(threads)
-    for a, b in zip(*results, strict=True):
+    for a, b in zip(*map(tensors, results), strict=True):
         assert torch.equal(a, b)
 
 
@@ -341,7 +357,7 @@ def test_gets_no_gradient() -> None:
     rays = random_rays(20)
     rays = rays._replace(origins=rays.origins.requires_grad_(), directions=rays.directions.requires_grad_())
     samples = march(rays, random_grid((1, 8, 8, 8)), AABB, step_size=0.05)
-    assert not any(a.requires_grad for a in samples)
+    assert not any(a.requires_grad for a in tensors(samples))
 
 
 def test_noncontiguous_rays_are_taken() -> None:
@@ -351,7 +367,8 @@ def test_noncontiguous_rays_are_taken() -> None:
     transposed = grid.transpose(1, 3).contiguous().transpose(1, 3)
     assert not strided.origins.is_contiguous()
     assert not transposed.is_contiguous()
-    for a, b in zip(march(strided, transposed, AABB, step_size=0.05), march(rays, grid, AABB, step_size=0.05), strict=True):
+    results = march(strided, transposed, AABB, step_size=0.05), march(rays, grid, AABB, step_size=0.05)
+    for a, b in zip(*map(tensors, results), strict=True):
         assert torch.equal(a, b)
 
 

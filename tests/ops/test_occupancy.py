@@ -39,13 +39,13 @@ SELECT_CASES = {
     "nothing occupied": (torch.zeros(2, 4, 5, 3, dtype=torch.bool), 7, 9),
     "everything occupied": (torch.ones(1, 8, 8, 8, dtype=torch.bool), 100, 100),
     "last cell occupied": (one_occupied(2 * 11**3 - 1, 2, 11, 11, 11), 0, 50),  # 1331: no multiple of a block
-    "first cell of a block occupied": (one_occupied(1024, 1, 13, 13, 13), 5, 50),
+    "first cell of a block occupied": (one_occupied(4096, 1, 17, 17, 17), 5, 50),
     "no multiple of a block": (grid(3, 11, 13, 17, share=0.1), 501, 777),
     "one level empty": (torch.cat([grid(1, 9, 9, 9, share=0.0), grid(1, 9, 9, 9, share=0.02)]), 33, 65),
     "many blocks": (grid(1, 64, 64, 64, share=0.01), 4097, 5000),
 }
-# More blocks of 1024 cells than the CUDA scan takes in one round, which are 1024.
-MANY_ROUNDS = (grid(2, 128, 128, 81, share=0.003), 1000, 3000)
+# More blocks of 4096 cells than the CUDA scan takes in one round, which are 1024.
+MANY_ROUNDS = (grid(2, 128, 128, 260, share=0.001), 1000, 3000)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -178,7 +178,7 @@ UPDATE_CASES = {
     "one": state(1),
     "ragged": state(1021),
     "large": state(100_003),
-    "more than the blocks take at once": state(2**18 + 2**17 + 5),
+    "more than the blocks take at once": state(2**20 + 2**17 + 5),
     "nothing evaluated": (*state(5000)[:3], torch.full((5000,), -1.0)),
     "nothing visible": (torch.full((5000,), -1.0), *state(5000)[1:]),
     "all zero": (torch.zeros(5000), torch.ones(5000, dtype=torch.bool), torch.tensor(1.0), torch.zeros(5000)),

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lightning_nerf.ops.sample_points import reference, sample_points
 from lightning_nerf.types import PackedSamples, Rays
-from tests.ops.harness import DEVICES, assert_detected, check_op, ragged_offsets, rand
+from tests.ops.harness import DEVICES, assert_detected, check_op, ragged_offsets, rand, to
 
 # name -> samples per ray, capacity
 CASES: dict[str, tuple[list[int], int]] = {
@@ -42,7 +42,7 @@ def samples_of(counts: list[int], capacity: int) -> PackedSamples:
 def arguments(name: str, *, times: bool = True) -> tuple[Any, ...]:
     counts, capacity = CASES[name]
     rays, samples = rays_of(len(counts), times=times), samples_of(counts, capacity)
-    return rays.origins, rays.directions, rays.times, samples.t_starts, samples.t_ends, samples.ray_indices
+    return rays.origins, rays.directions, rays.times, samples.t_starts, samples.t_ends, samples.ray_indices, None
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -50,6 +50,23 @@ def arguments(name: str, *, times: bool = True) -> tuple[Any, ...]:
 @pytest.mark.parametrize("name", CASES)
 def test_kernel_matches_the_reference(device: str, times: bool, name: str) -> None:
     check_op("sample_points", reference, arguments(name, times=times), device=device, **TOLERANCE)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", CASES)
+def test_positions_in_the_unit_cube(device: str, name: str) -> None:
+    to_unit = torch.stack([rand(3, seed=8, low=0.2), rand(3, seed=9, low=-1)])
+    check_op("sample_points", reference, (*arguments(name)[:-1], to_unit), device=device, **TOLERANCE)
+
+
+def test_only_positions_are_mapped() -> None:
+    to_unit = torch.stack([rand(3, seed=8, low=0.2), rand(3, seed=9, low=-1)])
+    rays, samples = rays_of(3), samples_of([2, 0, 3], 9)
+    positions, *others = sample_points(rays, samples)
+    unit, *same = sample_points(rays, samples, to_unit=to_unit)
+    torch.testing.assert_close(unit, to_unit[1] + positions * to_unit[0], **TOLERANCE)
+    assert torch.equal(same[0], others[0])  # type: ignore[arg-type]
+    assert torch.equal(same[1], others[1])  # type: ignore[arg-type]
 
 
 def test_points_are_those_of_the_definition() -> None:
@@ -68,7 +85,7 @@ def test_points_are_those_of_the_definition() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_without_rays_all_is_zero(device: str) -> None:
     rays = Rays(*(None if value is None else value.to(device) for value in rays_of(0)))  # type: ignore[arg-type]
-    samples = PackedSamples(*(value.to(device) for value in samples_of([], 4)))
+    samples = PackedSamples(*to(device, samples_of([], 4)))
     for value, shape in zip(sample_points(rays, samples), [(4, 3), (4, 3), (4,)], strict=True):
         assert torch.equal(value, torch.zeros(shape, device=device))  # type: ignore[arg-type]
 
@@ -79,7 +96,7 @@ def test_nan_stays_in_its_ray(device: str) -> None:
     origins, directions, times = (value.to(device) for value in (rand(4, 3, seed=1), rand(4, 3, seed=2), rand(4, seed=3)))
     for value in (origins, directions, times):
         value[1:3] = float("nan")
-    samples = PackedSamples(*(value.to(device) for value in samples_of(counts, 20)))
+    samples = PackedSamples(*to(device, samples_of(counts, 20)))
     clean = samples.ray_indices != 1
     for value in sample_points(Rays(origins, directions, origins[:, 0], origins[:, 0], times), samples):
         assert value is not None
@@ -95,22 +112,23 @@ def test_other_strides_give_the_same() -> None:
 
 def test_the_comparison_detects_starts_instead_of_middles() -> None:
     def mutated(*args: Tensor) -> tuple[Tensor, ...]:
-        return reference(*args[:4], args[3], args[5])
+        return reference(*args[:4], args[3], *args[5:])
 
     assert_detected(lambda: check_op("sample_points", mutated, arguments("ragged"), device="cpu", **TOLERANCE))
 
 
 def test_the_reference_passes_gradcheck() -> None:
-    origins, directions, times, t_starts, t_ends, index = arguments("a tail")
-    inputs = [value.double().requires_grad_() for value in (origins, directions, times, t_starts[:9], t_ends[:9])]
-    assert torch.autograd.gradcheck(lambda *args: reference(*args, index[:9]), inputs)
+    origins, directions, times, t_starts, t_ends, index, _ = arguments("a tail")
+    to_unit = torch.stack([rand(3, seed=8, low=0.2), rand(3, seed=9)])
+    inputs = [value.double().requires_grad_() for value in (origins, directions, times, t_starts[:9], t_ends[:9], to_unit)]
+    assert torch.autograd.gradcheck(lambda *args: reference(*args[:5], index[:9], args[5]), inputs)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_rays_that_require_a_gradient_get_it(device: str) -> None:
     counts, capacity = CASES["ragged"]
     rays = Rays(*(value.to(device) for value in rays_of(len(counts))))  # type: ignore[union-attr]
-    samples = PackedSamples(*(value.to(device) for value in samples_of(counts, capacity)))
+    samples = PackedSamples(*to(device, samples_of(counts, capacity)))
     learned = rays._replace(origins=rays.origins.clone().requires_grad_(), times=rays.times.clone().requires_grad_())  # type: ignore[union-attr]
     positions, _, times = sample_points(learned, samples)
     torch.testing.assert_close(positions, sample_points(rays, samples)[0], **TOLERANCE)
@@ -136,6 +154,8 @@ def test_bad_arguments_are_named() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             sample_points(rays._replace(**changed), samples)
+    with pytest.raises(ValueError, match=r"to_unit: expected shape \[2, 3\], got \[3, 2\]"):
+        sample_points(rays, samples, to_unit=torch.ones(3, 2))
     for changed, message in [
         ({"t_ends": samples.t_ends[:5]}, r"samples.t_ends: expected shape \[6\], got \[5\]"),
         ({"ray_indices": samples.ray_indices.long()}, r"samples.ray_indices: expected dtype torch.int32, got torch.int64"),

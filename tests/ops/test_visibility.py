@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops.pack import pack
-from lightning_nerf.ops.visibility import count_reference, prune, write_reference
+from lightning_nerf.ops.visibility import (
+    count_reference,
+    pack_visible_reference,
+    prune,
+    prune_from,
+    write_reference,
+)
 from lightning_nerf.types import PackedSamples
-from tests.ops.harness import DEVICES, assert_detected, check_op, poison_tail, ragged_offsets, rand, to
+from tests.ops.harness import DEVICES, assert_detected, check_op, poison_tail, ragged_offsets, rand, tensors, to
 
 RAGGED = [5, 0, 1, 16, 17, 0, 33, 2, 100]
 CASES: dict[str, list[int]] = {
@@ -69,6 +75,9 @@ def test_kernels_match_the_reference(device: str, name: str) -> None:
             offsets, _ = pack(counts, capacity)
             write = (*args, offsets, capacity)
             check_op("visibility_write", write_reference, write, device=device, rtol=0, atol=0, opcheck=opcheck)
+            kept = rand(len(CASES[name]), seed=1) < 0.8
+            both = (*args[:4], kept, *args[4:], capacity)
+            check_op("visibility_pack", pack_visible_reference, both, device=device, rtol=0, atol=0, opcheck=opcheck)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -86,6 +95,46 @@ def test_survivors_are_those_of_the_definition(device: str) -> None:
         assert torch.equal(
             kept.offsets.cpu().diff(), torch.bincount(samples.ray_indices[expected], minlength=len(RAGGED)).int()
         )
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("capacity", [None, 120])
+@pytest.mark.parametrize("alpha", [0.0, 0.02])
+def test_sources_say_where_survivors_come_from(device: str, capacity: int | None, alpha: float) -> None:
+    samples = PackedSamples(*to(device, packed(RAGGED)))
+    densities = densities_for(samples).to(device)
+    survivors, sources = prune_from(densities, samples, early_stop_eps=0.1, alpha_thre=alpha, capacity=capacity)
+    n = int(survivors.offsets[-1])
+    assert 0 < n < len(densities)
+    assert sources.dtype == torch.int32
+    assert sources.shape == survivors.t_starts.shape
+    for name in ("t_starts", "t_ends", "ray_indices"):
+        assert torch.equal(getattr(samples, name)[sources[:n].long()], getattr(survivors, name)[:n])
+    assert not sources[n:].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("capacity", [None, 2000])
+@pytest.mark.parametrize("alpha", [0.0, 0.02])
+def test_densities_behind_the_last_visible_sample_do_not_matter(device: str, capacity: int | None, alpha: float) -> None:
+    """A field may leave out what is hidden: 0, or any number, may stand there."""
+    eps = 1e-2
+    counts = [(i * 37) % 83 for i in range(100)]
+    samples = packed(counts)
+    densities = densities_for(samples)
+    depth = densities.double() * (samples.t_ends - samples.t_starts).double()
+    hidden = torch.zeros_like(densities, dtype=torch.bool)
+    for begin, end in zip(samples.offsets[:-1].tolist(), samples.offsets[1:].tolist(), strict=True):
+        hidden[begin:end] = depth[begin:end].cumsum(0) - depth[begin:end] > -math.log(eps) + 1e-9
+    assert 0.1 < hidden.float().mean() < 0.9
+    samples, hidden = PackedSamples(*to(device, samples)), hidden.to(device)
+    options: dict[str, Any] = {"early_stop_eps": eps, "alpha_thre": alpha, "capacity": capacity}
+    expected = prune_from(densities.to(device), samples, **options)
+    for poison in (0.0, 1e30, math.inf, rand(len(densities), seed=9).to(device)):
+        survivors, sources = prune_from(torch.where(hidden, poison, densities.to(device)), samples, **options)
+        assert torch.equal(sources, expected[1])
+        for a, b in zip(tensors(survivors), tensors(expected[0]), strict=True):
+            assert torch.equal(a, b)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -118,7 +167,7 @@ def test_extreme_densities(device: str) -> None:
 def test_all_and_none_visible(device: str) -> None:
     samples = PackedSamples(*to(device, packed(RAGGED)))
     densities = torch.zeros_like(samples.t_starts)
-    for a, b in zip(prune(densities, samples), samples, strict=True):
+    for a, b in zip(tensors(prune(densities, samples)), tensors(samples), strict=True):
         assert torch.equal(a, b)
     none = prune(densities, samples, alpha_thre=0.1)
     assert none.t_starts.shape == (0,)
@@ -139,7 +188,7 @@ def test_the_tail_changes_nothing(device: str) -> None:
     )
     a = prune(densities.to(device), PackedSamples(*to(device, samples)), capacity=200)
     b = prune(poison_tail(densities, n, extra=50).to(device), PackedSamples(*to(device, poisoned)), capacity=200)
-    for x, y in zip(a, b, strict=True):
+    for x, y in zip(tensors(a), tensors(b), strict=True):
         assert torch.equal(x, y)
 
 
@@ -174,7 +223,7 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
             results.append(prune(densities, samples, alpha_thre=0.01))
     finally:
         torch.set_num_threads(threads)
-    for a, b in zip(*results, strict=True):
+    for a, b in zip(*map(tensors, results), strict=True):
         assert torch.equal(a, b)
 
 
@@ -182,7 +231,7 @@ def test_threshold_may_be_a_tensor_and_no_gradient_comes_back() -> None:
     samples = packed(RAGGED)
     densities = densities_for(samples).requires_grad_()
     a, b = prune(densities, samples, alpha_thre=0.02), prune(densities, samples, alpha_thre=torch.tensor(0.02))
-    for x, y in zip(a, b, strict=True):
+    for x, y in zip(tensors(a), tensors(b), strict=True):
         assert torch.equal(x, y)
         assert not x.requires_grad
 
@@ -211,5 +260,7 @@ def test_bad_arguments_are_named() -> None:
         prune(densities, samples._replace(offsets=samples.offsets.long()))
     with pytest.raises(ValueError, match=r"alpha_thre: expected shape \[\], got \[1\]"):
         prune(densities, samples, alpha_thre=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"capacity: .* got -1"):
+        prune(densities, samples, capacity=-1)
     with pytest.raises(ValueError, match=r"early_stop_eps: .* got nan"):
         prune(densities, samples, early_stop_eps=math.nan)

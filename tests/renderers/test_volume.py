@@ -31,7 +31,7 @@ def make(device: str = "cpu", tail: int = 0) -> tuple[FieldOutput, PackedSamples
         output = FieldOutput(torch.cat([output.density, nans[:, 0]]), torch.cat([output.rgb, nans[:, :3]]), extras)
     moved = {name: e.to(device) for name, e in output.extras.items()}
     return FieldOutput(output.density.to(device), output.rgb.to(device), moved), PackedSamples(
-        *(s.to(device) for s in samples)
+        *(None if s is None else s.to(device) for s in samples)  # type: ignore[arg-type]
     )
 
 

@@ -1,0 +1,120 @@
+"""Times one frame of a trained scene, ray generation included, over every k-th test view.
+
+All other arguments are the recipe's, as for `lightning-nerf test`; the weights come from a checkpoint or from a fit here:
+    lightning-nerf bench frame -c blender/instant_ngp --data.root path/to/lego --ckpt runs/.../last.ckpt
+    lightning-nerf bench frame -c blender/instant_ngp --data.root path/to/lego --steps 5000
+
+`ms` is device time on CUDA (median of the repeats), `wall_ms` the host's. `training_renderer_psnr` is that of the same
+weights rendered as a training step does: all samples of a ray at once, nothing left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from lightning_nerf.bench.timing import environment, median_seconds, peak_memory_gib, wait
+from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.cli import build
+from lightning_nerf.data.views import Views, image_rays, image_truth
+from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.types import Rays
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
+    parser.add_argument("--ckpt", metavar="PATH", help="a checkpoint of this recipe")
+    parser.add_argument("--steps", type=int, metavar="N", help="without a checkpoint: train this many steps first")
+    parser.add_argument("--views-every", type=int, default=8, metavar="K", help="render every k-th test view; default 8")
+    parser.add_argument("--repeats", type=int, default=5, help="of each view")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
+    """The report."""
+    if (options.ckpt is None) == (options.steps is None):
+        sys.exit("lightning-nerf bench frame: expected either --ckpt PATH or --steps N")
+    frames = FrameTimes(options.views_every, options.repeats)
+    rest = [*rest, "--trainer.limit_test_batches=1"]  # all happens in the hook of the first
+    if options.steps is not None:
+        rest += [f"--trainer.max_steps={options.steps}", "--trainer.enable_checkpointing=false"]
+    cli = build(rest, [frames])
+    if options.steps is not None:
+        cli.trainer.fit(cli.model, datamodule=cli.datamodule)
+    cli.trainer.test(cli.model, datamodule=cli.datamodule, ckpt_path=options.ckpt, verbose=False)
+    rows = frames.rows
+    ms, wall = ([row[key] for row in rows] for key in ("ms", "wall_ms"))
+    own, training = (statistics.mean(row[key] for row in rows) for key in ("psnr", "training_renderer_psnr"))
+    return {
+        "environment": environment(frames.device),
+        "scene": cli.datamodule.scene_name,
+        "views": rows,
+        "size": frames.size,
+        "median_ms": statistics.median(ms),
+        "mean_ms": statistics.mean(ms),
+        "median_wall_ms": statistics.median(wall),
+        "psnr": own,
+        "training_renderer_psnr": training,
+        "psnr_difference": own - training,
+        "largest_psnr_difference": max(abs(row["psnr"] - row["training_renderer_psnr"]) for row in rows),
+        "peak_memory_gib": frames.peak_memory_gib,
+    }
+
+
+class FrameTimes(L.Callback):
+    """Renders views again and again within a test, whose device, precision and weights it so has."""
+
+    def __init__(self, views_every: int, repeats: int) -> None:
+        self.views_every, self.repeats = views_every, repeats
+        self.rows: list[dict[str, Any]] = []
+        self.size = ""
+        self.peak_memory_gib: float | None = None
+        self.device = torch.device("cpu")
+
+    @torch.no_grad()
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Time and score all views."""
+        device = self.device = pl_module.device
+        every = slice(None, None, self.views_every)
+        images, c2w, intrinsics, times, _ = pl_module.datamodule.views("test")
+        views = Views(images[every], c2w[every], intrinsics[every], None if times is None else times[every]).to(device)
+        names = pl_module.datamodule.names("test")[every]
+        self.size = " x ".join(map(str, reversed(views.images.shape[1:3])))
+        background = pl_module.eval_background()
+        with trainer.precision_plugin.forward_context():
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
+            for i, name in enumerate(names):
+                ms = 1000 * median_seconds(lambda i=i: pl_module.render_view(views, i), device.type, self.repeats)
+                begin = time.perf_counter()
+                render = pl_module.render_view(views, i)
+                wait(device)
+                wall = time.perf_counter() - begin
+                truth = image_truth(views.images[i], background)
+                self.rows.append({"view": name, "ms": ms, "wall_ms": 1000 * wall, "psnr": float(psnr(render.rgb, truth))})
+            self.peak_memory_gib = peak_memory_gib(device)
+            for i, row in enumerate(self.rows):
+                truth = image_truth(views.images[i], background)
+                row["training_renderer_psnr"] = float(psnr(training_render(pl_module, views, i, background), truth))
+
+
+def training_render(module: Any, views: Views, index: int, background: Tensor, rays_at_once: int = 2**15) -> Tensor:
+    """One view [H, W, 3] by the estimator, field and renderer of a training step."""
+    rays = image_rays(views, index, module.datamodule.near, module.datamodule.far)
+    colours = []
+    for start in range(0, len(rays.origins), rays_at_once):
+        part = Rays(*(None if t is None else t[start : start + rays_at_once] for t in rays))  # type: ignore[arg-type]
+        samples = module.estimator.sampling(part, module.field.density)
+        output = module.field(*sample_points(part, samples))
+        colours.append(module.renderer(output, samples, background=background).rgb)
+    return torch.cat(colours).view(*views.images.shape[1:3], 3)

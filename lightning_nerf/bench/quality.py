@@ -1,0 +1,112 @@
+"""Trains a recipe once and scores it at marks of training seconds, then at its end over all test views.
+
+All other arguments are the recipe's, as for `lightning-nerf fit`:
+    lightning-nerf bench quality -c blender/instant_ngp --data.root path/to/lego --marks 2.5 5 15 60
+
+Training seconds count from the first step, CUDA-graph capture included, evaluation and loading not. PSNR is the mean of the
+views' own, of float renders against float truth, with the weights that evaluation uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+import lightning as L
+import torch
+
+from lightning_nerf.bench.timing import environment
+from lightning_nerf.callbacks import QualityMarks
+from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.cli import build
+from lightning_nerf.data.views import image_rays
+from lightning_nerf.estimators import OccupancyGrid
+from lightning_nerf.ops.march import march
+from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.ops.visibility import prune
+from lightning_nerf.types import Rays
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What this benchmark takes."""
+    parser.add_argument("--marks", type=float, nargs="+", default=[1, 2, 5, 10, 15, 30, 60], metavar="SECONDS")
+    parser.add_argument("--views-every", type=int, default=8, metavar="K", help="score every k-th view at marks; default 8")
+
+
+def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
+    """The report."""
+    marks, findings = QualityMarks(sorted(options.marks), options.views_every), TestFindings()
+    cli = build(rest, [marks, findings])
+    trainer, model, datamodule = cli.trainer, cli.model, cli.datamodule
+    given = trainer.callbacks  # type: ignore[attr-defined]
+    trainer.callbacks = [c for c in given if c is marks or not isinstance(c, QualityMarks)]  # type: ignore[attr-defined]
+    trainer.fit(model, datamodule=datamodule)
+    steps = trainer.global_step
+    trainer.test(model, datamodule=datamodule, verbose=False)
+    values = findings.psnr
+    ssim = trainer.callback_metrics.get("test/ssim")
+    return {
+        "environment": environment(findings.device),
+        "scene": datamodule.scene_name,
+        "marks": [{**row, "mark": "end" if row["mark"] is None else f"{row['mark']:g} s"} for row in marks.scores],
+        "psnr": _mean(values),
+        "views": len(values),
+        f"psnr_every_{options.views_every}": _mean(values[:: options.views_every]),
+        "ssim": None if ssim is None else float(ssim),
+        "steps": steps,
+        "training_seconds": marks.training_seconds,
+        "ms_per_step": 1000 * (marks.training_seconds or 0.0) / max(1, steps),
+        "peak_memory_gib": marks.peak_memory_gib,
+        **findings.skipped,
+    }
+
+
+class TestFindings(L.Callback):
+    """Each test view's PSNR, and the share of samples skipped in the first."""
+
+    def __init__(self) -> None:
+        self.psnr: list[float] = []
+        self.skipped: dict[str, Any] = {}
+        self.device = torch.device("cpu")
+
+    def on_test_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Note a view."""
+        self.psnr.append(float(psnr(outputs["render"].rgb, outputs["truth"])))
+        if batch_idx == 0:
+            self.device = pl_module.device
+            if isinstance(pl_module.estimator, OccupancyGrid):
+                with trainer.precision_plugin.forward_context():
+                    self.skipped = {"samples of the first view": skipped(pl_module)}
+
+
+@torch.no_grad()
+def skipped(module: Any, index: int = 0) -> dict[str, float]:
+    """Of a uniform march's samples over one whole test view, how many the grid leaves, and then visibility."""
+    grid: OccupancyGrid = module.estimator
+    datamodule = module.datamodule
+    rays = image_rays(datamodule.views("test"), index, datamodule.near, datamodule.far)
+    uniform = marched = visible = 0
+    for start in range(0, len(rays.origins), 2**16):
+        part = Rays(*(None if t is None else t[start : start + 2**16].to(module.device) for t in rays))  # type: ignore[arg-type]
+        options: dict[str, float] = {"step_size": grid.render_step_size, "cone_angle": grid.cone_angle}
+        uniform += len(march(part, torch.ones_like(grid.binaries), grid.aabb, **options).t_starts)  # type: ignore[arg-type]
+        samples = march(part, grid.binaries, grid.aabb, **options)  # type: ignore[arg-type]
+        marched += len(samples.t_starts)
+        positions, _, times = sample_points(part, samples)
+        densities = module.field.density(positions, times).float()
+        left = prune(densities, samples, early_stop_eps=grid.early_stop_eps, alpha_thre=grid.alpha_threshold)
+        visible += len(left.t_starts)
+    return {
+        "uniform": uniform,
+        "grid": marched,
+        "visible": visible,
+        "skipped_by_grid": 1 - marched / max(1, uniform),
+        "skipped_in_all": 1 - visible / max(1, uniform),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(1, len(values))

@@ -1,0 +1,118 @@
+"""Scores a run at marks of training time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+
+from lightning_nerf.callbacks.clock import TrainingClock, halt_clocks, resume_clocks
+from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.data.views import image_truth
+
+
+class QualityMarks(TrainingClock):
+    """Render some test views after given seconds of training, and at its end; ``results.json`` takes in the scores.
+
+    Training seconds count from the first step, CUDA-graph capture included, evaluation and loading not. Whether a mark has
+    been reached is asked of the host's clock, without waiting for the device; there the device is waited for, the exact
+    time and step are noted, and the clocks stand still until the views are rendered, with the weights that evaluation
+    uses: the moving average, if there is a callback with a context manager ``averaged(pl_module, trainer)``, such as
+    ``EMAWeights``. Weights, modes of modules and random states are afterwards as before. Rank 0 evaluates; other processes
+    wait for it in their next step.
+
+    Args:
+        marks_seconds: when, in ascending order; those that the run does not reach are left out.
+        views_every: score views 0, k, 2k, ... of the split. The mean of their PSNR, see :func:`.psnr.psnr`.
+        split: "test", or "val" to choose settings without a look at test views.
+
+    Attributes:
+        scores: a row for each mark: mark (None: the end), seconds, step, psnr.
+    """
+
+    def __init__(
+        self, marks_seconds: Sequence[float] = (1, 2, 5, 10, 15, 30, 60), views_every: int = 8, split: str = "test"
+    ) -> None:
+        if any(not a < b for a, b in zip([0.0, *marks_seconds], marks_seconds, strict=False)):
+            raise ValueError(f"marks_seconds: expected ascending numbers > 0, got {list(marks_seconds)}")
+        if views_every < 1:
+            raise ValueError(f"views_every: expected >= 1, got {views_every}")
+        if split not in ("test", "val"):
+            raise ValueError(f'split: expected "test" or "val", got {split!r}')
+        self.marks_seconds = tuple(marks_seconds)
+        self.views_every = views_every
+        self.split = split
+        self.scores: list[dict[str, Any]] = []
+        self._ahead: list[float] = []
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Load the views before the clock starts."""
+        self.scores, self._ahead = [], list(self.marks_seconds)
+        if not len(pl_module.datamodule.views(self.split).images):
+            raise ValueError(f"{type(self).__name__}: the {self.split} split has no views")
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Evaluate if a mark has been reached."""
+        if not self._ahead or not trainer.is_global_zero or self.seconds_so_far() < self._ahead[0]:
+            return
+        halt_clocks(trainer, pl_module)
+        reached = [mark for mark in self._ahead if mark <= self.training_seconds]  # type: ignore[operator]
+        self._ahead = self._ahead[len(reached) :]
+        self._score(trainer, pl_module, reached)
+        resume_clocks(trainer, pl_module)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Evaluate the final weights."""
+        halt_clocks(trainer, pl_module)
+        if trainer.is_global_zero:
+            self._score(trainer, pl_module, [None])
+
+    def _score(self, trainer: L.Trainer, pl_module: Any, marks: Sequence[float | None]) -> None:
+        step, value = trainer.global_step, self.evaluate(trainer, pl_module)
+        for mark in marks:
+            self.scores.append({"mark": mark, "seconds": self.training_seconds, "step": step, "psnr": value})
+        for logger in trainer.loggers:
+            logger.log_metrics({"marks/psnr": value, "marks/seconds": self.training_seconds or 0.0}, step=step)
+
+    @torch.no_grad()
+    def evaluate(self, trainer: L.Trainer, pl_module: Any) -> float:
+        """Mean PSNR of every k-th view with the weights that evaluation uses; training goes on as if it had not been."""
+        views = pl_module.datamodule.views(self.split)
+        scores = []
+        with evaluation(trainer, pl_module):
+            background = pl_module.eval_background()
+            for i in range(0, len(views.images), self.views_every):
+                truth = image_truth(views.images[i].to(pl_module.device), background)
+                scores.append(psnr(pl_module.render_view(views, i).rgb, truth))
+        return float(torch.stack(scores).mean())
+
+
+@contextmanager
+def evaluation(trainer: L.Trainer, pl_module: Any) -> Iterator[None]:
+    """Evaluation within training: mode, precision and averaged weights as in validation, all put back afterwards."""
+    modes = [(module, module.training) for module in pl_module.modules()]
+    cuda = pl_module.device.type == "cuda"
+    try:
+        pl_module.eval()
+        with (
+            isolate_rng(include_cuda=cuda),
+            averaged_weights(trainer, pl_module),
+            trainer.precision_plugin.forward_context(),
+        ):
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def averaged_weights(trainer: L.Trainer, pl_module: Any) -> AbstractContextManager[Any]:
+    """The context of the first callback that keeps averaged weights; without one, the weights as they are."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        averaged: Any = getattr(callback, "averaged", None)
+        if averaged is not None:
+            return averaged(pl_module, trainer)
+    return nullcontext()

@@ -1,0 +1,474 @@
+"""Instant-NGP's field in one kernel: encoding, density perceptron, spherical harmonics, colour perceptron.
+
+The shape is that of the paper: 32 encoded features (16 levels of 2, or 8 of 4), density perceptron 32 - 64 - 16, colour
+perceptron (16 harmonics + 16 geometry features) - 64 - 64 - 3, ReLU between layers, no biases. Operands of every product are
+rounded to float16 or bfloat16, sums are float32. CUDA kernels from compute capability 8.0 on; elsewhere the reference.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops import _library, hash_grid
+from lightning_nerf.ops import spherical_harmonics as harmonics
+from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops.composite import reference as composite_reference
+from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.ops.visibility import _visible
+from lightning_nerf.types import Evaluated, PackedSamples, Rays
+
+ENCODED = 32
+SHAPES = {"density1": (64, 32), "density2": (16, 64), "color1": (64, 32), "color2": (64, 64), "color3": (3, 64)}
+_LARGEST_LOG_DENSITY = 15.0
+
+
+class Weights(NamedTuple):
+    """The layers' weights, [outputs, inputs] float32; colour inputs are 16 harmonics, then 16 geometry features."""
+
+    density1: Tensor  # [64, 32]
+    density2: Tensor  # [16, 64]
+    color1: Tensor  # [64, 32]
+    color2: Tensor  # [64, 64]
+    color3: Tensor  # [3, 64]
+
+
+def field(
+    positions: Tensor,
+    directions: Tensor | None,
+    table: Tensor,
+    working: Tensor,
+    levels: Tensor,
+    weights: Weights,
+    *,
+    density_bias: float,
+    dtype: torch.dtype,
+    evaluated: Evaluated | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Density [N] and colour [N, 3] of N samples; without directions the density alone (and an empty [0, 3]).
+
+        g = density2 relu(density1 hash_grid(x)),   density = exp(g_0 + density_bias) inside the unit cube, else 0
+        rgb = sigmoid(color3 relu(color2 relu(color1 [Y(d), g])))
+
+    Args:
+        positions: [N, 3] float32, the scene's box being the unit cube; see :func:`~lightning_nerf.ops.hash_grid.hash_grid`.
+        directions: [N, 3] float32 of any length, or None.
+        table: [T, F] float32, F = 2 or 4: the parameter that gets the gradient.
+        working: [T, F] float16: what is read in its place.
+        levels: [32 / F, 3] int32.
+        weights: of the layers.
+        density_bias: added to the log density.
+        dtype: torch.float16 or torch.bfloat16, of the products' operands.
+        evaluated: encodings of the samples that :func:`ray_densities` kept; they are not gathered again.
+
+    Differentiable once in table and weights; not in positions and directions. The derivative of exp is that of
+    ``exp(clamp(x, -15, 15))``. The table's gradient is summed in float32; incoming gradients of encodings have ``dtype``,
+    so with float16 the loss wants scaling.
+
+    Source: Mueller, Evans, Schied, Keller, "Instant neural graphics primitives with a multiresolution hash encoding",
+    SIGGRAPH 2022, section 5.4; one kernel for a whole perceptron: Mueller, Rousselle, Novak, Keller, "Real-time neural
+    radiance caching for path tracing", SIGGRAPH 2021, section 5.
+    """
+    check_tensor("positions", positions, ("N", 3), torch.float32)
+    n = positions.shape[0]
+    if directions is not None:
+        check_tensor("directions", directions, (n, 3), torch.float32)
+    _check_parameters(table, working, levels, weights, dtype)
+    encoded, sources = (None, None) if evaluated is None else evaluated
+    check_same_device(positions=positions, directions=directions, table=table, working=working, encoded=encoded)
+    density, rgb, _ = torch.ops.lightning_nerf.instant_ngp_field(
+        positions.contiguous(),
+        None if directions is None else directions.contiguous(),
+        table,
+        working,
+        levels,
+        encoded,
+        sources,
+        *weights,
+        density_bias,
+        dtype == torch.bfloat16,
+        evaluated is None and torch.is_grad_enabled(),
+    )
+    return density, rgb
+
+
+def ray_densities(
+    rays: Rays,
+    samples: PackedSamples,
+    working: Tensor,
+    levels: Tensor,
+    density1: Tensor,
+    density2: Tensor,
+    to_unit: Tensor,
+    *,
+    density_bias: float,
+    early_stop_eps: float,
+    dtype: torch.dtype,
+    keep_encoded: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Densities [N] of packed samples, evaluated from the front of each ray until less than ``early_stop_eps`` is left.
+
+    Behind that point, in steps of eight samples, and in the tail the density is 0: the sample has not been evaluated.
+
+    Args:
+        rays: R rays.
+        samples: N packed samples.
+        working, levels, density1, density2, density_bias, dtype: see :func:`field`.
+        to_unit: [2, 3], factor and summand that take world space to the unit cube.
+        early_stop_eps: transmittance in [0, 1); 0 evaluates all.
+        keep_encoded: also return the encodings [N, 32] in ``dtype``; rows that were not evaluated hold anything.
+
+    No gradient flows.
+    """
+    densities, encoded = torch.ops.lightning_nerf.instant_ngp_ray_densities(
+        rays.origins.contiguous(),
+        rays.directions.contiguous(),
+        samples.t_starts,
+        samples.t_ends,
+        samples.offsets,
+        working,
+        levels,
+        density1.detach(),
+        density2.detach(),
+        to_unit,
+        density_bias,
+        early_stop_eps,
+        dtype == torch.bfloat16,
+        keep_encoded,
+    )
+    return densities, encoded if keep_encoded else None
+
+
+def render(
+    rays: Rays,
+    samples: PackedSamples,
+    working: Tensor,
+    levels: Tensor,
+    weights: Weights,
+    to_unit: Tensor,
+    *,
+    density_bias: float,
+    early_stop_eps: float,
+    alpha_thre: Tensor,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Colour [R, 3] without background, opacity [R], depth [R] and composited samples [R] int32 of R rays, in one kernel.
+
+    What pruning (:func:`~lightning_nerf.ops.visibility.prune`), :func:`field` and compositing
+    (:func:`~lightning_nerf.ops.composite.composite`) would give, up to rounding, without evaluating what is behind an
+    opaque surface. ``alpha_thre`` is a 0-d float32 tensor; the other arguments are those of :func:`ray_densities` and
+    :func:`field`. No gradient flows.
+    """
+    return torch.ops.lightning_nerf.instant_ngp_render(
+        rays.origins.contiguous(),
+        rays.directions.contiguous(),
+        samples.t_starts,
+        samples.t_ends,
+        samples.offsets,
+        working,
+        levels,
+        *(w.detach() for w in weights),
+        to_unit,
+        density_bias,
+        early_stop_eps,
+        alpha_thre,
+        dtype == torch.bfloat16,
+    )
+
+
+def _check_parameters(table: Tensor, working: Tensor, levels: Tensor, weights: Weights, dtype: torch.dtype) -> None:
+    check_tensor("table", table, ("T", "F"), torch.float32)
+    check_tensor("working", working, tuple(table.shape), torch.float16)
+    check_tensor("levels", levels, (ENCODED // max(1, table.shape[1]), 3), torch.int32)
+    if table.shape[1] not in (2, 4):
+        raise ValueError(f"table: expected 2 or 4 features per level, got {table.shape[1]}")
+    for (name, shape), weight in zip(SHAPES.items(), weights, strict=True):
+        check_tensor(f"weights.{name}", weight, shape, torch.float32)
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"dtype: expected torch.float16 or torch.bfloat16, got {dtype}")
+
+
+# -- references ----------------------------------------------------------------------------------------------------------
+
+
+class _Exp(torch.autograd.Function):
+    """exp with the derivative of exp(clamp(x, -15, 15)); stated here, because fields' activations lie above this layer."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
+        return x.exp()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        (x,) = ctx.saved_tensors
+        return grad * x.clamp(-_LARGEST_LOG_DENSITY, _LARGEST_LOG_DENSITY).exp()
+
+
+def _round(x: Tensor, bfloat16: bool) -> Tensor:
+    return x.to(torch.bfloat16 if bfloat16 else torch.float16).to(x.dtype)
+
+
+def _linear(x: Tensor, weight: Tensor, bfloat16: bool) -> Tensor:
+    return _round(x, bfloat16) @ _round(weight, bfloat16).T
+
+
+def _perceptrons(
+    encoded: Tensor, directions: Tensor | None, inside: Tensor, weights: Weights, density_bias: float, bfloat16: bool
+) -> tuple[Tensor, Tensor]:
+    geometry = _linear(_linear(encoded, weights.density1, bfloat16).relu(), weights.density2, bfloat16)
+    density = torch.where(inside, _Exp.apply(geometry[:, 0] + density_bias), 0.0)
+    if directions is None:
+        return density, density.new_empty(0, 3)
+    shown = torch.cat([harmonics.reference(directions, 4), geometry], dim=1)
+    hidden = _linear(_linear(shown, weights.color1, bfloat16).relu(), weights.color2, bfloat16).relu()
+    return density, _linear(hidden, weights.color3, bfloat16).sigmoid()
+
+
+def _inside(positions: Tensor) -> Tensor:
+    return ((positions >= 0) & (positions <= 1)).all(-1)
+
+
+def field_reference(
+    positions: Tensor,
+    directions: Tensor | None,
+    table: Tensor,
+    working: Tensor,
+    levels: Tensor,
+    encoded: Tensor | None,
+    sources: Tensor | None,
+    density1: Tensor,
+    density2: Tensor,
+    color1: Tensor,
+    color2: Tensor,
+    color3: Tensor,
+    density_bias: float,
+    bfloat16: bool,
+    keep_features: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = Weights(density1, density2, color1, color2, color3)
+    if encoded is None:
+        features = hash_grid.reference(positions, working.to(table.dtype), levels)
+    else:
+        features = (encoded if sources is None else encoded[sources.long()]).to(table.dtype)
+    density, rgb = _perceptrons(features, directions, _inside(positions), weights, density_bias, bfloat16)
+    kept = features if keep_features else features[:0]
+    return density, rgb, kept.to(torch.bfloat16 if bfloat16 else torch.float16)
+
+
+def field_backward_reference(
+    grad_density: Tensor | None,
+    grad_rgb: Tensor | None,
+    positions: Tensor,
+    directions: Tensor | None,
+    features: Tensor,
+    sources: Tensor | None,
+    density1: Tensor,
+    density2: Tensor,
+    color1: Tensor,
+    color2: Tensor,
+    color3: Tensor,
+    density_bias: float,
+) -> tuple[Tensor, Tensor]:
+    inside = _inside(positions)
+    encoded = (features if sources is None else features[sources.long()]).to(density1.dtype)
+    bfloat16 = features.dtype == torch.bfloat16
+
+    def forward(encoded: Tensor, *weights: Tensor) -> tuple[Tensor, Tensor]:
+        return _perceptrons(encoded, directions, inside, Weights(*weights), density_bias, bfloat16)
+
+    (density, rgb), pullback = torch.func.vjp(forward, encoded, density1, density2, color1, color2, color3)
+    given = (
+        torch.zeros_like(density) if grad_density is None else grad_density,
+        torch.zeros_like(rgb) if grad_rgb is None else grad_rgb,
+    )
+    grad_encoded, *grad_weights = pullback(given)
+    return grad_encoded.to(features.dtype), torch.cat([g.flatten() for g in grad_weights])
+
+
+def ray_densities_reference(
+    origins: Tensor,
+    directions: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    offsets: Tensor,
+    working: Tensor,
+    levels: Tensor,
+    density1: Tensor,
+    density2: Tensor,
+    to_unit: Tensor,
+    density_bias: float,
+    early_stop_eps: float,
+    bfloat16: bool,
+    keep_features: bool,
+) -> tuple[Tensor, Tensor]:
+    unit = to_unit[1] + _points(origins, directions, t_starts, t_ends, offsets)[0] * to_unit[0]
+    features = hash_grid.reference(unit, working.to(density1.dtype), levels)
+    geometry = _linear(_linear(features, density1, bfloat16).relu(), density2, bfloat16)
+    densities = torch.where(_inside(unit), (geometry[:, 0] + density_bias).exp(), 0.0)
+    in_tail = torch.arange(len(densities), device=densities.device) >= offsets[-1]
+    kept = features if keep_features else features[:0]
+    return densities.masked_fill(in_tail, 0.0), kept.to(torch.bfloat16 if bfloat16 else torch.float16)
+
+
+def render_reference(
+    origins: Tensor,
+    directions: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    offsets: Tensor,
+    working: Tensor,
+    levels: Tensor,
+    density1: Tensor,
+    density2: Tensor,
+    color1: Tensor,
+    color2: Tensor,
+    color3: Tensor,
+    to_unit: Tensor,
+    density_bias: float,
+    early_stop_eps: float,
+    alpha_thre: Tensor,
+    bfloat16: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    positions, seen_along = _points(origins, directions, t_starts, t_ends, offsets)
+    unit = to_unit[1] + positions * to_unit[0]
+    weights = (density1, density2, color1, color2, color3)
+    density, rgb, _ = field_reference(
+        unit, seen_along, working.float(), working, levels, None, None, *weights, density_bias, bfloat16, False
+    )
+    visible = torch.zeros_like(density, dtype=torch.bool)
+    visible[_visible(density, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)[0]] = True
+    sums = composite_reference(torch.where(visible, density, 0.0), rgb, t_starts, t_ends, offsets, 0.0, False)
+    owner = torch.searchsorted(offsets[1:].contiguous(), torch.arange(len(density), device=offsets.device), right=True)
+    count = torch.zeros(len(offsets), dtype=torch.int32, device=offsets.device)
+    count = count.index_add(0, owner.clamp(max=len(offsets) - 1), visible.int())[:-1]
+    return sums[0], sums[1], sums[2], count
+
+
+def _points(
+    origins: Tensor, directions: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor
+) -> tuple[Tensor, Tensor]:
+    n, n_rays = len(t_starts), len(origins)
+    owner = torch.searchsorted(offsets[1:].contiguous(), torch.arange(n, device=offsets.device), right=True)
+    ray_indices = torch.where(owner < n_rays, owner, 0).to(torch.int32)
+    nothing = origins.new_zeros(n_rays)
+    kept = torch.ones(n_rays, dtype=torch.bool, device=origins.device)
+    rays = Rays(origins, directions, nothing, nothing)
+    positions, seen_along, _ = sample_points(rays, PackedSamples(t_starts, t_ends, ray_indices, offsets, kept))
+    return positions, seen_along
+
+
+# -- derivative ----------------------------------------------------------------------------------------------------------
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    positions, directions, table, _, levels, encoded, sources, *weights, density_bias, _, _ = inputs
+    features = output[2] if encoded is None else encoded
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(positions, directions, table, levels, features, sources, *weights)
+    ctx.density_bias = density_bias
+
+
+def _backward(ctx: Any, grad_density: Tensor | None, grad_rgb: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+    positions, directions, table, levels, features, sources, *weights = ctx.saved_tensors
+    none = (None,) * 15
+    if grad_density is None and grad_rgb is None:
+        return none
+    grad_features, flat = torch.ops.lightning_nerf.instant_ngp_field_backward(
+        None if grad_density is None else grad_density.contiguous(),
+        None if grad_rgb is None else grad_rgb.contiguous(),
+        positions,
+        directions,
+        features,
+        sources,
+        *weights,
+        ctx.density_bias,
+    )
+    grads = [g.view(w.shape) for g, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)]
+    grad_table = None
+    if ctx.needs_input_grad[2]:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        grad_table = torch.ops.lightning_nerf.hash_grid_backward(
+            grad_features, positions, table, levels, None, False, True, deterministic
+        )[1]
+    return (None, None, grad_table, *none[3:7], *grads, *none[12:])
+
+
+def _fake_field(
+    positions: Tensor,
+    directions: Tensor | None,
+    table: Tensor,
+    working: Tensor,
+    levels: Tensor,
+    encoded: Tensor | None,
+    *rest: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
+    n, (bfloat16, keep) = positions.shape[0], rest[-2:]
+    dtype = torch.bfloat16 if bfloat16 else torch.float16
+    return (
+        positions.new_empty(n),
+        positions.new_empty(0 if directions is None else n, 3),
+        positions.new_empty(n if keep else 0, ENCODED, dtype=dtype),
+    )
+
+
+def _fake_field_backward(
+    grad_density: Tensor | None, grad_rgb: Tensor | None, positions: Tensor, directions: Any, features: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    n_weights = sum(rows * columns for rows, columns in SHAPES.values())
+    return features.new_empty(positions.shape[0], ENCODED), positions.new_empty(n_weights)
+
+
+def _fake_ray_densities(origins: Tensor, directions: Tensor, t_starts: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    bfloat16, keep = rest[-2:]
+    n = t_starts.shape[0]
+    dtype = torch.bfloat16 if bfloat16 else torch.float16
+    return origins.new_empty(n), origins.new_empty(n if keep else 0, ENCODED, dtype=dtype)
+
+
+def _fake_render(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    n = origins.shape[0]
+    return origins.new_empty(n, 3), origins.new_empty(n), origins.new_empty(n), origins.new_empty(n, dtype=torch.int32)
+
+
+_WEIGHTS = ", ".join(f"Tensor {name}" for name in SHAPES)
+_PACKED = "Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor offsets"
+_library.define(
+    "instant_ngp_field",
+    "(Tensor positions, Tensor? directions, Tensor table, Tensor working, Tensor levels, Tensor? encoded, Tensor? sources, "
+    f"{_WEIGHTS}, float density_bias, bool bfloat16, bool keep_features) -> (Tensor, Tensor, Tensor)",
+    field_reference,
+    _fake_field,
+)
+_library.define(
+    "instant_ngp_field_backward",
+    "(Tensor? grad_density, Tensor? grad_rgb, Tensor positions, Tensor? directions, Tensor features, Tensor? sources, "
+    f"{_WEIGHTS}, float density_bias) -> (Tensor, Tensor)",
+    field_backward_reference,
+    _fake_field_backward,
+)
+_library.define(
+    "instant_ngp_ray_densities",
+    f"({_PACKED}, Tensor working, Tensor levels, Tensor density1, Tensor density2, Tensor to_unit, float density_bias, "
+    "float early_stop_eps, bool bfloat16, bool keep_features) -> (Tensor, Tensor)",
+    ray_densities_reference,
+    _fake_ray_densities,
+)
+_library.define(
+    "instant_ngp_render",
+    f"({_PACKED}, Tensor working, Tensor levels, {_WEIGHTS}, Tensor to_unit, float density_bias, float early_stop_eps, "
+    "Tensor alpha_thre, bool bfloat16) -> (Tensor, Tensor, Tensor, Tensor)",
+    render_reference,
+    _fake_render,
+)
+_library.differentiable("instant_ngp_field", _setup_context, _backward)
+_library.once_differentiable(
+    "instant_ngp_field_backward", instead="build the field with fused=False for second derivatives"
+)

@@ -1,0 +1,222 @@
+"""An optimizer whose whole step is two kernels and no wait: check, then update, average, copy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops.adam import SKIPPED, adam_, adam_begin_, make_control
+
+_OWN = ("capturable", "fused", "ema_decay", "ema_every")  # options that load_state_dict leaves alone
+
+
+class FusedAdam(torch.optim.Optimizer):
+    """Adam, equal to :class:`torch.optim.Adam` within rounding, and with it what a training step would do beside.
+
+    One launch checks all gradients, one per parameter group updates weights and moments and, where wanted, the running
+    average of the weights, an fp16 copy and the gradients. Nothing waits for the device, so a CUDA graph can capture it;
+    the state is there after the first step. Rates may be numbers or 0-d float32 tensors on the parameters' device, which
+    are read when the kernel runs.
+
+    **Skipped steps.** Where a gradient is not finite, or a ``GradScaler`` says so, a step changes no weight, moment,
+    average or count; :attr:`skipped` counts those. Schedulers and ``global_step`` go on.
+
+    **Average.** With ``ema_decay``, ``state[p]["ema"]`` is the exponential moving average of the weights after each step,
+    free of the bias towards its start (:func:`lightning_nerf.ops.adam.adam_` gives the formula): usable after one step.
+    Training goes on from the raw weights; :class:`lightning_nerf.callbacks.EMAWeights` evaluates the averaged ones.
+
+    **fp16 copy.** A parameter with an attribute ``half_copy`` (an fp16 tensor of its shape) has the new value written there
+    too; then ``half_copy_version`` is set to the parameter's ``_version``.
+
+    Args:
+        params: float32 tensors, or groups of them with options of their own, all on one device.
+        lr: rate.
+        betas: decay of the first and the second moment, each in [0, 1).
+        eps: added to the root of the second moment.
+        weight_decay: L2 penalty.
+        ema_decay: in [0, 1), or None for no average.
+        ema_every: average each so many steps, over which the decay is ``ema_decay ** ema_every``. Each costs 8 bytes of
+            traffic per weight, beside 28 for the rest.
+        skip_non_finite: skip steps with an Inf or NaN in any gradient; else only a ``GradScaler`` can make one skipped.
+
+    ``zero_grads``, an attribute, False at first: leave the gradients zero, in the same kernel. Under a ``GradScaler``
+    gradients are otherwise left as they are, scaled.
+    """
+
+    _step_supports_amp_scaling = True  # a GradScaler then sets grad_scale and found_inf before step
+
+    def __init__(
+        self,
+        params: Any,
+        lr: float | Tensor = 1e-2,
+        betas: tuple[float, float] = (0.9, 0.99),
+        eps: float = 1e-15,
+        weight_decay: float = 0.0,
+        ema_decay: float | None = None,
+        ema_every: int = 1,
+        skip_non_finite: bool = True,
+    ) -> None:
+        self.skip_non_finite = skip_non_finite
+        self.zero_grads = False
+        self._control: Tensor | None = None
+        # "capturable" and "fused" as in torch.optim.Adam: step counts live on the parameters' device.
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay}
+        super().__init__(params, {**defaults, "ema_every": ema_every, "capturable": True, "fused": True})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, as in :class:`torch.optim.Optimizer`; checks its options and parameters."""
+        super().add_param_group(param_group)
+        group, (beta1, beta2) = self.param_groups[-1], self.param_groups[-1]["betas"]
+        decay = group["ema_decay"]
+        _expect("lr", group["lr"], isinstance(group["lr"], Tensor) or group["lr"] >= 0, ">= 0")
+        _expect("betas", (beta1, beta2), 0 <= beta1 < 1 and 0 <= beta2 < 1, "two numbers in [0, 1)")
+        _expect("eps", group["eps"], group["eps"] >= 0, ">= 0")
+        _expect("weight_decay", group["weight_decay"], group["weight_decay"] >= 0, ">= 0")
+        _expect("ema_decay", decay, decay is None or 0 <= decay < 1, "None or a number in [0, 1)")
+        _expect("ema_every", group["ema_every"], group["ema_every"] >= 1, ">= 1")
+        for i, p in enumerate(group["params"]):
+            name = f"params[{i}] of group {group.get('name', len(self.param_groups) - 1)}"
+            _expect(name, p.dtype, p.dtype is torch.float32, "torch.float32 (a half_copy serves fp16)")
+            _expect(name, p.layout, p.layout is torch.strided and p.is_contiguous(), "a dense contiguous tensor")
+
+    @property
+    def skipped(self) -> Tensor:
+        """How many steps were skipped: 0-d int32, on the parameters' device."""
+        return self._device_control()[SKIPPED]
+
+    def averaged(self) -> dict[Tensor, Tensor]:
+        """Each parameter that has an average, with it."""
+        return {p: state["ema"] for p, state in self.state.items() if "ema" in state}
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of :class:`torch.optim.Adam`, with each parameter's ``ema`` and the number of ``skipped`` steps."""
+        return {**super().state_dict(), "skipped": self.skipped.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what :meth:`state_dict` gave, also on another device, or the state of a :class:`torch.optim.Adam`.
+
+        Tensors are copied. Options are those of the state, but ``ema_decay`` and ``ema_every``, and those that a foreign
+        state lacks, are this optimizer's.
+        """
+        ours = self.param_groups
+        super().load_state_dict(state_dict)
+        for group, before in zip(self.param_groups, ours, strict=True):
+            group.update({**before, **{name: value for name, value in group.items() if name not in _OWN}})
+        averaged = {p for group in self.param_groups if group["ema_decay"] is not None for p in group["params"]}
+        for p, state in list(self.state.items()):
+            step = torch.as_tensor(state["step"], dtype=torch.float32, device=p.device)
+            names = ["exp_avg", "exp_avg_sq", *(["ema"] if "ema" in state and p in averaged else [])]
+            self.state[p] = {name: state[name].clone(memory_format=torch.contiguous_format) for name in names}
+            self.state[p]["step"] = step.reshape(()).clone()
+        self._device_control()[SKIPPED] = int(state_dict.get("skipped", 0))
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in :class:`torch.optim.Optimizer`, without its 25 us of bookkeeping."""
+        if not set_to_none:
+            super().zero_grad(set_to_none=False)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step, for the parameters that have a gradient; returns what ``closure`` gives."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grad_scale: Tensor | None = getattr(self, "grad_scale", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        groups = [(g, params) for g in self.param_groups if (params := [p for p in g["params"] if p.grad is not None])]
+        params = [p for _, group_params in groups for p in group_params]
+        if not params:
+            return loss
+        grads = {p: _gradient(p) for p in params}
+        states = {p: self._initialised(p, group) for group, members in groups for p in members}
+        control = self._device_control()
+
+        steps = [states[p]["step"] for p in params]
+        adam_begin_(list(grads.values()), steps, control, check_grads=self.skip_non_finite and found_inf is None)
+        for group, members in groups:
+            halves = [_half_copy(p) for p in members]
+            average = group["ema_decay"] is not None
+            adam_(
+                members,
+                [grads[p] for p in members],
+                [states[p]["exp_avg"] for p in members],
+                [states[p]["exp_avg_sq"] for p in members],
+                [states[p]["step"] for p in members],
+                control,
+                lr=_rate(group["lr"]),
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                emas=[states[p]["ema"] for p in members] if average else (),
+                ema_decay=group["ema_decay"] if average else 0.0,
+                ema_every=group["ema_every"],
+                halves=[control.new_empty(0, dtype=torch.float16) if h is None else h for h in halves]
+                if any(h is not None for h in halves)
+                else (),
+                grad_scale=grad_scale,
+                found_inf=found_inf,
+                zero_grads=self.zero_grads,
+                last=group is groups[-1][0],
+            )
+        torch.autograd.graph.increment_version(params)
+        for p in params:
+            if _half_copy(p) is not None:
+                p.half_copy_version = p._version  # type: ignore[attr-defined]
+            if self.zero_grads and grads[p] is not p.grad:
+                p.grad.zero_()  # type: ignore[union-attr]
+        return loss
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"skip_non_finite": self.skip_non_finite, "zero_grads": self.zero_grads, "_control": self._control}
+        return {**super().__getstate__(), **own}
+
+    def _initialised(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        state = self.state[p]
+        if "step" not in state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(p), torch.zeros_like(p)
+        if group["ema_decay"] is not None and "ema" not in state:
+            state["ema"] = p.detach().clone()
+        return state
+
+    def _device_control(self) -> Tensor:
+        device = self.param_groups[0]["params"][0].device
+        if self._control is None:
+            self._control = make_control(device)
+        elif self._control.device != device:
+            self._control = self._control.to(device)
+        return self._control
+
+
+def _gradient(p: Tensor) -> Tensor:
+    """The parameter's gradient as the kernels want it."""
+    grad: Tensor = p.grad  # type: ignore[assignment]
+    _expect(
+        "grad", grad.layout, grad.layout is torch.strided, "a dense gradient (torch.optim.SparseAdam takes sparse ones)"
+    )
+    return grad if grad.is_contiguous() else grad.contiguous()
+
+
+def _half_copy(p: Tensor) -> Tensor | None:
+    """The fp16 copy to write; one that a move left on another device is not kept up, and its version says so."""
+    half: Tensor | None = getattr(p, "half_copy", None)
+    return None if half is None or half.device != p.device else half
+
+
+def _rate(lr: float | Tensor) -> float | Tensor:
+    """A rate tensor on the CPU (as a checkpoint gives it) is as good as a number."""
+    return float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr
+
+
+def _expect(name: str, value: Any, good: bool, expected: str) -> None:
+    if not good:
+        raise ValueError(f"{name}: expected {expected}, got {value}")
