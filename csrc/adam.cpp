@@ -65,12 +65,12 @@ void adam_(
     std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
     std::vector<Tensor> emas, std::vector<Tensor> halves, std::vector<Tensor> steps, Tensor control,
     std::optional<Tensor> lr_tensor, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, double lr,
-    double beta1, double beta2, double eps, double weight_decay, double ema_decay, int64_t ema_every, bool zero_grads,
-    bool last) {
+    double beta1, double beta2, double eps, double weight_decay, double ema_decay, double ema_share, int64_t ema_every,
+    bool zero_grads, bool last) {
   const auto tensors = adam_tensors(params, grads, exp_avgs, exp_avg_sqs, emas, halves, steps, control);
   const AdamScalars scalars = adam_scalars(control, lr_tensor, grad_scale, found_inf);
   const AdamOptions o =
-      adam_options(lr, beta1, beta2, eps, weight_decay, ema_decay, ema_every, zero_grads, last);
+      adam_options(lr, beta1, beta2, eps, weight_decay, ema_decay, ema_share, ema_every, zero_grads, last);
   const float rate = scalars.lr ? *scalars.lr : o.lr;
   const float inverse_scale = scalars.grad_scale ? 1.0f / *scalars.grad_scale : 1.0f;
   int32_t* state = scalars.control;
@@ -95,7 +95,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def("adam_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
         "Tensor(e!)[] emas, Tensor(f!)[] halves, Tensor(g!)[] steps, Tensor(h!) control, Tensor? lr_tensor, "
         "Tensor? grad_scale, Tensor? found_inf, float lr, float beta1, float beta2, float eps, float weight_decay, "
-        "float ema_decay, int ema_every, bool zero_grads, bool last) -> ()");
+        "float ema_decay, float ema_share, int ema_every, bool zero_grads, bool last) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {

@@ -196,11 +196,11 @@ void adam_(
     std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
     std::vector<Tensor> emas, std::vector<Tensor> halves, std::vector<Tensor> steps, Tensor control,
     std::optional<Tensor> lr_tensor, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, double lr,
-    double beta1, double beta2, double eps, double weight_decay, double ema_decay, int64_t ema_every, bool zero_grads,
-    bool last) {
+    double beta1, double beta2, double eps, double weight_decay, double ema_decay, double ema_share, int64_t ema_every,
+    bool zero_grads, bool last) {
   const auto tensors = adam_tensors(params, grads, exp_avgs, exp_avg_sqs, emas, halves, steps, control);
   const AdamScalars scalars = adam_scalars(control, lr_tensor, grad_scale, found_inf);
-  AdamOptions o = adam_options(lr, beta1, beta2, eps, weight_decay, ema_decay, ema_every, zero_grads, last);
+  AdamOptions o = adam_options(lr, beta1, beta2, eps, weight_decay, ema_decay, ema_share, ema_every, zero_grads, last);
   const Launch launch(control);
   for_batches(tensors, kWriteChunk, [&](const AdamBatch& batch, int64_t chunks, bool last_batch) {
     o.last = last && last_batch;

@@ -21,6 +21,7 @@ struct AdamOptions {
   float log_beta1, log_beta2;              // natural logarithms; -inf for 0
   float eps, weight_decay;
   float log_ema_decay;  // unused without an average
+  float ema_share;
   int ema_every;
   bool zero_grads;
   bool last;  // ends the step
@@ -38,8 +39,9 @@ LN_HD AdamStep adam_step(const AdamOptions& o, float lr, float t) {
   const float correction1 = -expm1f(t * o.log_beta1), correction2 = -expm1f(t * o.log_beta2);
   float weight = 1.0f;
   if (t > float(o.ema_every)) {
-    weight = fmodf(t, float(o.ema_every)) == 0.0f
-        ? expm1f(float(o.ema_every) * o.log_ema_decay) / expm1f(t * o.log_ema_decay) : 0.0f;
+    const float every = float(o.ema_every);
+    const float least = fminf(1.0f, every / (o.ema_share * t));
+    weight = fmodf(t, every) == 0.0f ? fmaxf(least, expm1f(every * o.log_ema_decay) / expm1f(t * o.log_ema_decay)) : 0.0f;
   }
   return {lr / correction1, 1.0f / sqrtf(correction2), weight};
 }

@@ -94,12 +94,13 @@ inline AdamScalars adam_scalars(
 }
 
 inline AdamOptions adam_options(
-    double lr, double beta1, double beta2, double eps, double weight_decay, double ema_decay, int64_t ema_every,
-    bool zero_grads, bool last) {
+    double lr, double beta1, double beta2, double eps, double weight_decay, double ema_decay,
+    double ema_share, int64_t ema_every, bool zero_grads, bool last) {
   STD_TORCH_CHECK(ema_every >= 1, "ema_every must be at least 1");
+  STD_TORCH_CHECK(ema_share > 0 && ema_share <= 1, "ema_share must be in (0, 1]");
   return {float(lr), float(beta1), float(beta2), float(1 - beta1), float(1 - beta2), float(std::log(beta1)),
-          float(std::log(beta2)), float(eps), float(weight_decay), float(std::log(ema_decay)), int(ema_every),
-          zero_grads, last};
+          float(std::log(beta2)), float(eps), float(weight_decay), float(std::log(ema_decay)),
+          float(ema_share), int(ema_every), zero_grads, last};
 }
 
 }  // namespace lightning_nerf

@@ -1,5 +1,5 @@
-// The field along rays that end early. A warp holds four rays and evaluates eight samples of each at a time; where a ray
-// has become opaque or run out of samples it takes the next one that no warp has taken. Once there are none, the rays that
+// The field along rays that end early. A warp holds four or eight rays and evaluates the next eight or four samples of each;
+// where a ray has become opaque or run out of samples it takes the next one that no warp has taken. Once there are none, the rays that
 // are left get more lanes each, so that a few long ones don't keep everybody waiting.
 #include "instant_ngp.h"
 
@@ -8,9 +8,11 @@ namespace {
 
 constexpr int kRayWarps = 4;
 constexpr int kRayBlock = 32 * kRayWarps;
-constexpr int kWidth = 8;  // lanes of a ray at first
-constexpr int kSlots = 32 / kWidth;
 constexpr int kBatch = 8;  // rays that a warp takes at once
+// Lanes of a ray at first. Fewer leave less behind the surface to be evaluated in vain; a colour wants eight, one for each
+// pair of harmonics.
+constexpr int kDensityWidth = 4, kRenderWidth = 8;
+constexpr int kRenderSlots = 32 / kRenderWidth;
 
 struct RaySamples {
   const float* origins;     // [R, 3]
@@ -47,9 +49,10 @@ struct Slot {
 };
 
 // Hands rays that have samples to idle slots. All lanes of the warp call its functions.
+template <int Width>
 struct Queue {
   const RaySamples& s;
-  int width = kWidth;
+  int width = Width;
   bool exhausted = false;
   unsigned waiting = 0u;        // rays of the batch in hand
   int32_t first = 0, begin = 0, end = 0;  // this lane's ray of the batch: first + lane
@@ -75,13 +78,13 @@ struct Queue {
     bool taken = false;
     while (idle != 0u && (waiting != 0u || fetch(skip))) {
 #pragma unroll
-      for (int i = 0; i < kSlots; ++i) {
-        if ((idle >> (i * kWidth) & 1u) == 0u || waiting == 0u) continue;
+      for (int i = 0; i < 32 / Width; ++i) {
+        if ((idle >> (i * Width) & 1u) == 0u || waiting == 0u) continue;
         const int bit = __ffs(waiting) - 1;
         waiting &= waiting - 1;
-        idle &= ~(((1u << kWidth) - 1u) << (i * kWidth));
+        idle &= ~(((1u << Width) - 1u) << (i * Width));
         const int32_t b = __shfl_sync(kFullWarp, begin, bit), e = __shfl_sync(kFullWarp, end, bit);
-        if (lane / kWidth == i) {
+        if (lane / Width == i) {
           slot.ray = first + bit;
           slot.next = b;
           slot.end = e;
@@ -123,13 +126,17 @@ struct Queue {
   template <typename Leave, typename Arrive>
   __device__ __forceinline__ void widen(Slot& slot, unsigned busy, const Leave& leave, const Arrive& arrive) {
     const int count = __popc(busy) / width;
-    const int wider = count <= 1 ? 32 : count == 2 ? 16 : width;
+    const int wider = count <= 1 ? 32 : count == 2 ? 16 : count <= 4 ? 8 : width;
     if (busy == 0u || wider <= width) return;
-    const unsigned low = busy & (0u - busy);  // the first busy lane
-    const unsigned above = busy & ~(((width == 32 ? 0u : 1u << width) - 1u) * low);
-    const int source = (threadIdx.x & 31) / wider == 0 || above == 0u ? __ffs(low) - 1 : __ffs(above) - 1;
+    int source = 0;  // the first lane of the busy slot that comes here; the last busy one again where there are fewer
+    for (int i = 0; i <= (threadIdx.x & 31) / wider && busy != 0u; ++i) {
+      source = __ffs(busy) - 1;
+      busy &= ~(((1u << width) - 1u) << source);
+    }
+    const bool spare = (threadIdx.x & 31) / wider >= count;
     leave();
     slot.copy_from(source);
+    if (spare) slot.ray = -1, slot.next = slot.end;
     width = wider;
     arrive(slot, source);
   }
@@ -224,7 +231,7 @@ __global__ void __launch_bounds__(kRayBlock, 6) ray_densities_kernel(
   const auto nothing = [](const Slot&) {};
   const auto leave = [] {};
   const auto arrive = [](const Slot&, int) {};
-  Queue queue{s};
+  Queue<kDensityWidth> queue{s};
   Slot slot;
   for (;;) {
     queue.refill(slot, skip, nothing, nothing, leave, arrive);
@@ -263,7 +270,7 @@ struct RenderShared {
   SharedDensityNet<T> density;
   SharedColorNet<T> color;
   Level levels[kMaxLevels];
-  T harmonics[kRayWarps][kSlots * kHarmonics];
+  T harmonics[kRayWarps][kRenderSlots * kHarmonics];
 };
 
 struct RenderOutputs {
@@ -293,7 +300,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
   const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
   T* harmonics = shared.harmonics[threadIdx.x / 32];
   const float least_depth = -log1pf(-*alpha_thre);  // optical depth of the least opacity that counts
-  Queue queue{s};
+  Queue<kRenderWidth> queue{s};
   Light light;
 
   const auto skip = [&](int64_t ray) {

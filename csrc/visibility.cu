@@ -5,7 +5,8 @@
 namespace lightning_nerf {
 namespace {
 
-constexpr int kLanes = 16;  // lanes of one ray: coalesced reads, few idle for the usual tens of samples
+constexpr int kLanes = 8, kEach = 2;  // lanes of one ray, samples of a lane: few idle for the usual tens of samples
+constexpr unsigned kAll = 0xFFFFFFFFu;
 
 struct Samples {
   const float* densities;  // [N]
@@ -17,37 +18,48 @@ struct Samples {
   double log_eps;
 };
 
-// Called by the lanes of ray r together. They look at kLanes consecutive samples at a time and call keep(i, rank) for each
-// visible sample i, the rank-th of its ray. Returns how many there are.
+// Called by a warp: the kLanes lanes of each ray look at kLanes * kEach of its samples from `begin` to `end` at a time and
+// call keep(i, rank) for each visible sample i, the rank-th of its ray. Returns how many there are. A ray that
+// ends waits for the warp's longest, because shuffles are several times slower in a warp that has parted.
 template <typename Keep>
-__device__ int scan_ray(const Samples& s, int64_t r, const Keep& keep) {
+__device__ int scan_rays(const Samples& s, const VisibilityLimits& limits, int begin, int end, const Keep& keep) {
   const int lane = threadIdx.x & (kLanes - 1), shift = threadIdx.x & (31 & ~(kLanes - 1));
-  const unsigned int mask = ((1u << kLanes) - 1u) << shift;
-  const VisibilityLimits limits = visibility_limits(s.log_eps, *s.alpha_thre);
-  const int64_t end = s.offsets[r + 1];
+  const unsigned int mask = ((1u << kLanes) - 1u) << shift, lower = ((1u << lane) - 1u) << shift;
   double before = 0.0;  // optical depth in front of this chunk
   int kept = 0;
-  for (int64_t chunk = s.offsets[r]; chunk < end && before <= limits.before; chunk += kLanes) {
-    const int64_t i = chunk + lane;
-    const double within = i < end ? optical_depth(s.densities[i], s.t_starts[i], s.t_ends[i]) : 0.0;
-    double sum = within;
+  for (int chunk = begin; __any_sync(kAll, chunk < end && before <= limits.before); chunk += kLanes * kEach) {
+    const int first = chunk + kEach * lane;
+    double within[kEach], sum = 0.0;
+    for (int j = 0; j < kEach; ++j) {
+      const int i = first + j;
+      const bool reached = i < end && before <= limits.before;
+      within[j] = reached ? optical_depth(s.densities[i], s.t_starts[i], s.t_ends[i]) : 0.0;
+      sum += within[j];
+    }
     for (int step = 1; step < kLanes; step *= 2) {
-      const double left = __shfl_up_sync(mask, sum, step, kLanes);
+      const double left = __shfl_up_sync(kAll, sum, step, kLanes);
       if (lane >= step) sum += left;
     }
-    double in_front = __shfl_up_sync(mask, sum, 1, kLanes);  // not sum - within: that is NaN at inf
+    double in_front = __shfl_up_sync(kAll, sum, 1, kLanes);  // not sum - within: that is NaN at inf
     in_front = before + (lane == 0 ? 0.0 : in_front);
-    const bool keeps = i < end && visible(limits, in_front, within);
-    const unsigned int keepers = (__ballot_sync(mask, keeps) & mask) >> shift;
-    if (keeps) keep(i, kept + __popc(keepers & ((1u << lane) - 1u)));
-    kept += __popc(keepers);
-    before += __shfl_sync(mask, sum, kLanes - 1, kLanes);
+    int rank = kept;
+    bool keeps[kEach];
+    for (int j = 0; j < kEach; ++j) {
+      keeps[j] = first + j < end && visible(limits, in_front, within[j]);
+      in_front += within[j];
+      const unsigned int keepers = __ballot_sync(kAll, keeps[j]) & mask;
+      rank += __popc(keepers & lower);
+      kept += __popc(keepers);
+    }
+    for (int j = 0; j < kEach; ++j)
+      if (keeps[j]) keep(first + j, rank++);
+    before += __shfl_sync(kAll, sum, kLanes - 1, kLanes);
   }
   return kept;
 }
 
 struct KeepNothing {
-  __device__ void operator()(int64_t, int) const {}
+  __device__ void operator()(int, int) const {}
 };
 
 struct Kept {
@@ -61,13 +73,13 @@ struct KeepSample {
   const Samples& samples;
   const Kept& kept;
   int64_t ray, begin, end;
-  __device__ void operator()(int64_t i, int rank) const {
+  __device__ void operator()(int i, int rank) const {
     const int64_t out = begin + rank;
     if (out >= end) return;
     kept.t_starts[out] = samples.t_starts[i];
     kept.t_ends[out] = samples.t_ends[i];
     kept.ray_indices[out] = int32_t(ray);
-    kept.sources[out] = int32_t(i);
+    kept.sources[out] = i;
   }
 };
 
@@ -75,9 +87,11 @@ __global__ void visibility_count_kernel(
     const Samples samples,
     int32_t* __restrict__ counts) {  // [R]
   const int64_t r = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) / kLanes;
-  if (r >= samples.n_rays) return;
-  const int kept = scan_ray(samples, r, KeepNothing());
-  if (threadIdx.x % kLanes == 0) counts[r] = kept;
+  const bool exists = r < samples.n_rays;
+  const VisibilityLimits limits = visibility_limits(samples.log_eps, *samples.alpha_thre);
+  const int begin = exists ? samples.offsets[r] : 0, end = exists ? samples.offsets[r + 1] : 0;
+  const int kept = scan_rays(samples, limits, begin, end, KeepNothing());
+  if (exists && threadIdx.x % kLanes == 0) counts[r] = kept;
 }
 
 __global__ void visibility_write_kernel(
@@ -85,18 +99,15 @@ __global__ void visibility_write_kernel(
     const int32_t* __restrict__ new_offsets,  // [R + 1]
     int64_t n, const Kept kept) {
   const int64_t thread = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, r = thread / kLanes;
-  if (r < samples.n_rays) {
-    const int64_t begin = new_offsets[r], end = min(int64_t(new_offsets[r + 1]), n);
-    if (begin < end) {
-      const KeepSample keep = {samples, kept, r, begin, end};
-      if (visibility_limits(samples.log_eps, *samples.alpha_thre).within <= 0.0) {
-        // No sample is too thin: the visible ones are the first of their ray, and how many they are is known.
-        const int64_t first = samples.offsets[r];
-        for (int i = threadIdx.x & (kLanes - 1); i < end - begin; i += kLanes) keep(first + i, i);
-      } else {
-        scan_ray(samples, r, keep);
-      }
-    }
+  const bool exists = r < samples.n_rays;
+  const int64_t out = exists ? new_offsets[r] : 0, out_end = exists ? min(int64_t(new_offsets[r + 1]), n) : 0;
+  const int begin = out < out_end ? samples.offsets[r] : 0;
+  const KeepSample keep = {samples, kept, r, out, out_end};
+  const VisibilityLimits limits = visibility_limits(samples.log_eps, *samples.alpha_thre);
+  if (limits.within <= 0.0) {  // no sample is too thin: the visible ones are the first of their ray, and known in number
+    for (int i = threadIdx.x & (kLanes - 1); i < out_end - out; i += kLanes) keep(begin + i, i);
+  } else {
+    scan_rays(samples, limits, begin, out < out_end ? samples.offsets[r + 1] : 0, keep);
   }
   // All threads together clear the tail. There are some even for R = 0.
   for (int64_t i = new_offsets[samples.n_rays] + thread; i < n; i += int64_t(gridDim.x) * blockDim.x) {

@@ -12,7 +12,7 @@ struct VisibilityLimits {
 
 // `log_eps` = log(early_stop_eps).
 LN_HD VisibilityLimits visibility_limits(double log_eps, float alpha_thre) {
-  return {-log_eps, -log1p(-double(alpha_thre))};
+  return {-log_eps, alpha_thre <= 0.0f ? 0.0 : -log1p(-double(alpha_thre))};
 }
 
 // Optical depth of one sample. NaN and negative densities count as 0, an infinite one as opaque unless its length is 0.

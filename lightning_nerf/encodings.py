@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_nerf.ops.hash_grid import hash_grid
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
@@ -33,8 +36,9 @@ class HashGrid(nn.Module):
     the features are read from :meth:`working_table` and come in autocast's dtype; elsewhere both are the table's.
 
     The float16 copy lives on the parameter, as ``table.half_copy``, and ``table.half_copy_version`` is the parameter's
-    ``_version`` that it mirrors. An optimizer that writes both sets it anew; after any other in-place change of the table
-    the next use refreshes the copy. Changes through ``table.data`` have no version and go unseen.
+    ``_version`` that it mirrors. An optimizer that writes both sets it anew and says so in an attribute
+    ``writes_half_copies = True``; after any other optimizer's step, and any other in-place change of the table, the next
+    use refreshes the copy. Changes through ``table.data`` have no version and go unseen.
 
     Source: Mueller et al. 2022, equations 2 and 3, table 1.
     """
@@ -97,6 +101,7 @@ class HashGrid(nn.Module):
             return table.detach().half()
         copy = self.table_half
         if copy is None or vars(table).get("half_copy_version") != table._version:
+            _watch_optimizers()
             with torch.inference_mode(False), torch.no_grad():  # a validation may come first
                 if copy is None:
                     copy = torch.empty_like(table, dtype=torch.float16)
@@ -137,6 +142,21 @@ class HashGrid(nn.Module):
             f"log2_table_size={self.log2_table_size}, base_resolution={self.base_resolution}, "
             f"max_resolution={self.max_resolution}, rows={len(self.table)}"
         )
+
+
+@functools.cache
+def _watch_optimizers() -> None:
+    """See to it that no copy outlives an optimizer's step. Versions do not tell: torch's fused optimizers leave them."""
+    register_optimizer_step_post_hook(_forget_copies)
+
+
+def _forget_copies(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    if getattr(optimizer, "writes_half_copies", False):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if "half_copy" in vars(parameter):
+                vars(parameter)["half_copy_version"] = -1
 
 
 class SphericalHarmonics(nn.Module):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_nerf.ops.adam import SKIPPED, adam_, adam_begin_, make_control
 
-_OWN = ("capturable", "fused", "ema_decay", "ema_every")  # options that load_state_dict leaves alone
+_OWN = ("capturable", "fused", "ema_decay", "ema_share", "ema_every")  # options that load_state_dict leaves alone
 
 
 class FusedAdam(torch.optim.Optimizer):
@@ -38,6 +38,7 @@ class FusedAdam(torch.optim.Optimizer):
         eps: added to the root of the second moment.
         weight_decay: L2 penalty.
         ema_decay: in [0, 1), or None for no average.
+        ema_share: in (0, 1], share of all steps so far that the average spans at most; 1: ``ema_decay`` alone decides.
         ema_every: average each so many steps, over which the decay is ``ema_decay ** ema_every``. Each costs 8 bytes of
             traffic per weight, beside 28 for the rest.
         skip_non_finite: skip steps with an Inf or NaN in any gradient; else only a ``GradScaler`` can make one skipped.
@@ -47,6 +48,7 @@ class FusedAdam(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True  # a GradScaler then sets grad_scale and found_inf before step
+    writes_half_copies = True  # or HashGrid would take them for stale after each step
 
     def __init__(
         self,
@@ -56,6 +58,7 @@ class FusedAdam(torch.optim.Optimizer):
         eps: float = 1e-15,
         weight_decay: float = 0.0,
         ema_decay: float | None = None,
+        ema_share: float = 1.0,
         ema_every: int = 1,
         skip_non_finite: bool = True,
     ) -> None:
@@ -64,7 +67,8 @@ class FusedAdam(torch.optim.Optimizer):
         self._control: Tensor | None = None
         # "capturable" and "fused" as in torch.optim.Adam: step counts live on the parameters' device.
         defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "ema_decay": ema_decay}
-        super().__init__(params, {**defaults, "ema_every": ema_every, "capturable": True, "fused": True})
+        average = {"ema_share": ema_share, "ema_every": ema_every}
+        super().__init__(params, {**defaults, **average, "capturable": True, "fused": True})
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in :class:`torch.optim.Optimizer`; checks its options and parameters."""
@@ -76,6 +80,7 @@ class FusedAdam(torch.optim.Optimizer):
         _expect("eps", group["eps"], group["eps"] >= 0, ">= 0")
         _expect("weight_decay", group["weight_decay"], group["weight_decay"] >= 0, ">= 0")
         _expect("ema_decay", decay, decay is None or 0 <= decay < 1, "None or a number in [0, 1)")
+        _expect("ema_share", group["ema_share"], 0 < group["ema_share"] <= 1, "a number in (0, 1]")
         _expect("ema_every", group["ema_every"], group["ema_every"] >= 1, ">= 1")
         for i, p in enumerate(group["params"]):
             name = f"params[{i}] of group {group.get('name', len(self.param_groups) - 1)}"
@@ -98,8 +103,8 @@ class FusedAdam(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what :meth:`state_dict` gave, also on another device, or the state of a :class:`torch.optim.Adam`.
 
-        Tensors are copied. Options are those of the state, but ``ema_decay`` and ``ema_every``, and those that a foreign
-        state lacks, are this optimizer's.
+        Tensors are copied. Options are those of the state, but ``ema_decay``, ``ema_share``, ``ema_every`` and those that a
+        foreign state lacks, are this optimizer's.
         """
         ours = self.param_groups
         super().load_state_dict(state_dict)
@@ -158,6 +163,7 @@ class FusedAdam(torch.optim.Optimizer):
                 weight_decay=group["weight_decay"],
                 emas=[states[p]["ema"] for p in members] if average else (),
                 ema_decay=group["ema_decay"] if average else 0.0,
+                ema_share=group["ema_share"],
                 ema_every=group["ema_every"],
                 halves=[control.new_empty(0, dtype=torch.float16) if h is None else h for h in halves]
                 if any(h is not None for h in halves)

@@ -29,7 +29,7 @@ class Rays(NamedTuple):
 
 
 class Evaluated(NamedTuple):
-    """What a field computed of samples when it was asked for their densities, for its own later use; never differentiated."""
+    """What a field computed of samples when asked for their densities, for its own later use; never differentiated."""
 
     features: Tensor  # [M, k] rows, of which only those named by sources need to hold anything
     sources: Tensor | None  # [N] int32, the row of each sample; None: row i is sample i's

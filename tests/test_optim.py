@@ -267,6 +267,7 @@ def test_a_late_parameter_counts_its_own_steps() -> None:
         ({"weight_decay": -1.0}, "weight_decay: expected >= 0"),
         ({"ema_decay": 1.0}, "ema_decay: expected None or a number in"),
         ({"ema_every": 0}, "ema_every: expected >= 1"),
+        ({"ema_share": 0.0}, r"ema_share: expected a number in \(0, 1\]"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], message: str) -> None:

@@ -82,7 +82,9 @@ class FrameTimes(L.Callback):
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Time and score all views."""
+        """With the first batch: time and score all views."""
+        if batch_idx > 0:
+            return
         device = self.device = pl_module.device
         every = slice(None, None, self.views_every)
         images, c2w, intrinsics, times, _ = pl_module.datamodule.views("test")

@@ -19,14 +19,25 @@ class OccupancyGridUpdate(L.Callback):
 
     Args:
         every_n_steps: steps between updates, >= 1.
+        late_every_n_steps: the same from step ``late`` on, when the scene has taken shape; None: no change.
+        late: a step.
         mark_invisible: at the start of training, close the cells that no training camera sees: nothing would ever train
             them, and what the field says there by chance would cost samples.
     """
 
-    def __init__(self, every_n_steps: int = 16, mark_invisible: bool = True) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps: expected >= 1, got {every_n_steps}")
+    def __init__(
+        self,
+        every_n_steps: int = 16,
+        late_every_n_steps: int | None = None,
+        late: int = 2000,
+        mark_invisible: bool = True,
+    ) -> None:
+        for name, value in [("every_n_steps", every_n_steps), ("late_every_n_steps", late_every_n_steps)]:
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: expected >= 1, got {value}")
         self.every_n_steps = every_n_steps
+        self.late_every_n_steps = every_n_steps if late_every_n_steps is None else late_every_n_steps
+        self.late = late
         self.mark_invisible = mark_invisible
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -52,7 +63,8 @@ class OccupancyGridUpdate(L.Callback):
         """Update the grid where it is due."""
         grid = pl_module.estimator
         step = trainer.fit_loop.epoch_loop.total_batch_idx
-        if not isinstance(grid, OccupancyGrid) or step % self.every_n_steps != 0:
+        every = self.every_n_steps if step < self.late else self.late_every_n_steps
+        if not isinstance(grid, OccupancyGrid) or step % every != 0:
             return
         pl_module.name_step()
         executor = pl_module.executor

@@ -35,8 +35,9 @@ class InstantNGPField(RadianceField):
         sh_degree: degree of the spherical harmonics, ``sh_degree**2`` coefficients.
         density_bias: added to the log density; -1 starts training with a thin fog.
         fused: under CUDA autocast, run the whole field in one kernel each way, see :mod:`lightning_nerf.ops.instant_ngp`.
-            There are kernels for 32 encoded features, 2 or 4 per level, and the default perceptrons; any other shape runs op
-            by op, with the same parameters.
+            There are kernels for 32 encoded features, 2 or 4 per level, and the default perceptrons; any other shape runs
+            op by op, with the same parameters, its perceptrons in one kernel each where there is one. False: op by op and
+            layer by layer, which leaves the perceptrons their second derivatives.
 
     Differentiable in all parameters; fused, in nothing else, and op by op in positions and directions where the ops are. A
     position or direction that requires a gradient is not sent to the fused kernels.
@@ -74,10 +75,10 @@ class InstantNGPField(RadianceField):
         )
         self.direction_encoding = SphericalHarmonics(sh_degree)
         self.density_net = mlp(
-            self.position_encoding.n_outputs, geometry_features, width=width, hidden_layers=density_layers
+            self.position_encoding.n_outputs, geometry_features, width=width, hidden_layers=density_layers, fused=fused
         )
         self.color_net = mlp(
-            geometry_features + self.direction_encoding.n_outputs, 3, width=width, hidden_layers=color_layers
+            geometry_features + self.direction_encoding.n_outputs, 3, width=width, hidden_layers=color_layers, fused=fused
         )
 
         layers = (width, geometry_features, density_layers, color_layers, sh_degree)

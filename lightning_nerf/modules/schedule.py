@@ -13,7 +13,9 @@ class WarmupDecay(LambdaLR):
 
     Warm-up is a number of steps, because what it tames is: Adam moves every weight by the rate in each of its first steps,
     whatever the gradient, and at 1e-2 a few dozen such steps in one direction leave a small ReLU network dead. The decay is
-    a share of the run, so that a recipe means the same thing when it is made longer or shorter.
+    a share of the run, so that a recipe means the same thing when it is made longer or shorter. It is mild, because averaged
+    weights (:class:`lightning_nerf.FusedAdam`) have in themselves what a decay to nothing gives; without an average,
+    ``final=0.01`` is the better choice.
 
     Args:
         optimizer: the wrapped optimizer.
@@ -29,7 +31,7 @@ class WarmupDecay(LambdaLR):
         total_steps: int,
         warmup_steps: int = 100,
         decay_start: float = 0.4,
-        final: float = 0.01,
+        final: float = 0.3,
     ) -> None:
         if total_steps < 1:
             raise ValueError(f"total_steps: expected >= 1, got {total_steps}")

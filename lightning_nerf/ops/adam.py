@@ -51,6 +51,7 @@ def adam_(
     weight_decay: float = 0.0,
     emas: Sequence[Tensor] = (),
     ema_decay: float = 0.0,
+    ema_share: float = 1.0,
     ema_every: int = 1,
     halves: Sequence[Tensor] = (),
     grad_scale: Tensor | None = None,
@@ -64,11 +65,13 @@ def adam_(
         g &= \text{grad} / \text{grad_scale} + \text{weight_decay} \cdot p \\
         m &\leftarrow \beta_1 m + (1 - \beta_1) g, \quad v \leftarrow \beta_2 v + (1 - \beta_2) g^2 \\
         p &\leftarrow p - \text{lr} \, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \text{eps}} \\
-        a &\leftarrow a + \frac{1 - d}{1 - d^t} (p - a)
+        a &\leftarrow a + \max\left(\frac{1 - d}{1 - d^t}, \frac{1}{s t}\right) (p - a)
 
-    The last line is the exponential moving average from 0, already divided by its weights' sum ``1 - d^t``: the mean of the
-    weights so far in the first steps, then of about the last ``1 / (1 - d)``. With ``ema_every`` = k it moves in every k-th
-    step only, by ``(1 - d^k) / (1 - d^t)``, and equals p in steps 1 to k.
+    The last line's first fraction is the exponential moving average from 0, already divided by its weights' sum
+    ``1 - d^t``: the mean of the weights so far in the first steps, then of about the last ``1 / (1 - d)``. The second, for ``ema_share``
+    s < 1, keeps it to about the last share s of all steps so far, while that is shorter: weights of the first hundred steps
+    are far from anything, and the best average grows with the run. With ``ema_every`` = k it moves in every k-th step only,
+    by ``max((1 - d^k) / (1 - d^t), k / (s t))``, and equals p in steps 1 to k; it never moves by more than the difference.
 
     Where ``found_inf`` is nonzero, or :func:`adam_begin_` met a non-finite gradient, nothing changes but what
     ``zero_grads`` and ``halves`` ask for, and the step is taken out of the counts. A step is one ``adam_begin_`` over all
@@ -80,7 +83,7 @@ def adam_(
         control: see :func:`make_control`.
         lr: a number, or a 0-d float32 tensor on the device, which is read at execution (a CUDA graph burns numbers in).
         beta1, beta2, eps, weight_decay: numbers.
-        emas: averages, or nothing. ``ema_decay`` (d) in [0, 1), ``ema_every`` >= 1.
+        emas: averages, or nothing. ``ema_decay`` (d) in [0, 1), ``ema_share`` (s) in (0, 1], ``ema_every`` >= 1.
         halves: fp16 tensors that receive a copy of the new p, or nothing; an entry of no elements: none for this parameter.
         grad_scale: 0-d float32, or None for 1.
         found_inf: 0-d float32, or None for 0.
@@ -90,13 +93,18 @@ def adam_(
     Not differentiable. The caller tells autograd of the change: ``torch.autograd.graph.increment_version(params)``.
 
     Source: Kingma, Ba, "Adam: a method for stochastic optimization", ICLR 2015. The average is that of tiny-cuda-nn's
-    ``EmaOptimizer`` (Mueller 2021): section 3 of the paper, initialization bias, applied to the weights.
+    ``EmaOptimizer`` (Mueller 2021): section 3 of the paper, initialization bias, applied to the weights. A window in
+    proportion to the run: Karras et al., "Analyzing and improving the training dynamics of diffusion models", CVPR 2024,
+    section 3.1 (power function averages).
     """
     _check_lists(control, grads=grads, params=params, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps)
     if emas:
         _check_lists(control, grads=grads, emas=emas)
-        if not 0 <= ema_decay < 1 or ema_every < 1:
-            raise ValueError(f"expected 0 <= ema_decay < 1 and ema_every >= 1, got {ema_decay} and {ema_every}")
+        if not (0 <= ema_decay < 1 and 0 < ema_share <= 1 and ema_every >= 1):
+            raise ValueError(
+                "expected 0 <= ema_decay < 1, 0 < ema_share <= 1 and ema_every >= 1, "
+                f"got {ema_decay}, {ema_share} and {ema_every}"
+            )
     for half in halves:
         if half.dtype is not torch.float16:
             raise ValueError(f"halves: expected dtype torch.float16, got {half.dtype}")
@@ -122,6 +130,7 @@ def adam_(
         eps,
         weight_decay,
         ema_decay,
+        ema_share,
         ema_every,
         zero_grads,
         last,
@@ -172,6 +181,7 @@ def reference(
     eps: float,
     weight_decay: float,
     ema_decay: float,
+    ema_share: float,
     ema_every: int,
     zero_grads: bool,
     last: bool,
@@ -192,7 +202,8 @@ def reference(
         step_size = ((lr if lr_tensor is None else lr_tensor.double()) / (1 - beta1**t)).to(p.dtype)
         write(p, p - step_size * (m / (v.sqrt() / (1 - beta2**t).sqrt().to(p.dtype) + eps)))
         if emas:
-            weight = torch.where(t % ema_every == 0, (1 - ema_decay**ema_every) / (1 - ema_decay**t), 0.0)
+            weight = torch.maximum((1 - ema_decay**ema_every) / (1 - ema_decay**t), ema_every / (ema_share * t))
+            weight = torch.where(t % ema_every == 0, weight.clamp(max=1.0), 0.0)
             write(emas[i], torch.where(t <= ema_every, p, emas[i] + weight.to(p.dtype) * (p - emas[i])))
         if halves and halves[i].numel():
             halves[i].copy_(p)
@@ -215,7 +226,7 @@ _library.define(
     "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] emas, "
     "Tensor(f!)[] halves, Tensor(g!)[] steps, Tensor(h!) control, Tensor? lr_tensor, Tensor? grad_scale, "
     "Tensor? found_inf, float lr, float beta1, float beta2, float eps, float weight_decay, float ema_decay, "
-    "int ema_every, bool zero_grads, bool last) -> ()",
+    "float ema_share, int ema_every, bool zero_grads, bool last) -> ()",
     reference,
     lambda *args: None,
 )

@@ -18,7 +18,6 @@ from lightning_nerf.callbacks import OccupancyGridUpdate, RayBudget, Telemetry
 from lightning_nerf.data.synthetic import SyntheticScene
 from lightning_nerf.data.views import draw_rays
 from lightning_nerf.optim import FusedAdam
-from tests.executors import replay
 from tests.executors.fits import STEPS, InfAt, PlainField, assert_equal, fit, plain_module
 from tests.scenes import tiny_module, tiny_scene, trainer
 
@@ -290,55 +289,7 @@ def test_own_batches(tmp_path: Path, scene_cache: Path, accelerator: str, sizes:
     assert sum(replayed) >= (30 if sizes == (64,) else 20) - 2 * accumulate
 
 
-# -- fields that no graph can hold --------------------------------------------------------------------------------------
-
-
-class Waits(PlainField):
-    """A third party's field."""
-
-    def _evaluate(self, positions: Tensor) -> Tensor:
-        out = super()._evaluate(positions)
-        if out.is_cuda:
-            assert out.sum().item() < 1e9
-        else:
-            replay.synchronise()
-        return out
-
-
-class BackwardWaits(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        if grad.is_cuda:
-            assert grad.sum().item() < 1e9
-        else:
-            replay.synchronise()
-        return grad.clone()
-
-
-class WaitsBehind(PlainField):
-    """A third party's field whose backward pass waits."""
-
-    def _evaluate(self, positions: Tensor) -> Tensor:
-        return BackwardWaits.apply(super()._evaluate(positions))
-
-
-@pytest.mark.parametrize(("kind", "where"), [(Waits, "forward"), (WaitsBehind, "backward")])
-def test_a_field_that_waits_trains_eagerly_and_is_named(
-    tmp_path: Path, scene_cache: Path, accelerator: str, kind: type[PlainField], where: str
-) -> None:
-    eager, _, _ = fit(tmp_path, scene_cache, accelerator, "auto", plain_module(kind))
-    with pytest.warns(
-        UserWarning, match=f"runs eagerly, because the {where} pass waits.*(test_cuda_graph|replay).py"
-    ) as said:
-        graph, seen, _ = fit(tmp_path, scene_cache, accelerator, module=plain_module(kind))
-    assert len([w for w in said if "nerf_cuda_graph" in str(w.message)]) == 1
-    assert_equal(eager, graph)
-    assert not any(seen.replayed)
-    assert seen.captures == 0
+# -- beside the step -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.gpu

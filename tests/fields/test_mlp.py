@@ -5,7 +5,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from lightning_nerf.fields.instant_ngp import InstantNGPField
 from lightning_nerf.fields.mlp import FusedMLP, mlp
+from lightning_nerf.ops.fused_mlp import fused_mlp
 from tests.ops.harness import DEVICES, generator
 
 
@@ -14,7 +16,15 @@ def rows(*shape: int) -> Tensor:
 
 
 def runs_in_one_kernel(y: Tensor) -> bool:
-    return y.grad_fn is not None and "fused_mlp" in y.grad_fn.name()
+    """Does y, or what it is a view of, come from the fused op?"""
+    nodes = [y.grad_fn]
+    while nodes:
+        node = nodes.pop()
+        if node is not None:
+            if "fused_mlp" in node.name():
+                return True
+            nodes += [before for before, _ in node.next_functions]
+    return False
 
 
 def test_parameters_are_those_of_a_sequential() -> None:
@@ -28,6 +38,14 @@ def test_parameters_are_those_of_a_sequential() -> None:
     torch.testing.assert_close(net(x), plain(x), rtol=0, atol=0)
     assert isinstance(net[:3], nn.Sequential)
     torch.testing.assert_close(net[:3](x), plain[:3](x), rtol=0, atol=0)
+
+
+def test_the_fused_op_is_recognised() -> None:
+    weights = [layer.weight for layer in mlp(32, 3) if isinstance(layer, nn.Linear)]
+    y = fused_mlp(rows(6, 32), weights, dtype=torch.float16)
+    assert runs_in_one_kernel(y)
+    assert runs_in_one_kernel(y.reshape(2, 3, 3))
+    assert not runs_in_one_kernel(mlp(32, 3)(rows(6, 32)))
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -48,7 +66,7 @@ def test_one_kernel_under_autocast(dtype: torch.dtype, shape: tuple[int, ...]) -
         y = net(x)
         net.fused = False
         plain = net(x)
-    assert runs_in_one_kernel(y) or len(shape) != 2  # else a view of it
+    assert runs_in_one_kernel(y)
     assert not runs_in_one_kernel(plain)
     assert y.dtype == plain.dtype == dtype
     # Rounded at the same places; a sum in another order may tip a rounding, by eps.
@@ -93,3 +111,17 @@ def test_float32_runs_layer_by_layer() -> None:
         assert runs_in_one_kernel(net(x))
         with torch.autocast("cuda", enabled=False):
             assert net(x).dtype == torch.float32
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_field_that_is_not_fused_has_second_derivatives_under_autocast(device: str) -> None:
+    """In its perceptrons: the density of features that require a gradient."""
+    field = InstantNGPField(n_levels=4, log2_table_size=8, max_resolution=32, fused=False).to(device)
+    encoded = rows(5, field.position_encoding.n_outputs).to(device).requires_grad_()
+    with torch.autocast(device, dtype=torch.bfloat16):
+        y = field.density_net(encoded)
+        assert not field.color_net.fused
+    assert not runs_in_one_kernel(y)
+    (grad,) = torch.autograd.grad(y.float().sum(), encoded, create_graph=True)
+    grad.square().sum().backward()
+    assert field.density_net[0].weight.grad is not None

@@ -26,6 +26,7 @@ OPTIONS: dict[str, Problem] = {
     "plain": {},
     "everything": {"weight_decay": 0.01, "ema_decay": 0.95, "halves": True, "grad_scale": 1024.0, "zero_grads": True},
     "average now and then": {"ema_decay": 0.9, "ema_every": 4},
+    "average of the last third": {"ema_decay": 0.99, "ema_share": 0.3},
     "no memory": {"beta1": 0.0, "beta2": 0.0, "ema_decay": 0.0, "eps": 1e-8},
     "skipped by the scaler": {"ema_decay": 0.95, "halves": True, "zero_grads": True, "found_inf": 1.0},
     "not skipped by the scaler": {"found_inf": 0.0},
@@ -67,11 +68,20 @@ def scalar(value: float | None, device: str) -> Tensor | None:
 def step(p: Problem, begin: Callable[..., None], update: Callable[..., None], **options: Any) -> None:
     """One step by raw ops or references."""
     device = p["control"].device
-    o = {"lr": 0.01, "weight_decay": 0.0, "ema_decay": 0.0, "ema_every": 1, "zero_grads": False, **BETAS, **options}
+    o = {
+        "lr": 0.01,
+        "weight_decay": 0.0,
+        "ema_decay": 0.0,
+        "ema_share": 1.0,
+        "ema_every": 1,
+        "zero_grads": False,
+        **BETAS,
+        **options,
+    }
     begin(p["grads"], p["steps"], p["control"], True)
     lists = [p[name] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs", "emas", "halves", "steps", "control")]
     scalars = [scalar(o.get(name), device) for name in ("lr_tensor", "grad_scale", "found_inf")]
-    numbers = ("lr", "beta1", "beta2", "eps", "weight_decay", "ema_decay", "ema_every", "zero_grads")
+    numbers = ("lr", "beta1", "beta2", "eps", "weight_decay", "ema_decay", "ema_share", "ema_every", "zero_grads")
     update(*lists, *scalars, *(o[name] for name in numbers), True)
 
 
@@ -133,7 +143,7 @@ def test_opcheck(device: str) -> None:
     begin = torch.ops.lightning_nerf.adam_begin_.default
     torch.library.opcheck(begin, (p["grads"], p["steps"], p["control"], True))
     lists = [p[name] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs", "emas", "halves", "steps", "control")]
-    numbers = (0.01, 0.9, 0.99, 1e-15, 0.0, 0.95, 1, True, True)
+    numbers = (0.01, 0.9, 0.99, 1e-15, 0.0, 0.95, 0.5, 1, True, True)
     torch.library.opcheck(torch.ops.lightning_nerf.adam_.default, (*lists, None, scalar(2.0, device), None, *numbers))
 
 
