@@ -341,6 +341,9 @@ __global__ void sum_partials_kernel(
 }
 static_assert(kAllParameters % 32 == 0, "sum_partials_kernel takes 32 parameters a block");
 
+// fields/instant_ngp.py asks the GPU for so much before it takes this path.
+static_assert(sizeof(BackwardShared<__half>) <= 106496, "update SHARED_BYTES in ops/instant_ngp.py");
+
 // ---- launchers -----------------------------------------------------------------------------------------------------
 
 void check_rows(const Tensor& t, int64_t n, int64_t columns, const char* name) {
@@ -411,8 +414,15 @@ std::tuple<Tensor, Tensor> instant_ngp_field_backward(
   check_float(positions, "positions");
   check_rows(positions, n, 3, "positions");
   const float* directions_data = optional_directions(directions, n);
-  if (grad_density.has_value()) check_float(*grad_density, "grad_density");
-  if (grad_rgb.has_value()) check_float(*grad_rgb, "grad_rgb");
+  if (grad_density.has_value()) {
+    check_float(*grad_density, "grad_density");
+    STD_TORCH_CHECK(grad_density->numel() == n, "grad_density must be [", n, "]");
+  }
+  if (grad_rgb.has_value()) {
+    check_float(*grad_rgb, "grad_rgb");
+    check_rows(*grad_rgb, n, 3, "grad_rgb");
+    STD_TORCH_CHECK(directions.has_value(), "grad_rgb without directions: there is no colour");
+  }
   const FieldWeights w = field_weights(density1, density2, color1, color2, color3);
   const Launch launch(positions);
   Tensor grad_features = empty(features, {n, kEncoded}, features.scalar_type());

@@ -436,6 +436,9 @@ RaySamples ray_samples(
   check_int(offsets, "offsets");
   check_float(to_unit, "to_unit");
   STD_TORCH_CHECK(offsets.size(0) == origins.size(0) + 1, "offsets must have one more entry than there are rays");
+  STD_TORCH_CHECK(origins.numel() == 3 * origins.size(0) && directions.numel() == origins.numel(), "rays must be [R, 3]");
+  STD_TORCH_CHECK(t_ends.numel() == t_starts.numel(), "t_starts and t_ends must be equally long");
+  STD_TORCH_CHECK(to_unit.numel() == 6, "to_unit must be [2, 3]");
   return {data<float>(origins), data<float>(directions), data<float>(t_starts), data<float>(t_ends), data<int32_t>(offsets),
           data<float>(to_unit), origins.size(0), t_starts.size(0), largest_depth(early_stop_eps), mutable_data<int32_t>(taken)};
 }
@@ -452,6 +455,9 @@ std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
   Tensor densities = torch::stable::new_zeros(origins, {s.n}, ScalarType::Float);
   Tensor features =
       empty(origins, {keep_features ? s.n : 0, kEncoded}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
+  // Where nothing has been evaluated, whoever asks for a sample that is not there reads row 0.
+  if (keep_features && s.n > 0)
+    STD_CUDA_CHECK(cudaMemsetAsync(features.data_ptr(), 0, kEncoded * sizeof(uint16_t), launch.stream));
   if (s.n_rays == 0 || s.n == 0) return {densities, features};
   for_features_and_type(e.n_features, bfloat16, [&](auto f, auto type) {
     using T = decltype(type);

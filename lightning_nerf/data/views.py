@@ -62,7 +62,12 @@ def image_rays(views: Views, index: int, near: float, far: float) -> Rays:
         raise IndexError(f"index: expected a view in 0 ... {n_views - 1}, got {index}")
     pixel = torch.arange(height * width, device=views.images.device)
     y = torch.div(pixel, width, rounding_mode="floor")
-    return pixel_rays(views, torch.full_like(pixel, index), pixel - y * width, y, near, far)
+    # One camera for all pixels: a gathered copy of it per ray would be most of the time.
+    origin, directions = camera_rays(
+        views.c2w[index, None], views.intrinsics[index].expand(len(y), 4), pixel - y * width, y
+    )
+    times = None if views.times is None else views.times[index].expand(height * width)
+    return Rays(origin.expand_as(directions), directions, _per_ray(near, directions), _per_ray(far, directions), times)
 
 
 def draw_rays(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor, nn
 
@@ -11,7 +9,7 @@ from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import mlp
-from lightning_nerf.ops import _library, instant_ngp
+from lightning_nerf.ops import instant_ngp
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render
 
@@ -115,7 +113,9 @@ class InstantNGPField(RadianceField):
     def _operands(self, *inputs: Tensor) -> torch.dtype | None:
         """Type of the fused kernels' operands, autocast's; None: run op by op."""
         device = inputs[0].device
-        if not (self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and _has_kernels(device)):
+        if not (
+            self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and instant_ngp.has_kernels(device)
+        ):
             return None
         dtype = torch.get_autocast_dtype("cuda")
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
@@ -195,9 +195,3 @@ class InstantNGPField(RadianceField):
                 dtype=dtype,
             )
         )
-
-
-@functools.cache
-def _has_kernels(device: torch.device) -> bool:
-    """Tensor cores that take bfloat16, and a library with the kernels."""
-    return torch.cuda.get_device_capability(device) >= (8, 0) and _library.has_kernel("instant_ngp_field", "CUDA")

@@ -28,7 +28,7 @@ from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
 from lightning_nerf.types import PackedSamples, RayBatch, Rays, Render
 
-FUSED_SAMPLES = 2**24  # marched samples that a field's own render takes at once: 12 bytes each
+FUSED_SAMPLES = 2**25  # marched samples that a field's own render takes at once, at most: 12 bytes each
 
 
 def adam(params: Any) -> Optimizer:
@@ -265,12 +265,15 @@ class NeRFModule(L.LightningModule):
     def render(self, rays: Rays, background: Tensor | None = None) -> Render:
         """Render any number of rays: exact, no ray is left out.
 
-        In one kernel where the field has one for it (under CUDA autocast, say inside validation and test), else with at
-        most ``eval_samples`` marched samples at once.
+        In one kernel where the field has one for it (under CUDA autocast, say inside validation and test), with at most
+        400 MB of marched samples at once; else with at most ``eval_samples`` of them. ``background`` is [3], or [R, 3].
         """
         render = self._render_fused if self._can_fuse(rays) else self._render_chunk
-        capacity = FUSED_SAMPLES if render == self._render_fused else self.eval_samples
-        n, start, size = len(rays.origins), 0, capacity
+        n, start = len(rays.origins), 0
+        capacity = self.eval_samples
+        if render == self._render_fused:  # frames find tens of samples a ray; who finds more takes another round
+            capacity = min(FUSED_SAMPLES, max(capacity, 64 * n))
+        size = capacity
         chunks: list[Render] = []
         while start < n or not chunks:
             # A march of fixed capacity says how many rays fit. A ray with more samples than that is taken by itself.
@@ -282,7 +285,10 @@ class NeRFModule(L.LightningModule):
                 samples = samples._replace(offsets=samples.offsets[: fit + 1], kept=samples.kept[:fit])
             if fit == 0 and len(chunk.origins) > 0:
                 samples = self.estimator.sampling(chunk)
-            chunks.append(render(chunk, samples, background))
+            behind = background
+            if background is not None and background.ndim == 2:
+                behind = background[start : start + len(chunk.origins)]
+            chunks.append(render(chunk, samples, behind))
             start, size = start + max(1, fit), min(capacity, fit + fit // 2 + 1)
         if len(chunks) == 1:
             return chunks[0]

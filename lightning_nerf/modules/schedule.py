@@ -13,7 +13,7 @@ class WarmupDecay(LambdaLR):
 
     Warm-up is a number of steps, because what it tames is: Adam moves every weight by the rate in each of its first steps,
     whatever the gradient, and at 1e-2 a few dozen such steps in one direction leave a small ReLU network dead. The decay is
-    a share of the run, so that a recipe means the same thing when it is made longer or shorter. It is mild, because averaged
+    a share of the run, so that a recipe means the same thing when it is made longer or shorter. It is mild: averaged
     weights (:class:`lightning_nerf.FusedAdam`) have in themselves what a decay to nothing gives; without an average,
     ``final=0.01`` is the better choice.
 

@@ -2,11 +2,12 @@
 
 The shape is that of the paper: 32 encoded features (16 levels of 2, or 8 of 4), density perceptron 32 - 64 - 16, colour
 perceptron (16 harmonics + 16 geometry features) - 64 - 64 - 3, ReLU between layers, no biases. Operands of every product
-are rounded to float16 or bfloat16, sums are float32. CUDA kernels from compute capability 8.0 on; elsewhere the reference.
+are rounded to float16 or bfloat16, sums are float32. CUDA kernels where :func:`has_kernels` says; elsewhere the reference.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -24,6 +25,21 @@ from lightning_nerf.ops.instant_ngp_reference import (
     render_reference,
 )
 from lightning_nerf.types import Evaluated, PackedSamples, Rays
+
+SHARED_BYTES = 106496  # of shared memory for a block of the backward kernel
+
+
+@functools.cache
+def has_kernels(device: torch.device) -> bool:
+    """Whether these ops run as kernels on a CUDA device.
+
+    They need tensor cores that take bfloat16 and 104 KiB of shared memory a block: compute capability 8.0 and 8.7, 9.0 and
+    10.x have it, 8.6, 8.9 and 12.0 have not.
+    """
+    if device.type != "cuda" or not _library.has_kernel("instant_ngp_field", "CUDA"):
+        return False
+    properties = torch.cuda.get_device_properties(device)
+    return properties.major >= 8 and properties.shared_memory_per_block_optin >= SHARED_BYTES
 
 
 def field(
@@ -101,7 +117,8 @@ def ray_densities(
 ) -> tuple[Tensor, Tensor | None]:
     """Densities [N] of packed samples, evaluated from the front of each ray until less than ``early_stop_eps`` is left.
 
-    Behind that point, in steps of eight samples, and in the tail the density is 0: the sample has not been evaluated.
+    In the tail and, from a few samples behind that point on, the density is 0: the sample has not been evaluated. How many
+    hidden ones are differs from run to run, all others do not.
 
     Args:
         rays: R rays.
@@ -150,7 +167,7 @@ def render(
     What pruning (:func:`~lightning_nerf.ops.visibility.prune`), :func:`field` and compositing
     (:func:`~lightning_nerf.ops.composite.composite`) would give, up to rounding, without evaluating what is behind an
     opaque surface. ``alpha_thre`` is a 0-d float32 tensor; the other arguments are those of :func:`ray_densities` and
-    :func:`field`. No gradient flows.
+    :func:`field`. No gradient flows. How a ray's sums are grouped, and so their last bits, varies from run to run.
     """
     return torch.ops.lightning_nerf.instant_ngp_render(
         rays.origins.contiguous(),

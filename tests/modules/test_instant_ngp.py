@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, RayBudget
-from lightning_nerf.data.views import draw_rays
+from lightning_nerf.data.views import draw_rays, image_rays
 from lightning_nerf.modules import InstantNGP
 from tests.scenes import tiny_module, tiny_scene, trainer
 
@@ -122,6 +122,11 @@ def test_render_is_the_same_in_chunks(tmp_path: Path, scene_cache: Path) -> None
     torch.testing.assert_close(whole.rgb, parts.rgb, rtol=1e-4, atol=1e-5)
     assert torch.equal(whole.n_samples, parts.n_samples)
     assert whole.rgb.shape == (24, 24, 3)
+
+    rays = image_rays(views, 0, module.datamodule.near, module.datamodule.far)
+    backgrounds = torch.rand(24 * 24, 3, generator=torch.Generator().manual_seed(0))
+    behind = whole.rgb.view(-1, 3) + (1 - whole.opacity.view(-1, 1)) * (backgrounds - 1)
+    torch.testing.assert_close(module.render(rays, backgrounds).rgb, behind, rtol=1e-4, atol=1e-5)
 
 
 def test_a_ray_that_hits_nothing_is_the_background_exactly(tmp_path: Path, scene_cache: Path) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops import hash_grid, instant_ngp, spherical_harmonics
+from lightning_nerf.ops import _library, hash_grid, instant_ngp, spherical_harmonics
 from lightning_nerf.ops.instant_ngp import Weights, field
 from tests.ops.harness import DEVICES, assert_detected, generator
 from tests.ops.ngp import FORWARD, HALVES, LAYOUTS, OPS, ROUNDOFF, Net, distance, field_arguments, net, normal, points
@@ -186,3 +187,16 @@ def test_bad_arguments_are_named() -> None:
         field(x, d, *p._replace(weights=p.weights._replace(color3=p.weights.color2)), **options)
     with pytest.raises(ValueError, match=r"dtype: expected torch.float16 or torch.bfloat16, got torch.float32"):
         field(x, d, *p, density_bias=-1.0, dtype=torch.float32)
+
+
+@pytest.mark.skipif(not _library.has_kernel("instant_ngp_field", "CUDA"), reason="the library has no CUDA kernels")
+@pytest.mark.parametrize(
+    ("major", "shared", "expected"), [(9, 232448, True), (8, 166912, True), (8, 101376, False), (7, 232448, False)]
+)
+def test_gpus_with_too_little_shared_memory_run_op_by_op(
+    monkeypatch: pytest.MonkeyPatch, major: int, shared: int, expected: bool
+) -> None:
+    properties = SimpleNamespace(major=major, shared_memory_per_block_optin=shared)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert instant_ngp.has_kernels.__wrapped__(torch.device("cuda", 0)) is expected
+    assert not instant_ngp.has_kernels.__wrapped__(torch.device("cpu"))

@@ -96,7 +96,8 @@ def test_ray_densities(device: str, dtype: torch.dtype, layout: tuple[int, int])
         assert 0 < len(ours.t_starts) < 0.8 * n
         again, nothing = ray_densities(s.rays, s.samples, *rest, early_stop_eps=eps, **options)
         assert nothing is None
-        assert torch.equal(again, densities)
+        seen = in_front <= limit  # how much of what is hidden gets evaluated depends on the warps' timing
+        assert torch.equal(again[:n][seen], densities[:n][seen])
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -186,3 +187,17 @@ def test_opcheck(device: str) -> None:
     threshold = torch.zeros((), device=device)
     image = (*along(s), p.working, p.levels, *p.weights, s.to_unit, BIAS, 1e-4, threshold, True)
     torch.library.opcheck(OPS.instant_ngp_render.default, image)
+
+
+@pytest.mark.gpu
+def test_the_row_that_missing_samples_name_is_zero() -> None:
+    """Where a march finds nothing, all sources are 0: what is read there must not spread."""
+    p, s = net((8, 4), "cuda"), scene("cuda")
+    nothing = s.samples._replace(offsets=torch.zeros_like(s.samples.offsets))
+    rest = (p.working, p.levels, p.weights.density1, p.weights.density2, s.to_unit)
+    options: dict[str, Any] = {"density_bias": BIAS, "dtype": torch.bfloat16, "early_stop_eps": 1e-4}
+    poison = torch.full((len(s.samples.t_starts), 32), math.nan, dtype=torch.bfloat16, device="cuda")
+    del poison  # the allocator hands it out again
+    _, kept = ray_densities(s.rays, nothing, *rest, keep_encoded=True, **options)
+    assert kept is not None
+    assert not kept[0].any()
