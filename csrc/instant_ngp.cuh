@@ -107,7 +107,7 @@ __device__ __forceinline__ void encode(
   }
 }
 
-// Writes row g + 8 r of an encoding to `row` [32] in the natural order; 32 or 16 bytes at a time per row.
+// Writes row g + 8 r of an encoding to `row` [32] in the natural order; 4 or 8 bytes a lane at a time.
 template <int F, typename T>
 __device__ __forceinline__ void store_encoding(T* row, const Operand<kEncoded>& encoded, int r) {
   const int t = threadIdx.x & 3;

@@ -3,8 +3,6 @@
 #include "march_segments.cuh"
 #include "pack.h"
 
-#include <cstdlib>
-
 namespace lightning_nerf {
 namespace {
 
@@ -28,15 +26,12 @@ std::tuple<Bits, Tensor> make_bits(const MarchArguments& m, const Tensor& occupa
   Tensor words = empty(occupancy, {2 * n_blocks + n_coarse}, ScalarType::Int);
   bits.cells = reinterpret_cast<uint32_t*>(mutable_data<int32_t>(words));
   bits.coarse = bits.cells + 2 * n_blocks;
+  // A view's cells may begin anywhere.
+  const bool whole_words = m.resolution[2] % 4 == 0 && reinterpret_cast<uintptr_t>(m.occupancy) % 4 == 0;
   march_bits_kernel<<<blocks(32 * n_coarse), kThreads, 0, launch.stream>>>(
-      m.occupancy, m.resolution[0], m.resolution[1], m.resolution[2], bits);
+      m.occupancy, m.resolution[0], m.resolution[1], m.resolution[2], whole_words, bits);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {bits, words};
-}
-
-int rays_of_a_warp() {  // EXPERIMENT
-  const char* value = std::getenv("LN_MARCH_RAYS");
-  return value ? std::atoi(value) : 16;
 }
 
 struct March {
@@ -47,10 +42,10 @@ struct March {
   Tensor list, sizes, first;
   Plan plan;
 
-  template <bool kPlain, int kRays>
+  template <bool kPlain>
   void count(const Bits& bits) {
     const int64_t groups = (m.n_rays + kRays - 1) / kRays;
-    march_count_kernel<kPlain, kRays><<<blocks(groups, kWarps), 32 * kWarps, 4 * bits.n_coarse, launch.stream>>>(
+    march_count_kernel<kPlain><<<blocks(groups, kWarps), 32 * kWarps, 4 * bits.n_coarse, launch.stream>>>(
         m, bits, mutable_data<int32_t>(counts), plan);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
@@ -60,26 +55,23 @@ struct March {
         counts(empty(occupancy, {m.n_rays}, ScalarType::Int)), plan{nullptr, nullptr, nullptr} {
     if (m.n_rays == 0) return;
     const auto [bits, words] = make_bits(m, occupancy, launch);
-    const int rays = plain ? rays_of_a_warp() : 16;
-    const int64_t groups = (m.n_rays + rays - 1) / rays;
+    const int64_t groups = (m.n_rays + kRays - 1) / kRays;
     if (with_plan) {
-      list = empty(occupancy, {groups * rays * kPlan}, ScalarType::Int);
+      list = empty(occupancy, {groups * kRays * kPlan}, ScalarType::Int);
       sizes = empty(occupancy, {groups}, ScalarType::Int);
       first = empty(occupancy, {m.n_rays}, ScalarType::Int);
       plan = {reinterpret_cast<uint32_t*>(mutable_data<int32_t>(list)), mutable_data<int32_t>(sizes),
               mutable_data<int32_t>(first)};
     }
-    if (!plain) count<false, 16>(bits);
-    else if (rays == 8) count<true, 8>(bits);
-    else if (rays == 16) count<true, 16>(bits);
-    else count<true, 32>(bits);
+    if (plain) count<true>(bits);
+    else count<false>(bits);
   }
 
-  template <bool kPlain, int kRays>
+  template <bool kPlain>
   void write(const Tensor& offsets, int64_t n, Tensor& t_starts, Tensor& t_ends, Tensor& ray_indices) {
     const int64_t groups = (m.n_rays + kRays - 1) / kRays;
     const unsigned int grid = groups > 0 ? blocks(groups, kWarps) : 1;
-    march_write_kernel<kPlain, kRays><<<grid, 32 * kWarps, 0, launch.stream>>>(
+    march_write_kernel<kPlain><<<grid, 32 * kWarps, 0, launch.stream>>>(
         m, plan, data<int32_t>(counts), data<int32_t>(offsets), n, mutable_data<float>(t_starts),
         mutable_data<float>(t_ends), mutable_data<int32_t>(ray_indices));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -90,11 +82,8 @@ struct March {
     Tensor t_ends = empty(offsets, {n}, ScalarType::Float);
     Tensor ray_indices = empty(offsets, {n}, ScalarType::Int);
     if (n == 0) return {t_starts, t_ends, ray_indices};
-    const int rays = rays_of_a_warp();
-    if (!plain) write<false, 16>(offsets, n, t_starts, t_ends, ray_indices);
-    else if (rays == 8) write<true, 8>(offsets, n, t_starts, t_ends, ray_indices);
-    else if (rays == 16) write<true, 16>(offsets, n, t_starts, t_ends, ray_indices);
-    else write<true, 32>(offsets, n, t_starts, t_ends, ray_indices);
+    if (plain) write<true>(offsets, n, t_starts, t_ends, ray_indices);
+    else write<false>(offsets, n, t_starts, t_ends, ray_indices);
     return {t_starts, t_ends, ray_indices};
   }
 };

@@ -1,4 +1,4 @@
-// The march on a GPU. A warp takes a few rays and cuts each into segments of 16 samples:
+// The march on a GPU. A warp takes 16 rays and cuts each into segments of 16 samples:
 //
 // - Setup, a lane per ray: the samples within the bounding box of what is occupied.
 // - Coarse, a lane per end of a segment: segments whose ends lie in empty blocks of cells, with only empty blocks between
@@ -14,6 +14,7 @@
 namespace lightning_nerf {
 
 constexpr int kWarps = 4;  // of a block
+constexpr int kRays = 16;  // of a warp
 constexpr int kSegment = 16;  // samples: half a warp
 constexpr int kMaxSegments = 2048;  // of a ray; 11 bits
 constexpr int kQueue = 128;  // segments that wait for the fine stage, at least 31 more than it starts at
@@ -31,13 +32,14 @@ struct Bits {
 // A warp per word of `coarse`.
 __global__ void march_bits_kernel(
     const uint8_t* __restrict__ occupancy,  // [L, X, Y, Z]
-    int x_size, int y_size, int z_size, const Bits bits) {
+    int x_size, int y_size, int z_size,
+    bool whole_words,  // Z and the address of `occupancy` are multiples of 4
+    const Bits bits) {
   const int word = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
   if (word >= bits.n_coarse) return;
   const int level = word / (bits.coarse_x * bits.coarse_y);
   const int x_coarse = word / bits.coarse_y % bits.coarse_x, y_coarse = word % bits.coarse_y;
   const int rows = 1 << (bits.shift - 2);  // blocks per coarse block and axis
-  const bool whole_words = z_size % 4 == 0;
   uint32_t occupied = 0;
   for (int row = 0; row < rows * rows; ++row) {
     const int bx = x_coarse * rows + row / rows, by = y_coarse * rows + row % rows;
@@ -263,7 +265,7 @@ struct Plan {
   int32_t* first;  // [R]
 };
 
-template <bool kPlain, int kRays>
+template <bool kPlain>
 __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
     const __grid_constant__ MarchArguments m, const __grid_constant__ Bits bits,
     int32_t* __restrict__ counts,  // [R]
@@ -378,7 +380,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
   if (plan.segments && lane == 0) plan.sizes[group] = complete ? n_plan : -1;
 }
 
-template <bool kPlain, int kRays>
+template <bool kPlain>
 __global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
     const __grid_constant__ MarchArguments m, const Plan plan,
     const int32_t* __restrict__ counts,  // [R]

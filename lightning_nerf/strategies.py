@@ -34,6 +34,7 @@ class _CUDAGraphs(Strategy):
     """What the two strategies share. Automatic optimisation, all hooks and all flags keep their meaning or are refused."""
 
     executor: Executor = EAGER
+    strategy_name: str
     warmup_steps: int
     _plain_batches = False
 
@@ -45,13 +46,14 @@ class _CUDAGraphs(Strategy):
         self.executor = EAGER
         if fits and not _has_graphs(self.root_device):
             rank_zero_info(
-                f"nerf_cuda_graph: every step runs eagerly, because CUDA graphs need a CUDA device, not {self.root_device}."
+                f"{self.strategy_name}: every step runs eagerly, because CUDA graphs need a CUDA device, not "
+                f"{self.root_device}."
             )
         elif fits:
-            _refuse(trainer, self.lightning_module, self.precision_plugin)
+            _refuse(self.strategy_name, trainer, self.lightning_module, self.precision_plugin)
         super().setup(trainer)
         if fits and _has_graphs(self.root_device):
-            _refuse_optimizers(self.optimizers)
+            _refuse_optimizers(self.strategy_name, self.optimizers)
             self.executor = CUDAGraphExecutor(self.warmup_steps)
 
     def on_train_start(self) -> None:
@@ -62,7 +64,7 @@ class _CUDAGraphs(Strategy):
             optimizer, plugin = self.optimizers[0], self.precision_plugin
             reason = _why_eager(optimizer, plugin)
             if reason is not None:
-                rank_zero_info(f"nerf_cuda_graph: the optimizer's update runs eagerly, because {reason}.")
+                rank_zero_info(f"{self.strategy_name}: the optimizer's update runs eagerly, because {reason}.")
             self._clips = not is_overridden("configure_gradient_clipping", module)
             scaler = getattr(plugin, "scaler", None)
             self.executor.begin(module, optimizer, self._update, scaler, capture_update=reason is None)
@@ -272,12 +274,12 @@ def _has_graphs(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
-def _refuse(trainer: Any, module: Any, plugin: Precision) -> None:
+def _refuse(strategy: str, trainer: Any, module: Any, plugin: Precision) -> None:
     """Name what cannot work in CUDA graphs, before anything is set up."""
-    prefix, instead = "strategy='nerf_cuda_graph' cannot be combined with", "use strategy='auto'"
+    prefix, instead = f"strategy={strategy!r} cannot be combined with", "use strategy='auto'"
     if not hasattr(type(module), "executor"):
         raise TypeError(
-            f"strategy='nerf_cuda_graph' trains modules whose training_step goes through self.executor.step, such as "
+            f"strategy={strategy!r} trains modules whose training_step goes through self.executor.step, such as "
             f"lightning_nerf.modules.NeRFModule, got {type(module).__name__}: {instead}"
         )
     if not module.automatic_optimization:
@@ -291,10 +293,10 @@ def _refuse(trainer: Any, module: Any, plugin: Precision) -> None:
         )
 
 
-def _refuse_optimizers(optimizers: list[Optimizer]) -> None:  # Lightning refuses several
+def _refuse_optimizers(strategy: str, optimizers: list[Optimizer]) -> None:  # Lightning refuses several
     if isinstance(optimizers[0], LBFGS):
         raise ValueError(
-            "strategy='nerf_cuda_graph' cannot be combined with the optimizer LBFGS, which runs the step several times at "
+            f"strategy={strategy!r} cannot be combined with the optimizer LBFGS, which runs the step several times at "
             "will: use another, or strategy='auto'"
         )
 

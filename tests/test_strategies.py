@@ -8,12 +8,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_nerf import strategies
 from lightning_nerf.cli import main
@@ -98,6 +101,29 @@ def test_what_cannot_work_is_refused_by_name(
     with pytest.raises((ValueError, TypeError), match=f"(?s)strategy='nerf_cuda_graph'.*{words}.*strategy='auto'"):
         run.fit(module, tiny_scene(scene_cache))
     torch.autograd.set_detect_anomaly(False)
+
+
+@pytest.mark.parametrize("kind", [CUDAGraphStrategy, CUDAGraphDDPStrategy])
+def test_messages_have_the_strategys_own_name(monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    cpu = torch.device("cpu")
+    ddp = {"parallel_devices": [cpu], "cluster_environment": LightningEnvironment()}
+    strategy = kind(**(ddp if kind is CUDAGraphDDPStrategy else {"device": cpu}))
+    name = kind.strategy_name
+    said: list[str] = []
+    monkeypatch.setattr(strategies, "rank_zero_info", said.append)
+    monkeypatch.setattr(kind.__mro__[2], "setup", lambda self, trainer: None)  # Lightning's own would connect processes
+    run = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+    strategy.setup(run)
+    assert [message.split(":")[0] for message in said] == [name]
+    monkeypatch.setattr(strategies, "_has_graphs", lambda device: True)
+    for make in (BoringModel, manual):
+        strategy._lightning_module = make()
+        with pytest.raises((TypeError, ValueError), match=f"^strategy='{name}'"):
+            strategy.setup(run)
+    strategy._lightning_module = tiny_module()
+    strategy.optimizers = [torch.optim.LBFGS([torch.zeros(1)])]
+    with pytest.raises(ValueError, match=f"^strategy='{name}'.*LBFGS"):
+        strategy.setup(run)
 
 
 def test_what_is_not_for_the_strategies_is_refused() -> None:

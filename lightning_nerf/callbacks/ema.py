@@ -146,12 +146,23 @@ class EMAWeights(L.Callback):
 
     @torch.no_grad()
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        """A fit goes on from the raw weights; whatever else keeps the averaged ones that were just loaded."""
+        """A fit goes on from the raw weights; whatever else keeps the averaged ones that were just loaded.
+
+        As in ``state_dict``, names that the module does not have are an error, or skipped with ``strict_loading=False``.
+        """
         if trainer.state.fn != TrainerFn.FITTING:
             return
         parameters = dict(pl_module.named_parameters(remove_duplicate=False))
-        for name, raw in checkpoint.get(RAW_WEIGHTS, {}).items():
-            parameters[name].copy_(raw)
+        saved = checkpoint.get(RAW_WEIGHTS, {})
+        unknown = [name for name in saved if name not in parameters]
+        if unknown and pl_module.strict_loading:
+            raise RuntimeError(
+                f"EMAWeights: the checkpoint has {RAW_WEIGHTS!r} that {type(pl_module).__name__} has no parameters for: "
+                f"{', '.join(unknown)}; rename them as in 'state_dict', or set strict_loading=False on the module"
+            )
+        for name, raw in saved.items():
+            if name in parameters:
+                parameters[name].copy_(raw)
 
 
 def _averages(trainer: L.Trainer) -> dict[Tensor, Tensor]:

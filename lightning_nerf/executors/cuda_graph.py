@@ -115,6 +115,7 @@ class CUDAGraphExecutor(Executor):
         # Eager steps again before the next capture: new optimizer state must exist, or its zeros would be captured.
         self._eager_steps = self.warmup_steps - 1
         self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._uncopied = []  # they may be other ones now; the next eager update finds them
 
     def stop(self, reason: str) -> None:
         """Run the rest of the fit eagerly, and say why."""

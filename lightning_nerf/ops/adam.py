@@ -71,8 +71,8 @@ def adam_(
     ``1 - d^t``: the mean of the weights so far in the first steps, then of about the last ``1 / (1 - d)``. The second, for
     ``ema_share`` s < 1, keeps it to about the last share s of all steps so far, while that is shorter: weights of the first
     hundred steps are far from anything, and the best average grows with the run. With ``ema_every`` = k it moves in every
-    k-th step only, by ``max((1 - d^k) / (1 - d^t), k / (s t))``, and equals p in steps 1 to k; it never moves by more than the
-    difference.
+    k-th step only, by ``max((1 - d^k) / (1 - d^t), k / (s t))``, and equals p in steps 1 to k; it never moves by more than
+    the difference.
 
     Where ``found_inf`` is nonzero, or :func:`adam_begin_` met a non-finite gradient, nothing changes but what
     ``zero_grads`` and ``halves`` ask for, and the step is taken out of the counts. A step is one ``adam_begin_`` over all

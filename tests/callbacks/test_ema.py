@@ -192,6 +192,31 @@ def test_without_an_average_it_warns_once_and_does_nothing(tmp_path: Path, scene
     fit(tmp_path, scene_cache, m, [average], max_steps=2)  # no second warning: warnings are errors here
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_raw_weights_that_the_module_has_no_parameters_for(tmp_path: Path, scene_cache: Path, strict: bool) -> None:
+    fit(tmp_path, scene_cache, module(), [EMAWeights()]).save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
+    name = next(n for n, p in module().named_parameters() if p.ndim == 2)
+    raw, state = saved["raw_weights"], saved["state_dict"]
+    raw["renamed"] = raw.pop(name)
+    m, spy = module(), Spy()
+    if not strict:
+        state["renamed"] = state.pop(name)
+        m.strict_loading = False
+    torch.save(saved, tmp_path / "renamed.ckpt")
+    options: dict[str, Any] = {"ckpt": tmp_path / "renamed.ckpt", "max_steps": STEPS + 1}
+    if strict:
+        with pytest.raises(RuntimeError, match=r"EMAWeights.*'raw_weights'.*InstantNGP has no parameters for: renamed;"):
+            fit(tmp_path, scene_cache, m, [EMAWeights(), spy], **options)
+        return
+    before = weights(m)
+    fit(tmp_path, scene_cache, m, [EMAWeights(), spy], **options)
+    assert torch.equal(spy.started[0][name], before[name])
+    others = {n: value for n, value in raw.items() if n != "renamed"}
+    assert len(others) == len(before) - 1
+    assert same(spy.started[0], others)
+
+
 def test_a_checkpoint_without_average_can_be_resumed_with_one(tmp_path: Path, scene_cache: Path) -> None:
     plain = tiny_module(optimizer=lambda groups: FusedAdam(groups), lr_scheduler=lambda o: WarmupDecay(o, 2 * STEPS))
     t = fit(tmp_path, scene_cache, plain, [])

@@ -301,6 +301,18 @@ def test_noncontiguous_rays_are_taken() -> None:
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_grid_may_begin_at_any_address(device: str) -> None:
+    rays = Rays(*to(device, random_rays(20)[:4]))
+    grid, aabb = random_grid((1, 8, 8, 8)).to(device), AABB.to(device)
+    view = torch.cat([grid.new_zeros(1), grid.flatten()])[1:].view(grid.shape)
+    assert view.is_contiguous()
+    assert view.data_ptr() % 4 == 1
+    results = march(rays, view, aabb, step_size=0.05), march(rays, grid, aabb, step_size=0.05)
+    for a, b in zip(*map(tensors, results), strict=True):
+        assert torch.equal(a, b)
+
+
 @kernels_only
 @pytest.mark.parametrize("shift", [-1, 1])
 def test_the_comparison_detects_a_lookup_half_a_step_off(shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
