@@ -11,7 +11,6 @@ namespace {
 
 constexpr int kBlock = 128;
 constexpr int kNarrow = 4;
-constexpr unsigned kWarp = 0xffffffffu;
 
 // Channels that one lane holds: all of its sample's, or its share of a row.
 template <int kLanes, bool kWide>
@@ -49,7 +48,7 @@ template <int kLanes>
 __device__ __forceinline__ float product_up_to(float value, int lane) {
 #pragma unroll
   for (int step = 1; step < kLanes; step *= 2) {
-    const float other = __shfl_up_sync(kWarp, value, step, kLanes);
+    const float other = __shfl_up_sync(kFullWarp, value, step, kLanes);
     if (lane >= step) value *= other;
   }
   return value;
@@ -59,7 +58,7 @@ template <int kLanes>
 __device__ __forceinline__ float sum_from(float value, int lane) {
 #pragma unroll
   for (int step = 1; step < kLanes; step *= 2) {
-    const float other = __shfl_down_sync(kWarp, value, step, kLanes);
+    const float other = __shfl_down_sync(kFullWarp, value, step, kLanes);
     if (lane + step < kLanes) value += other;
   }
   return value;
@@ -68,7 +67,7 @@ __device__ __forceinline__ float sum_from(float value, int lane) {
 template <int kLanes>
 __device__ __forceinline__ float sum(float value) {
 #pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kWarp, value, step, kLanes);
+  for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step, kLanes);
   return value;
 }
 
@@ -79,7 +78,7 @@ __device__ __forceinline__ void transposed_sum(float (&value)[kLanes], int lane)
 #pragma unroll
   for (int i = 0; i < kHalf; ++i) {
     const float sent = upper ? value[i] : value[i + kHalf];
-    value[i] = (upper ? value[i + kHalf] : value[i]) + __shfl_xor_sync(kWarp, sent, kHalf, kLanes);
+    value[i] = (upper ? value[i + kHalf] : value[i]) + __shfl_xor_sync(kFullWarp, sent, kHalf, kLanes);
   }
   if constexpr (kHalf > 1) transposed_sum<kLanes, kHalf / 2>(value, lane);
 }
@@ -88,9 +87,9 @@ __device__ __forceinline__ void transposed_sum(float (&value)[kLanes], int lane)
 template <int kLanes>
 __device__ __forceinline__ float transmittance_before(float transmitted, int lane, float& carried) {
   const float product = product_up_to<kLanes>(transmitted, lane);
-  const float before = __shfl_up_sync(kWarp, product, 1, kLanes);
+  const float before = __shfl_up_sync(kFullWarp, product, 1, kLanes);
   const float result = lane == 0 ? carried : carried * before;
-  carried *= __shfl_sync(kWarp, product, kLanes - 1, kLanes);
+  carried *= __shfl_sync(kFullWarp, product, kLanes - 1, kLanes);
   return result;
 }
 
@@ -107,7 +106,7 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const 
   const int lane = threadIdx.x % kLanes;
   const int begin = ray < s.n_rays ? int(s.begin(ray)) : 0;
   const int count = ray < s.n_rays ? int(s.begin(ray + 1)) - begin : 0;
-  const int n_chunks = __reduce_max_sync(kWarp, (count + kLanes - 1) / kLanes);
+  const int n_chunks = __reduce_max_sync(kFullWarp, (count + kLanes - 1) / kLanes);
 
   float sums[kPer] = {};
   float opacity = 0.0f, depth = 0.0f, transmittance = 1.0f;
@@ -127,7 +126,7 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const 
     const float before = transmittance_before<kLanes>(a.transmitted, lane, transmittance);
     if (early_stop_eps > 0.0f) {
       // The first lane that sees too little ends the ray, whatever rounding lets the lanes behind it see.
-      const unsigned warp_stops = __ballot_sync(kWarp, j < used && before < early_stop_eps);
+      const unsigned warp_stops = __ballot_sync(kFullWarp, j < used && before < early_stop_eps);
       const unsigned stops = warp_stops << (32 - kLanes - (threadIdx.x % 32 - lane)) >> (32 - kLanes);
       if (stops) used = first + __ffs(stops) - 1;
     }
@@ -143,7 +142,7 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const 
         float w[kBatch], value[kBatch][kPer] = {};
 #pragma unroll
         for (int b = 0; b < kBatch; ++b) {
-          w[b] = __shfl_sync(kWarp, weight, k + b, kLanes);
+          w[b] = __shfl_sync(kFullWarp, weight, k + b, kLanes);
 #pragma unroll
           for (int q = 0; q < kPer; ++q)
             if (w[b] != 0.0f && lane + q * kLanes < s.n_channels)
@@ -158,7 +157,7 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const 
 #pragma unroll
       for (int c = 0; c < kNarrow; ++c) sums[c] += weight * row.channel[c];
     }
-    if (early_stop_eps > 0.0f && !__any_sync(kWarp, first + kLanes < used)) {
+    if (early_stop_eps > 0.0f && !__any_sync(kFullWarp, first + kLanes < used)) {
       ++chunk;
       break;
     }
@@ -223,7 +222,7 @@ __global__ void __launch_bounds__(kBlock, kWide ? 4 : 6)  // as many blocks as f
   const int begin = active ? int(s.begin(ray)) : 0;
   const int count = active ? int(s.begin(ray + 1)) - begin : 0;
   const int used = active ? min(n_samples[ray], count) : 0;
-  const int chunks = __reduce_max_sync(kWarp, (used + kLanes - 1) / kLanes);
+  const int chunks = __reduce_max_sync(kFullWarp, (used + kLanes - 1) / kLanes);
   const int streamed = max(chunks - kKeep, 0);  // those before the last kKeep are read on both ways
   const int64_t n_channels = s.n_channels;
 
@@ -303,7 +302,7 @@ __global__ void __launch_bounds__(kBlock, kWide ? 4 : 6)  // as many blocks as f
       if constexpr (kWide) {
 #pragma unroll
         for (int k = 0; k < kLanes; ++k) {
-          const float w = __shfl_sync(kWarp, weight, k, kLanes);
+          const float w = __shfl_sync(kFullWarp, weight, k, kLanes);
 #pragma unroll
           for (int q = 0; q < kPer; ++q)
             if (first + k < used && lane + q * kLanes < s.n_channels)
@@ -313,7 +312,7 @@ __global__ void __launch_bounds__(kBlock, kWide ? 4 : 6)  // as many blocks as f
 #pragma unroll
         for (int q = 0; q < kNarrow; ++q) {
           if (q >= s.n_channels) continue;
-          const float w = __shfl_sync(kWarp, weight, run_sample[q], kLanes);
+          const float w = __shfl_sync(kFullWarp, weight, run_sample[q], kLanes);
           if (first + run_sample[q] < used) run[q * kLanes] = w * run_cotangent[q];
         }
       }
@@ -335,9 +334,9 @@ __global__ void __launch_bounds__(kBlock, kWide ? 4 : 6)  // as many blocks as f
   float after = 0.0f;  // sum of g w over the chunks behind
   const auto finish = [&](int j, const Lit& sample) {
     const float from_here = sum_from<kLanes>(sample.weight, lane);
-    const float behind = __shfl_down_sync(kWarp, from_here, 1, kLanes);
+    const float behind = __shfl_down_sync(kFullWarp, from_here, 1, kLanes);
     const float later = lane == kLanes - 1 ? after : after + behind;
-    after += __shfl_sync(kWarp, from_here, 0, kLanes);
+    after += __shfl_sync(kFullWarp, from_here, 0, kLanes);
     if (j < used) grad.densities[begin + j] = sample.delta > 0.0f ? density_gradient(sample.delta, sample.own, later) : 0.0f;
   };
 #pragma unroll

@@ -239,28 +239,7 @@ __global__ void __launch_bounds__(kBlock, 2) weight_gradient_kernel(
   }
 }
 
-// The sum over blocks, in an order that depends on their number alone. A block of 8 x 32 threads sums 32 weights.
-__global__ void sum_partials_kernel(
-    const float* __restrict__ partial,  // [n_partials, n_weights]
-    int n_partials, int64_t n_weights,
-    float* __restrict__ sums) {  // [n_weights]
-  __shared__ float shared[8][32];
-  const int64_t column = blockIdx.x * int64_t(32) + threadIdx.x;
-  float sum = 0.0f;
-  if (column < n_weights)
-    for (int i = threadIdx.y; i < n_partials; i += 8) sum += partial[i * n_weights + column];
-  shared[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || column >= n_weights) return;
-#pragma unroll
-  for (int i = 1; i < 8; ++i) sum += shared[i][threadIdx.x];
-  sums[column] = sum;
-}
-
 // ---- launchers -----------------------------------------------------------------------------------------------------
-
-template <typename T>
-constexpr ScalarType scalar_type() { return std::is_same_v<T, __half> ? ScalarType::Half : ScalarType::BFloat16; }
 
 Rows rows_of(void* data, int64_t width, ScalarType type, ScalarType operands) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
@@ -371,9 +350,7 @@ Tensor weight_gradients(
         products, n, n_weights, mutable_data<float>(partial));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  sum_partials_kernel<<<blocks(n_weights, 32), dim3(32, 8), 0, launch.stream>>>(
-      data<float>(partial), int(grid), n_weights, mutable_data<float>(sums));
-  STD_CUDA_KERNEL_LAUNCH_CHECK();
+  sum_partials(partial, sums, launch.stream);
   return sums;
 }
 

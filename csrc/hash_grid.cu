@@ -76,7 +76,7 @@ __global__ void forward_kernel(
     float mine[kHalf];  // the even lane's are the first half of the pair's values
 #pragma unroll
     for (int v = 0; v < kHalf; ++v) {
-      const float other = __shfl_xor_sync(0xFFFFFFFFu, side ? sum[v] : sum[v + kHalf], 1);
+      const float other = __shfl_xor_sync(kFullWarp, side ? sum[v] : sum[v + kHalf], 1);
       mine[v] = (side ? sum[v + kHalf] : sum[v]) + other;
     }
     if (i >= n) continue;
@@ -136,7 +136,7 @@ __global__ void largest_kernel(
   uint32_t bits = 0;
   for (int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x; i < size; i += gridDim.x * int64_t(blockDim.x))
     bits = max(bits, __float_as_uint(grad[i]) & 0x7FFFFFFFu);
-  for (int offset = 16; offset > 0; offset /= 2) bits = max(bits, __shfl_xor_sync(0xFFFFFFFFu, bits, offset));
+  for (int offset = 16; offset > 0; offset /= 2) bits = max(bits, __shfl_xor_sync(kFullWarp, bits, offset));
   if (threadIdx.x % 32 == 0) atomicMax(largest, bits);
 }
 

@@ -193,7 +193,7 @@ __device__ __forceinline__ void interpolate_pair(
     const T* __restrict__ table,  // [n_rows, F]
     const Level* levels,          // [2]
     const float* x,               // [D] in [0, 1]
-    float* sum, unsigned mask = 0xFFFFFFFFu) {
+    float* sum, unsigned mask = kFullWarp) {
   const int side = pair_side();
   float part[2][F] = {};
 #pragma unroll

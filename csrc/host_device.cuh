@@ -8,3 +8,9 @@
 #else
 #define LN_HD inline
 #endif
+
+namespace lightning_nerf {
+
+constexpr unsigned kFullWarp = 0xFFFFFFFFu;  // all lanes, for the shuffles and votes of a converged warp
+
+}  // namespace lightning_nerf

@@ -323,25 +323,7 @@ __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
   store_tiles(out + kEndColor2, sums.color3, 3, kHidden, 0, 8 * warp);
 }
 
-// The sum over blocks, in an order that depends on their number alone. A block of 8 x 32 threads sums 32 parameters.
-__global__ void sum_partials_kernel(
-    const float* __restrict__ partial,  // [n_partials, kAllParameters]
-    int n_partials,
-    float* __restrict__ sums) {  // [kAllParameters]
-  __shared__ float shared[8][32];
-  const int column = blockIdx.x * 32 + threadIdx.x;
-  float sum = 0.0f;
-  for (int i = threadIdx.y; i < n_partials; i += 8) sum += partial[int64_t(i) * kAllParameters + column];
-  shared[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0) return;
-#pragma unroll
-  for (int i = 1; i < 8; ++i) sum += shared[i][threadIdx.x];
-  sums[column] = sum;
-}
-static_assert(kAllParameters % 32 == 0, "sum_partials_kernel takes 32 parameters a block");
-
-// fields/instant_ngp.py asks the GPU for so much before it takes this path.
+// has_kernels in ops/instant_ngp.py asks the GPU for so much.
 static_assert(sizeof(BackwardShared<__half>) <= 106496, "update SHARED_BYTES in ops/instant_ngp.py");
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
@@ -443,9 +425,7 @@ std::tuple<Tensor, Tensor> instant_ngp_field_backward(
           reinterpret_cast<T*>(grad_features.data_ptr()), mutable_data<float>(partial));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
-    sum_partials_kernel<<<kAllParameters / 32, dim3(32, 8), 0, launch.stream>>>(
-        data<float>(partial), int(grid), mutable_data<float>(grad_weights));
-    STD_CUDA_KERNEL_LAUNCH_CHECK();
+    sum_partials(partial, grad_weights, launch.stream);
   });
   return {grad_features, grad_weights};
 }

@@ -62,7 +62,4 @@ void for_features_and_type(int n_features, bool bfloat16, const Body& body) {
   else with_features(std::integral_constant<int, 4>());
 }
 
-template <typename T>
-constexpr ScalarType scalar_type() { return std::is_same_v<T, __half> ? ScalarType::Half : ScalarType::BFloat16; }
-
 }  // namespace lightning_nerf

@@ -19,7 +19,6 @@ constexpr int kSegment = 16;  // samples: half a warp
 constexpr int kMaxSegments = 2048;  // of a ray; 11 bits
 constexpr int kQueue = 128;  // segments that wait for the fine stage, at least 31 more than it starts at
 constexpr int kPlan = 64;  // segments with samples per ray that a group may have, on average
-constexpr unsigned kAll = 0xFFFFFFFFu;
 
 // The grid as bits. Blocks of 4 x 4 x 4 cells are 64 bits, so that neighbours in space are neighbours in memory; coarse
 // blocks of 2^shift cells per axis, at most 32 along z, are a bit each: few enough for shared memory.
@@ -64,7 +63,7 @@ __global__ void march_bits_kernel(
       if (half[0] | half[1]) occupied |= 1u << (bz >> (bits.shift - 2));
     }
   }
-  occupied = __reduce_or_sync(kAll, occupied);
+  occupied = __reduce_or_sync(kFullWarp, occupied);
   if (lane == 0) bits.coarse[word] = occupied;
 }
 
@@ -98,9 +97,9 @@ __device__ inline Extent load_coarse(const MarchArguments& m, const Bits& bits, 
     }
   }
   __syncwarp();
-  x_low = __reduce_min_sync(kAll, x_low), x_high = __reduce_max_sync(kAll, x_high);
-  y_low = __reduce_min_sync(kAll, y_low), y_high = __reduce_max_sync(kAll, y_high);
-  z = int(__reduce_or_sync(kAll, unsigned(z)));
+  x_low = __reduce_min_sync(kFullWarp, x_low), x_high = __reduce_max_sync(kFullWarp, x_high);
+  y_low = __reduce_min_sync(kFullWarp, y_low), y_high = __reduce_max_sync(kFullWarp, y_high);
+  z = int(__reduce_or_sync(kFullWarp, unsigned(z)));
   if (lane == 0) {
     atomicMin(&extent[0], x_low), atomicMin(&extent[1], y_low);
     atomicMax(&extent[2], x_high), atomicMax(&extent[3], y_high);
@@ -304,8 +303,8 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
       s.first = first, s.stop = stop;
     }
   }
-  const unsigned busy = __ballot_sync(kAll, n_ends > 0);
-  const int n_todo = __popc(busy), total_ends = __reduce_add_sync(kAll, n_ends);
+  const unsigned busy = __ballot_sync(kFullWarp, n_ends > 0);
+  const int n_todo = __popc(busy), total_ends = __reduce_add_sync(kFullWarp, n_ends);
   const unsigned lower = (1u << lane) - 1u;
   if (n_ends > 0) todo[__popc(busy & lower)] = n_ends << 5 | lane;
   if (lane == 0) todo[n_todo] = INT32_MAX & ~31;
@@ -325,18 +324,18 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
       const int level = kPlain ? 0 : here.frame & 7;
       const auto row = [&](int x, int y) { return coarse[(level * bits.coarse_x + x) * bits.coarse_y + y]; };
       const uint32_t word = row(here.x, here.y);
-      const int packed = __shfl_up_sync(kAll, here.x << 18 | here.y << 5 | here.z, 1);
-      const uint32_t word_before = __shfl_up_sync(kAll, word, 1);
-      const int frame_before = kPlain ? 0 : __shfl_up_sync(kAll, here.frame, 1);
+      const int packed = __shfl_up_sync(kFullWarp, here.x << 18 | here.y << 5 | here.z, 1);
+      const uint32_t word_before = __shfl_up_sync(kFullWarp, word, 1);
+      const int frame_before = kPlain ? 0 : __shfl_up_sync(kFullWarp, here.frame, 1);
       const int x = packed >> 18, y = packed >> 5 & 8191, z = packed & 31;
-      const uint32_t between = (kAll >> (31 - abs(here.z - z))) << min(z, here.z);
+      const uint32_t between = (kFullWarp >> (31 - abs(here.z - z))) << min(z, here.z);
       uint32_t words = word | word_before;
       bool flagged = unsigned(x - here.x + 1) > 2u || unsigned(y - here.y + 1) > 2u;
       if (!kPlain) flagged |= !one_level(here.frame, frame_before);
       if (!flagged && x != here.x && y != here.y) words |= row(x, here.y) | row(here.x, y);
       flagged |= (words & between) != 0;
       flagged &= lane > 0 && end > 0 && i < n_todo;  // then the lane before has the segment's other end
-      const unsigned flags = __ballot_sync(kAll, flagged);
+      const unsigned flags = __ballot_sync(kFullWarp, flagged);
       if (flagged) queue[n_queue + __popc(flags & lower)] = uint32_t(r_item) << 27 | uint32_t(end - 1) << 16;
       n_queue += __popc(flags);
       end += 31;  // the last end is the next round's first
@@ -353,7 +352,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
         const int k = ray.first + int(segment >> 16 & 2047) * kSegment + (lane & 15);
         hits[i] = occupied<kPlain>(grid, bits, ray, k, k < ray.stop);
       }
-      const uint2 both = make_uint2(__ballot_sync(kAll, hits[0]), __ballot_sync(kAll, hits[1]));
+      const uint2 both = make_uint2(__ballot_sync(kFullWarp, hits[0]), __ballot_sync(kFullWarp, hits[1]));
       if (lane == 0) *reinterpret_cast<uint2*>(found + q) = both;
     }
     __syncwarp();
@@ -361,7 +360,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
     for (int q = lane; q < n_queue + lane; q += 32) {
       const uint32_t segment = q < n_queue ? queue[q] | found[q] : 0;
       const bool some = segment & 0xFFFFu;
-      const unsigned with_samples = __ballot_sync(kAll, some);
+      const unsigned with_samples = __ballot_sync(kFullWarp, some);
       if (some) {
         atomicAdd(count + (segment >> 27), __popc(segment & 0xFFFFu));
         const int place = n_plan + __popc(with_samples & lower);
@@ -376,7 +375,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
     counts[r] = walked ? walk_count(m, r) : count[lane];
     if (plan.segments) plan.first[r] = first;
   }
-  const bool complete = !__any_sync(kAll, walked) && n_plan <= kRays * kPlan;
+  const bool complete = !__any_sync(kFullWarp, walked) && n_plan <= kRays * kPlan;
   if (plan.segments && lane == 0) plan.sizes[group] = complete ? n_plan : -1;
 }
 
@@ -404,11 +403,11 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
     sum = counts[r];
   }
   const int own = sum;
-  if (__any_sync(kAll, begin < end)) {
+  if (__any_sync(kFullWarp, begin < end)) {
     const int size = plan.sizes[group];
     if (size >= 0) {
       for (int step = 1; step < kRays; step *= 2) {
-        const int before = __shfl_up_sync(kAll, sum, step);
+        const int before = __shfl_up_sync(kFullWarp, sum, step);
         if (lane >= step) sum += before;
       }
       if (lane < kRays && r < m.n_rays) {
@@ -422,15 +421,15 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
         const uint32_t mine = i + lane < size ? list[i + lane] : 0;
         int up_to = __popc(mine & 0xFFFFu);
         for (int step = 1; step < 32; step *= 2) {
-          const int before = __shfl_up_sync(kAll, up_to, step);
+          const int before = __shfl_up_sync(kFullWarp, up_to, step);
           if (lane >= step) up_to += before;
         }
         up_to += samples;
-        samples = __shfl_sync(kAll, up_to, 31);
+        samples = __shfl_sync(kFullWarp, up_to, 31);
         for (int j = 0; j < min(32, size - i); j += 2) {  // two segments, half a warp each
-          const uint32_t segment = __shfl_sync(kAll, mine, j + (lane >> 4));
+          const uint32_t segment = __shfl_sync(kFullWarp, mine, j + (lane >> 4));
           const unsigned later = (segment & 0xFFFFu) >> (lane & 15);
-          const int place = __shfl_sync(kAll, up_to, j + (lane >> 4)) - __popc(later);
+          const int place = __shfl_sync(kFullWarp, up_to, j + (lane >> 4)) - __popc(later);
           const Row& row = rows[segment >> 27];
           const int out = row.shift + place;
           if ((later & 1) && out < row.end) {
@@ -446,8 +445,8 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
       if (begin < end) walk_write(m, r, begin, end, t_starts, t_ends);
       __syncwarp();
       for (int i = 0; i < kRays; ++i) {
-        const int stop = __shfl_sync(kAll, end, i);
-        for (int j = __shfl_sync(kAll, begin, i) + lane; j < stop; j += 32) ray_indices[j] = int32_t(group * kRays + i);
+        const int stop = __shfl_sync(kFullWarp, end, i);
+        for (int j = __shfl_sync(kFullWarp, begin, i) + lane; j < stop; j += 32) ray_indices[j] = int32_t(group * kRays + i);
       }
     }
   }

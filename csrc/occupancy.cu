@@ -10,25 +10,24 @@ constexpr int kSelectThreads = 1024;
 constexpr int kBlock = 4 * kSelectThreads;  // cells that a thread block counts and lists
 constexpr int kMaxPartials = 1024;  // partial sums of the mean: their number follows from the grid's size alone
 constexpr int kBatch = 4;  // elements that a thread loads at once
-constexpr unsigned kAll = 0xFFFFFFFFu;
 
 // Inclusive sums along the block's kSelectThreads threads; `total` over all of them.
 __device__ int block_scan(int value, int& total) {
   __shared__ int warp_sums[32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   for (int step = 1; step < 32; step *= 2) {
-    const int before = __shfl_up_sync(kAll, value, step);
+    const int before = __shfl_up_sync(kFullWarp, value, step);
     if (lane >= step) value += before;
   }
   if (lane == 31) warp_sums[warp] = value;
   __syncthreads();
   int sums = warp_sums[lane];
   for (int step = 1; step < 32; step *= 2) {
-    const int before = __shfl_up_sync(kAll, sums, step);
+    const int before = __shfl_up_sync(kFullWarp, sums, step);
     if (lane >= step) sums += before;
   }
-  total = __shfl_sync(kAll, sums, 31);
-  const int warps_before = __shfl_sync(kAll, sums, warp > 0 ? warp - 1 : 0);
+  total = __shfl_sync(kFullWarp, sums, 31);
+  const int warps_before = __shfl_sync(kFullWarp, sums, warp > 0 ? warp - 1 : 0);
   __syncthreads();  // the next call writes warp_sums
   return warp > 0 ? value + warps_before : value;
 }
@@ -206,8 +205,8 @@ __device__ double2 block_sum(double2 part) {
   __shared__ double2 warp_parts[kThreads / 32];
   __shared__ double2 result;
   for (int step = 16; step > 0; step /= 2) {
-    part.x += __shfl_down_sync(kAll, part.x, step);
-    part.y += __shfl_down_sync(kAll, part.y, step);
+    part.x += __shfl_down_sync(kFullWarp, part.x, step);
+    part.y += __shfl_down_sync(kFullWarp, part.y, step);
   }
   if (threadIdx.x % 32 == 0) warp_parts[threadIdx.x / 32] = part;
   __syncthreads();

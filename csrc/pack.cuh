@@ -16,18 +16,18 @@ __device__ inline int64_t block_scan(int64_t value, int64_t& total) {
   __shared__ int64_t warp_sums[32];
   const int warp = threadIdx.x / 32, lane = threadIdx.x & 31;
   for (int step = 1; step < 32; step *= 2) {
-    const int64_t before = __shfl_up_sync(0xFFFFFFFFu, value, step);
+    const int64_t before = __shfl_up_sync(kFullWarp, value, step);
     if (lane >= step) value += before;
   }
   if (lane == 31) warp_sums[warp] = value;
   __syncthreads();
   int64_t sums = warp_sums[lane];
   for (int step = 1; step < 32; step *= 2) {
-    const int64_t before = __shfl_up_sync(0xFFFFFFFFu, sums, step);
+    const int64_t before = __shfl_up_sync(kFullWarp, sums, step);
     if (lane >= step) sums += before;
   }
-  total = __shfl_sync(0xFFFFFFFFu, sums, 31);
-  const int64_t warps_before = __shfl_sync(0xFFFFFFFFu, sums, warp > 0 ? warp - 1 : 0);
+  total = __shfl_sync(kFullWarp, sums, 31);
+  const int64_t warps_before = __shfl_sync(kFullWarp, sums, warp > 0 ? warp - 1 : 0);
   __syncthreads();  // the next call may write warp_sums
   return warp > 0 ? value + warps_before : value;
 }
@@ -38,7 +38,7 @@ __device__ inline int64_t warp_sum(
   int64_t sum = 0;
 #pragma unroll 8
   for (int64_t i = begin + (threadIdx.x & 31); i < end; i += 32) sum += widen(counts[i]);
-  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, step);
+  for (int step = 16; step > 0; step /= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
   return sum;
 }
 

@@ -5,7 +5,6 @@ namespace lightning_nerf {
 namespace {
 
 constexpr int64_t kMaxPartials = 512;
-constexpr unsigned kWarp = 0xffffffffu;
 
 struct Sums {
   float huber, square;
@@ -19,9 +18,9 @@ __device__ Sums block_sums(Sums s) {
   for (int pass = 0; pass < 2; ++pass) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) {
-      s.huber += __shfl_xor_sync(kWarp, s.huber, step);
-      s.square += __shfl_xor_sync(kWarp, s.square, step);
-      s.count += __shfl_xor_sync(kWarp, s.count, step);
+      s.huber += __shfl_xor_sync(kFullWarp, s.huber, step);
+      s.square += __shfl_xor_sync(kFullWarp, s.square, step);
+      s.count += __shfl_xor_sync(kFullWarp, s.count, step);
     }
     if (pass == 1) break;
     if (lane == 0) of_warp[threadIdx.x / 32] = s;

@@ -6,7 +6,6 @@ namespace lightning_nerf {
 namespace {
 
 constexpr int kLanes = 8, kEach = 2;  // lanes of one ray, samples of a lane: few idle for the usual tens of samples
-constexpr unsigned kAll = 0xFFFFFFFFu;
 
 struct Samples {
   const float* densities;  // [N]
@@ -27,7 +26,7 @@ __device__ int scan_rays(const Samples& s, const VisibilityLimits& limits, int b
   const unsigned int mask = ((1u << kLanes) - 1u) << shift, lower = ((1u << lane) - 1u) << shift;
   double before = 0.0;  // optical depth in front of this chunk
   int kept = 0;
-  for (int chunk = begin; __any_sync(kAll, chunk < end && before <= limits.before); chunk += kLanes * kEach) {
+  for (int chunk = begin; __any_sync(kFullWarp, chunk < end && before <= limits.before); chunk += kLanes * kEach) {
     const int first = chunk + kEach * lane;
     double within[kEach], sum = 0.0;
     for (int j = 0; j < kEach; ++j) {
@@ -37,23 +36,23 @@ __device__ int scan_rays(const Samples& s, const VisibilityLimits& limits, int b
       sum += within[j];
     }
     for (int step = 1; step < kLanes; step *= 2) {
-      const double left = __shfl_up_sync(kAll, sum, step, kLanes);
+      const double left = __shfl_up_sync(kFullWarp, sum, step, kLanes);
       if (lane >= step) sum += left;
     }
-    double in_front = __shfl_up_sync(kAll, sum, 1, kLanes);  // not sum - within: that is NaN at inf
+    double in_front = __shfl_up_sync(kFullWarp, sum, 1, kLanes);  // not sum - within: that is NaN at inf
     in_front = before + (lane == 0 ? 0.0 : in_front);
     int rank = kept;
     bool keeps[kEach];
     for (int j = 0; j < kEach; ++j) {
       keeps[j] = first + j < end && visible(limits, in_front, within[j]);
       in_front += within[j];
-      const unsigned int keepers = __ballot_sync(kAll, keeps[j]) & mask;
+      const unsigned int keepers = __ballot_sync(kFullWarp, keeps[j]) & mask;
       rank += __popc(keepers & lower);
       kept += __popc(keepers);
     }
     for (int j = 0; j < kEach; ++j)
       if (keeps[j]) keep(first + j, rank++);
-    before += __shfl_sync(kAll, sum, kLanes - 1, kLanes);
+    before += __shfl_sync(kFullWarp, sum, kLanes - 1, kLanes);
   }
   return kept;
 }

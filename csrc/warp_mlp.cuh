@@ -12,9 +12,10 @@
 
 #include <cstdint>
 
+#include "host_device.cuh"
+
 namespace lightning_nerf {
 
-constexpr unsigned kFullWarp = 0xFFFFFFFFu;
 constexpr int kTileRows = 16;
 
 // A shared row of `columns` 16-bit numbers, padded so that eight rows of an 8 x 8 tile lie in different banks.

@@ -31,7 +31,7 @@ def capture(what: str, fn: Callable[[], Any], pool: Any, stream: torch.cuda.Stre
             torch.cuda.set_stream(current)
             cause = cause or error
             raise RuntimeError(
-                f"nerf_cuda_graph: {what} could not be captured in a CUDA graph: {cause}\n"
+                f"CUDA graphs: {what} could not be captured in a CUDA graph: {cause}\n"
                 "Fit with strategy='auto', in a new process, or have all of it run on the device."
             ) from cause
     return graph, result

@@ -120,7 +120,7 @@ class CUDAGraphExecutor(Executor):
     def stop(self, reason: str) -> None:
         """Run the rest of the fit eagerly, and say why."""
         if not self.stopped:
-            rank_zero_warn(f"nerf_cuda_graph: the rest of this fit runs eagerly, because {reason}.")
+            rank_zero_warn(f"CUDA graphs: the rest of this fit runs eagerly, because {reason}.")
             if self._steps or self._runs:
                 self._drop()
             self.stopped = True
@@ -133,7 +133,7 @@ class CUDAGraphExecutor(Executor):
     def _say(self, message: str) -> None:
         if message not in self._said:
             self._said.add(message)
-            rank_zero_info(f"nerf_cuda_graph: {message}.")
+            rank_zero_info(f"CUDA graphs: {message}.")
 
     # -- a step ---------------------------------------------------------------------------------------------------------
 
@@ -226,7 +226,7 @@ class CUDAGraphExecutor(Executor):
 
         graph, (loss, logs, grads) = self._capture("the training step", fn)
         if not first and any(a is not b for a, b in zip(grads, self._steps[True].grads, strict=True)):
-            raise RuntimeError("nerf_cuda_graph: accumulation moved a gradient to other memory; use strategy='auto'")
+            raise RuntimeError("CUDA graphs: accumulation moved a gradient to other memory; use strategy='auto'")
         return _Step(graph, loss, logs, grads)
 
     # -- gradients and update -------------------------------------------------------------------------------------------

@@ -364,4 +364,4 @@ def test_one_message_for_one_cause(
     monkeypatch.setattr("lightning_nerf.executors.cuda_graph.rank_zero_info", said.append)
     callbacks = [At(12, reassign), At(20, reassign)]
     fit(tmp_path, scene_cache, accelerator, callbacks=callbacks)
-    assert said == ["nerf_cuda_graph: captured again, because buffer field.brightness was replaced."]
+    assert said == ["CUDA graphs: captured again, because buffer field.brightness was replaced."]
