@@ -34,8 +34,8 @@ FUSED_SAMPLES = 2**25  # marched samples that a field's own render takes at once
 def adam(params: Any) -> Optimizer:
     """Adam with the constants of Instant-NGP and an average over the last tenth of all steps, at most 5,000.
 
-    :class:`EMAWeights` evaluates and saves the average. It spares a schedule that has decayed before one may look: after 6,000
-    steps on Lego the average at a constant rate scores 0.13 dB above the weights of a schedule that decays to end there.
+    :class:`EMAWeights` evaluates and saves the average. It spares a schedule that has decayed before one may look: after
+    6,000 steps on Lego the average at a constant rate is 0.13 dB above the weights of a schedule that decays to end there.
     """
     average = {"ema_decay": 0.9998, "ema_share": 0.1, "ema_every": 4}
     return FusedAdam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **average)
