@@ -9,6 +9,7 @@ Shape letters, here and everywhere in this project:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor
@@ -26,6 +27,11 @@ class Rays(NamedTuple):
     near: Tensor  # [R] float32
     far: Tensor  # [R] float32
     times: Tensor | None = None  # [R] float32, for dynamic scenes
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Rays:
+        """``function`` of each tensor, say ``lambda t: t[:100]``."""
+        times = None if self.times is None else function(self.times)
+        return Rays(function(self.origins), function(self.directions), function(self.near), function(self.far), times)
 
 
 class Evaluated(NamedTuple):

@@ -26,7 +26,6 @@ from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.cli import build
 from lightning_nerf.data.views import Views, image_rays, image_truth
 from lightning_nerf.ops.sample_points import sample_points
-from lightning_nerf.types import Rays
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +114,7 @@ def training_render(module: Any, views: Views, index: int, background: Tensor, r
     rays = image_rays(views, index, module.datamodule.near, module.datamodule.far)
     colours = []
     for start in range(0, len(rays.origins), rays_at_once):
-        part = Rays(*(None if t is None else t[start : start + rays_at_once] for t in rays))  # type: ignore[arg-type]
+        part = rays.map(lambda t, start=start: t[start : start + rays_at_once])
         samples = module.estimator.sampling(part, module.field.density)
         output = module.field(*sample_points(part, samples))
         colours.append(module.renderer(output, samples, background=background).rgb)

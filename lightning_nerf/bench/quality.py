@@ -25,7 +25,6 @@ from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune
-from lightning_nerf.types import Rays
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -90,7 +89,7 @@ def skipped(module: Any, index: int = 0) -> dict[str, float]:
     rays = image_rays(datamodule.views("test"), index, datamodule.near, datamodule.far)
     uniform = marched = visible = 0
     for start in range(0, len(rays.origins), 2**16):
-        part = Rays(*(None if t is None else t[start : start + 2**16].to(module.device) for t in rays))  # type: ignore[arg-type]
+        part = rays.map(lambda t, start=start: t[start : start + 2**16].to(module.device))
         options: dict[str, float] = {"step_size": grid.render_step_size, "cone_angle": grid.cone_angle}
         uniform += len(march(part, torch.ones_like(grid.binaries), grid.aabb, **options).t_starts)  # type: ignore[arg-type]
         samples = march(part, grid.binaries, grid.aabb, **options)  # type: ignore[arg-type]

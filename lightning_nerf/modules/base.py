@@ -322,7 +322,7 @@ class NeRFModule(L.LightningModule):
         """Render one view, shaped as its image: rgb [H, W, 3], opacity, depth and n_samples [H, W], extras [H, W, k]."""
         height, width = views.images.shape[1:3]
         rays = image_rays(views, index, self.datamodule.near, self.datamodule.far)
-        rays = Rays(*(None if t is None else t.to(self.device) for t in rays))  # type: ignore[arg-type]
+        rays = rays.map(lambda t: t.to(self.device))
         render = self.render(rays, self.eval_background())
         return Render(
             render.rgb.view(height, width, 3),
@@ -358,4 +358,4 @@ class NeRFModule(L.LightningModule):
 
 
 def _slice(rays: Rays, start: int, stop: int) -> Rays:
-    return Rays(*(None if t is None else t[start:stop] for t in rays))  # type: ignore[arg-type]
+    return rays.map(lambda t: t[start:stop])

@@ -84,7 +84,7 @@ def test_points_are_those_of_the_definition() -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_without_rays_all_is_zero(device: str) -> None:
-    rays = Rays(*(None if value is None else value.to(device) for value in rays_of(0)))  # type: ignore[arg-type]
+    rays = rays_of(0).map(lambda value: value.to(device))
     samples = PackedSamples(*to(device, samples_of([], 4)))
     for value, shape in zip(sample_points(rays, samples), [(4, 3), (4, 3), (4,)], strict=True):
         assert torch.equal(value, torch.zeros(shape, device=device))  # type: ignore[arg-type]
