@@ -347,32 +347,20 @@ def test_nothing_synchronises(layout: str) -> None:
             torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("mutation", ["inclusive for exclusive", "segments run together", "divides by the value"])
+@pytest.mark.parametrize("mutation", ["inclusive for exclusive", "segments run together"])
 def test_the_comparison_detects(mutation: str) -> None:
-    def mutated(values: Tensor, segments: Tensor, *kind: bool) -> Any:
+    def mutated(values: Tensor, segments: Tensor, product: bool, exclusive: bool, reverse: bool) -> Tensor:
         if mutation == "inclusive for exclusive":
-            return reference(values, segments, kind[0], not kind[1], kind[2])
-        if mutation == "segments run together":
-            return reference(values, segments[[0, -1]], *kind)
-        safe = torch.where(values == 0, 1e-10, values)
-        return reference(safe, segments, *kind)
+            return reference(values, segments, product, not exclusive, reverse)
+        return reference(values, segments[[0, -1]], product, exclusive, reverse)
 
-    offsets = ragged_offsets([3, 4])
-    values = torch.tensor([2.0, 0, 3, 1, 1, 0, 2])
+    args = (torch.tensor([2.0, 0, 3, 1, 1, 0, 2]), ragged_offsets([3, 4]), True, True, False)
 
     def check(truth: Callable[..., Any]) -> None:
-        args = (values, offsets, True, True, False)
-        check_op("scan", truth, args, device="cpu", differentiable=(0,), rtol=0, atol=4e-7, opcheck=False)
+        check_op("scan", truth, args, device="cpu", differentiable=(0,), rtol=0, atol=0, opcheck=False)  # small integers
 
     check(reference)
-    if mutation == "divides by the value":  # the gradient that a quotient of clamped values gives
-        products = reference(values, offsets, True, False, False)
-        quotient = (products.flip(0).cumsum(0).flip(0) / values.clamp(min=1e-10))[:3]
-        exact = run_with_grad(OP, (values, offsets, True, False, False), (0,), [torch.ones(7)])[1][0][:3]
-        assert exact.tolist() == [1, 8, 0]
-        assert (quotient - exact).abs().max() > 1
-    else:
-        assert_detected(lambda: check(mutated))
+    assert_detected(lambda: check(mutated))
 
 
 def test_bad_arguments_are_named() -> None:
