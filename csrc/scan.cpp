@@ -13,8 +13,8 @@ struct Cpu {
 
   template <typename S>
   static void run(const Tensor&, const S& scan, const Segments& s, bool reverse) {
-    if (s.keys) return run_keys(scan, s, reverse);
-    if (s.packed_info) {
+    if (s.layout == Layout::kKeys) return run_keys(scan, s, reverse);
+    if (s.layout == Layout::kPackedInfo) {
       std::fill(scan.out, scan.out + s.n, 0.0f);
     } else {
       std::fill(scan.out, scan.out + s.begin(0), 0.0f);

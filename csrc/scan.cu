@@ -71,7 +71,7 @@ __global__ void __launch_bounds__(kBlock) bounds_kernel(const S scan, const Segm
       carried = S::combine(carried, whole);
     }
   }
-  if (s.offsets) {
+  if (s.layout == Layout::kOffsets) {
     zero(scan.out, 0, s.begin(0));
     zero(scan.out, s.begin(s.n_segments), s.n);
   }
@@ -127,10 +127,10 @@ struct Cuda {
   static void run(const Tensor& like, const S& scan, const Segments& s, bool reverse) {
     const Launch launch(like);
     if (s.n == 0) return;
-    if (s.keys) {
+    if (s.layout == Layout::kKeys) {
       keys_kernel<S><<<blocks(s.n, kBlock), kBlock, 0, launch.stream>>>(scan, s, reverse);
     } else {
-      if (s.packed_info)  // the entries between segments; where segments are in no order, no segment knows its neighbours
+      if (s.layout == Layout::kPackedInfo)  // the entries between segments; where segments are in no order, no segment knows its neighbours
         STD_CUDA_CHECK(cudaMemsetAsync(scan.out, 0, s.n * sizeof(float), launch.stream));
       // Few idle lanes in a segment of mean length, and not many passes.
       const int64_t mean = s.n / (s.n_segments > 0 ? s.n_segments : 1);

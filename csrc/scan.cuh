@@ -11,18 +11,25 @@ namespace lightning_nerf {
 
 constexpr int64_t kNone = -1;
 
-// The segments of N entries: one of the three lists.
+enum class Layout {
+  kOffsets,     // CSR
+  kPackedInfo,  // begin and count, in any order and with gaps
+  kKeys,        // a segment is a run of equal keys
+};
+
+// The segments of N entries. The layout says which list it is: an empty one has no address.
 struct Segments {
-  const int32_t* offsets;      // [R + 1], CSR
-  const int64_t* packed_info;  // [R, 2], begin and count, in any order and with gaps
-  const int64_t* keys;         // [N], a segment is a run of equal keys
+  Layout layout;
+  const int32_t* offsets;      // [R + 1]
+  const int64_t* packed_info;  // [R, 2]
+  const int64_t* keys;         // [N]
   int64_t n, n_segments;
 
   // Never outside the memory, whatever the lists hold.
   LN_HD int64_t bounded(int64_t i) const { return i < 0 ? 0 : i < n ? i : n; }
-  LN_HD int64_t begin(int64_t r) const { return bounded(offsets ? offsets[r] : packed_info[2 * r]); }
+  LN_HD int64_t begin(int64_t r) const { return bounded(layout == Layout::kOffsets ? offsets[r] : packed_info[2 * r]); }
   LN_HD int64_t end(int64_t r) const {
-    return bounded(offsets ? int64_t(offsets[r + 1]) : packed_info[2 * r] + packed_info[2 * r + 1]);
+    return bounded(layout == Layout::kOffsets ? offsets[r + 1] : packed_info[2 * r] + packed_info[2 * r + 1]);
   }
 };
 

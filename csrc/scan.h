@@ -6,7 +6,7 @@
 namespace lightning_nerf {
 
 inline Segments make_segments(const Tensor& values, const Tensor& segments) {
-  Segments s{nullptr, nullptr, nullptr, values.size(0), 0};
+  Segments s{Layout::kOffsets, nullptr, nullptr, nullptr, values.size(0), 0};
   STD_TORCH_CHECK(segments.is_contiguous(), "segments must be contiguous");
   if (segments.scalar_type() == ScalarType::Int) {
     STD_TORCH_CHECK(segments.dim() == 1 && segments.size(0) > 0, "offsets must be [R + 1]");
@@ -15,11 +15,13 @@ inline Segments make_segments(const Tensor& values, const Tensor& segments) {
   } else if (segments.dim() == 2) {
     check(segments, ScalarType::Long, "packed_info");
     STD_TORCH_CHECK(segments.size(1) == 2, "packed_info must be [R, 2]");
+    s.layout = Layout::kPackedInfo;
     s.packed_info = data<int64_t>(segments);
     s.n_segments = segments.size(0);
   } else {
     check(segments, ScalarType::Long, "keys");
     STD_TORCH_CHECK(segments.dim() == 1 && segments.size(0) == s.n, "keys must be [N]");
+    s.layout = Layout::kKeys;
     s.keys = data<int64_t>(segments);
   }
   return s;

@@ -142,7 +142,7 @@ def importance_sampling(
 
 
 def _flat(values: Tensor, double: bool) -> Tensor:
-    return values.detach().to(torch.float64 if double else torch.float32).flatten()
+    return values.detach().to(torch.float64 if double else torch.float32).flatten().contiguous()
 
 
 def _check_lists(name: str, values: Tensor, packed_info: Tensor | None) -> tuple[Tensor, int]:

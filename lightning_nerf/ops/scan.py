@@ -121,11 +121,13 @@ def reference(values: Tensor, segments: Tensor, product: bool, exclusive: bool, 
     def before(state: Tensor, distance: int) -> Tensor:
         return torch.where(rank >= distance, state.roll(direction * distance), identity)
 
+    # The longest segment is known without waiting on a CPU only.
+    longest = int(rank.max()) + 1 if n and rank.device.type == "cpu" else n
     state = torch.where(owned, values.double(), identity)
     if exclusive:
         state = before(state, 1)
     distance = 1
-    while distance < n:
+    while distance < longest:
         state = state * before(state, distance) if product else state + before(state, distance)
         distance *= 2
     return torch.where(owned, state, 0.0).to(values.dtype)
