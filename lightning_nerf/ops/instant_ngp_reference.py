@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,23 +29,13 @@ class Weights(NamedTuple):
     color3: Tensor  # [3, 64]
 
 
-class _Exp(torch.autograd.Function):
-    """exp with the derivative of exp(clamp(x, -15, 15)); stated here, because fields' activations lie above this layer."""
+def _exp(x: Tensor) -> Tensor:
+    """exp with the derivative of exp(clamp(x, -15, 15)); stated here, because fields' activations lie above this layer.
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor) -> Tensor:  # type: ignore[override]
-        return x.exp()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
-        (x,) = ctx.saved_tensors
-        return grad * x.clamp(-_LARGEST_LOG_DENSITY, _LARGEST_LOG_DENSITY).exp()
+    For finite x. No autograd.Function: torch 2.11 may fail to find one's kernel inside a function transform.
+    """
+    slope = x.detach().clamp(-_LARGEST_LOG_DENSITY, _LARGEST_LOG_DENSITY).exp()
+    return x.detach().exp() + (x - x.detach()) * slope
 
 
 def _round(x: Tensor, bfloat16: bool) -> Tensor:
@@ -60,7 +50,7 @@ def _perceptrons(
     encoded: Tensor, directions: Tensor | None, inside: Tensor, weights: Weights, density_bias: float, bfloat16: bool
 ) -> tuple[Tensor, Tensor]:
     geometry = _linear(_linear(encoded, weights.density1, bfloat16).relu(), weights.density2, bfloat16)
-    density = torch.where(inside, _Exp.apply(geometry[:, 0] + density_bias), 0.0)
+    density = torch.where(inside, _exp(geometry[:, 0] + density_bias), 0.0)
     if directions is None:
         return density, density.new_empty(0, 3)
     shown = torch.cat([harmonics.reference(directions, 4), geometry], dim=1)

@@ -274,6 +274,7 @@ class Loaded(SyntheticScene):
         return torch.utils.data.DataLoader([batch(i) for i in range(40)], batch_size=None)
 
 
+@pytest.mark.filterwarnings("ignore:The 'train_dataloader' does not have many workers")  # said where there are many cores
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("sizes", [(64,), (64, 64, 64, 64, 64, 32, 64)])
 def test_own_batches(tmp_path: Path, scene_cache: Path, accelerator: str, sizes: tuple[int, ...], accumulate: int) -> None:

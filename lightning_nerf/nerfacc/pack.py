@@ -1,0 +1,29 @@
+"""``nerfacc.pack``."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops._checks import check_tensor
+
+
+@torch.no_grad()
+def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
+    """Begin and count of each ray's samples in a list that is sorted by ray.
+
+    Args:
+        ray_indices: [N] int64 or int32, in [0, n_rays), ascending (only the counts are read).
+        n_rays: None: the greatest index and one more (a host synchronisation on CUDA), 0 for an empty list.
+
+    Returns:
+        packed_info [n_rays, 2] int64.
+    """
+    check_tensor("ray_indices", ray_indices, ("N",), (torch.int64, torch.int32))
+    if n_rays is None:
+        n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
+    if ray_indices.device.type == "cpu" and ((ray_indices < 0) | (ray_indices >= n_rays)).any():
+        raise ValueError(f"ray_indices: expected 0 <= index < n_rays = {n_rays}, got others")
+    counts = ray_indices.new_zeros(n_rays, dtype=torch.int64)
+    counts.scatter_add_(0, ray_indices.long(), counts.new_ones(1).expand(len(ray_indices)))
+    return torch.stack([counts.cumsum(0) - counts, counts], 1)

@@ -1,0 +1,125 @@
+"""``nerfacc.pdf``: importance sampling of intervals along rays."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
+from lightning_nerf.nerfacc.pack import pack_info
+from lightning_nerf.ops import importance
+from lightning_nerf.ops._segments import owners
+
+
+def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayIntervals | RaySamples) -> tuple[Tensor, Tensor]:
+    """Indices of each value's neighbours in its ray's ascending sequence: ``sequence[left] <= value < sequence[right]``.
+
+    A value outside the sequence gets the nearest indices (:func:`lightning_nerf.ops.importance.searchsorted`). For values
+    in rows they count from the ray's first entry, for values in one list from the sequence's first of all rays; a value
+    of no ray gets -1.
+
+    Returns:
+        ids_left and ids_right, int64 in the shape of ``values.vals``.
+    """
+    packed_info, query_rays = _packed_info(sorted_sequence), None
+    if values.vals.ndim == 1:
+        query_rays = values.ray_indices
+        if query_rays is None:
+            if values.packed_info is None:
+                raise ValueError("values: expected packed_info or ray_indices with vals in one list, got neither")
+            query_rays = owners(len(values.vals), values.packed_info.long())
+        query_rays = query_rays.long()
+    return importance.searchsorted(sorted_sequence.vals, values.vals, packed_info=packed_info, query_rays=query_rays)
+
+
+@torch.no_grad()
+def importance_sampling(
+    intervals: RayIntervals, cdfs: Tensor, n_intervals_per_ray: Tensor | int, stratified: bool = False
+) -> tuple[RayIntervals, RaySamples]:
+    """New intervals along each ray that hold equal shares of its weight, and a sample in each.
+
+    Args:
+        intervals: the old edges, in rows [..., n_edges] or in one list.
+        cdfs: in the shape of ``intervals.vals``; :func:`lightning_nerf.ops.importance.importance_sampling` says what a CDF
+            that does not rise means.
+        n_intervals_per_ray: for each ray; or a tensor of n_rays numbers (one host synchronisation on CUDA).
+        stratified: one random offset for each ray's samples, from ``torch.rand``; else they lie amid their strata.
+
+    Returns:
+        Intervals and samples. For a number n, rows: [..., n + 1] and [..., n], or [n_rays, n + 1] and [n_rays, n] if the
+        old ones come in one list. For a tensor, one list each, with ``packed_info``, ``ray_indices``, ``is_left`` and
+        ``is_right``; rays of 0 intervals have no entries.
+    """
+    vals, packed_info = intervals.vals, _packed_info(intervals)
+    if cdfs.numel() != vals.numel():
+        raise ValueError(f"cdfs: expected shape {list(vals.shape)} as intervals.vals, got {list(cdfs.shape)}")
+    n_rays = vals.shape[:-1].numel() if packed_info is None else len(packed_info)
+    several = isinstance(n_intervals_per_ray, Tensor)
+    number = n_intervals_per_ray.flatten() if several else operator.index(n_intervals_per_ray)
+    jitter = torch.rand(n_rays, device=vals.device) if stratified else None
+    samples, edges, sample_offsets, edge_offsets = importance.importance_sampling(
+        vals, cdfs.view(vals.shape), number, packed_info=packed_info, jitter=jitter
+    )
+    if sample_offsets is None or edge_offsets is None:
+        return RayIntervals(edges), RaySamples(samples)
+    rays_of_edges, rays_of_samples = (
+        torch.arange(n_rays, device=vals.device).repeat_interleave(offsets.diff(), output_size=len(values))
+        for offsets, values in ((edge_offsets, edges), (sample_offsets, samples))
+    )
+    same = torch.zeros(len(edges) + 1, dtype=torch.bool, device=vals.device)  # is an edge's left neighbour of its ray?
+    same[1:-1] = rays_of_edges[1:] == rays_of_edges[:-1]
+    edges_info, samples_info = (torch.stack([o[:-1], o.diff()], 1) for o in (edge_offsets, sample_offsets))
+    return (
+        RayIntervals(edges, edges_info, rays_of_edges, is_left=same[1:], is_right=same[:-1]),
+        RaySamples(samples, samples_info, rays_of_samples),
+    )
+
+
+def _packed_info(values: RayIntervals | RaySamples) -> Tensor | None:
+    """[n_rays, 2] int64 of values in one list; None for rows."""
+    if values.vals.ndim != 1:
+        return None
+    if values.packed_info is not None:
+        return values.packed_info.long()
+    if values.ray_indices is not None:
+        return pack_info(values.ray_indices)
+    raise ValueError("vals: expected packed_info or ray_indices with values in one list, got neither")
+
+
+def _sample_from_weighted(
+    bins: Tensor,
+    weights: Tensor,
+    num_samples: int,
+    stratified: bool = False,
+    vmin: float | Tensor = -torch.inf,
+    vmax: float | Tensor = torch.inf,
+) -> tuple[Tensor, Tensor]:
+    """The same by plain torch functions, for comparison, of weights [..., B] in bins with edges [..., B + 1].
+
+    Args:
+        num_samples: at least 2, which make an interval.
+
+    Returns:
+        new edges [..., num_samples + 1], within vmin and vmax, and their samples [..., num_samples].
+    """
+    n, eps = num_samples, torch.finfo(weights.dtype).eps
+    partial = normalize(weights, p=1.0, dim=-1)[..., :-1].cumsum(-1)
+    cdf = torch.cat([torch.zeros_like(weights[..., :1]), partial, torch.ones_like(weights[..., :1])], -1)
+    like = {"dtype": bins.dtype, "device": bins.device}
+    if stratified:  # the last stratum ends below 1
+        stratum = eps + (1 - eps) / n
+        room = (1 - stratum) / (n - 1) - eps
+        u = torch.linspace(0, 1 - stratum, n, **like) + torch.rand(*bins.shape[:-1], 1, **like) * room
+    else:
+        u = torch.linspace(0.5 / n, 1 - 0.5 / n - eps, n, **like).expand(*bins.shape[:-1], n)
+    right = torch.searchsorted(cdf.contiguous(), u.contiguous(), right=True)
+    left = right - 1
+    u0, u1, t0, t1 = cdf.gather(-1, left), cdf.gather(-1, right), bins.gather(-1, left), bins.gather(-1, right)
+    samples = t0 + (u - u0) / (u1 - u0).clamp(min=eps) * (t1 - t0)
+    middles = (samples[..., 1:] + samples[..., :-1]) / 2
+    first = (2 * samples[..., :1] - middles[..., :1]).clamp(min=vmin)
+    last = (2 * samples[..., -1:] - middles[..., -1:]).clamp(max=vmax)
+    return torch.cat([first, middles, last], -1), samples
