@@ -54,5 +54,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in ("VDBEstimator", "traverse_vdbs"):
-        import lightning_nerf.nerfacc.estimators.vdb  # noqa: F401, PLC0415 (raises an error that says why)
+        import lightning_nerf.nerfacc.estimators.vdb  # noqa: F401 (raises an error that says why)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

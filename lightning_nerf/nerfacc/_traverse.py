@@ -1,8 +1,8 @@
 """Samples along rays, in the occupied cells of any boxes: by the march where it can, in plain torch where it cannot.
 
-The march knows nested boxes, each twice as large as the one before, and a lattice of steps. Boxes that lie in any other way,
-and one interval per cell in place of steps, are rare enough for torch: their time is that of the lattice points, or of the
-planes between cells.
+The march knows nested boxes, each twice as large as the one before, and a lattice of steps. Other boxes, and one interval
+per cell in place of steps, are rare enough for torch: their time is that of the lattice points, or of the planes between
+cells.
 """
 
 from __future__ import annotations

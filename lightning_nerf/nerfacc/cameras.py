@@ -24,8 +24,8 @@ def opencv_lens_undistortion(uv: Tensor, params: Tensor, eps: float = 1e-6, iter
 
     Args:
         uv: [..., 2] distorted points.
-        params: [N] or [..., N], broadcast to the points, the first N of OpenCV's k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3,
-            s4; N is 0, 1, 2, 4, 5, 8 or 12.
+        params: [N] or [..., N], broadcast to the points, the first N of OpenCV's k1, k2, p1, p2, k3, k4, k5, k6, s1, s2,
+            s3, s4; N is 0, 1, 2, 4, 5, 8 or 12.
         eps: see above.
         iters: see above.
 
@@ -121,7 +121,9 @@ def _check(uv: Tensor, params: Tensor, lengths: tuple[int, ...]) -> None:
     batch, points = params.shape[:-1], uv.shape[:-1]
     first = len(points) - len(batch)
     if first < 0 or any(n not in (1, m) for n, m in zip(batch, points[first:], strict=True)):
-        raise ValueError(f"params: expected a shape that broadcasts to uv's {list(points)}, got {list(batch)} before the last")
+        raise ValueError(
+            f"params: expected a shape that broadcasts to uv's {list(points)}, got {list(batch)} before the last"
+        )
     check_same_device(uv=uv, params=params)
 
 

@@ -157,7 +157,7 @@ def traverse_grids(
 
 
 def _pack(samples: PackedSamples, room: Tensor | None) -> tuple[RayIntervals, RaySamples]:
-    """NerfAcc's structures. ``room`` [R]: how many samples of each ray there is to be place for; None: as many as it has."""
+    """NerfAcc's structures, with room for ``room`` [R] samples of each ray, or None: as many as it has."""
     t_starts, t_ends, ray, offsets = samples.t_starts, samples.t_ends, samples.ray_indices.long(), samples.offsets.long()
     n, device = len(t_starts), t_starts.device
     # Whether a sample begins where the ray's one before it ends.

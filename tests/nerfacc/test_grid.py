@@ -7,13 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
-from lightning_nerf.nerfacc.grid import _enlarge_aabb, _query, _ray_aabb_intersect, ray_aabb_intersect, traverse_grids
+from lightning_nerf.nerfacc.grid import _enlarge_aabb, traverse_grids
+from tests.nerfacc.peer import nerfacc
+from tests.nerfacc.scene import BOX, DOUBLING, random_grid, random_rays, samples_of, with_device
 from tests.ops.harness import DEVICES, rand
 
-INF, NAN = math.inf, math.nan
-BOX = torch.tensor([-1.0, -0.5, 0.0, 1.0, 1.5, 2.0])
-DOUBLING = torch.stack([_enlarge_aabb(BOX, 2**level) for level in range(3)])
+NAN = math.nan
 # Neither nested nor disjoint, one without volume in x, listed in no order; and nested, each three times as large.
 ANY_BOXES = torch.tensor(
     [
@@ -27,21 +26,6 @@ ANY_BOXES = torch.tensor(
 TRIPLING = torch.stack([_enlarge_aabb(BOX, 3**level) for level in range(3)])
 
 
-def random_rays(n: int, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """From inside and outside, some parallel to axes, of different lengths."""
-    origins = rand(n, 3, seed=seed, low=-5, high=5)
-    origins[::3] *= 0.2
-    directions = rand(n, 3, seed=seed + 1, low=-1) - 0.2 * origins
-    directions[::7, 0] = 0.0
-    directions[5::11, 1:] = 0.0
-    directions[(directions == 0).all(-1)] = 1.0
-    return origins, directions
-
-
-def random_grid(boxes: int, *shape: int, share: float = 0.4, seed: int = 3) -> Tensor:
-    return rand(boxes, *shape, seed=seed) < share
-
-
 def first_box(point: list[float], boxes: list[list[float]]) -> int | None:
     for i, box in enumerate(boxes):
         if all(box[a] <= point[a] <= box[a + 3] for a in range(3)):
@@ -52,7 +36,7 @@ def first_box(point: list[float], boxes: list[list[float]]) -> int | None:
 def marched(
     rays: tuple[Tensor, Tensor], binaries: Tensor, aabbs: Tensor, near: Tensor, far: Tensor, step: float, cone: float
 ) -> list[tuple[int, float, float, float]]:
-    """Ray by ray and step by step, in float64: (ray, start, end, distance of the midpoint to what could change the answer)."""
+    """Ray by ray and step by step, in float64: (ray, start, end, the midpoint's distance to the nearest face of a cell)."""
     found, boxes, shape = [], aabbs.double().tolist(), binaries.shape[1:]
     for ray, (o, d) in enumerate(zip(rays[0].double().tolist(), rays[1].double().tolist(), strict=True)):
         t = float(near[ray])
@@ -80,14 +64,6 @@ def marched(
     return found
 
 
-def samples_of(intervals: RayIntervals, samples: RaySamples) -> tuple[Tensor, Tensor, Tensor]:
-    assert intervals.is_left is not None
-    assert intervals.is_right is not None
-    assert samples.ray_indices is not None
-    assert samples.is_valid is not None
-    return samples.ray_indices[samples.is_valid], intervals.vals[intervals.is_left], intervals.vals[intervals.is_right]
-
-
 def assert_marched(found: list[tuple[int, float, float, float]], got: tuple[Tensor, Tensor, Tensor]) -> None:
     """The same samples, but for those whose midpoints lie so near a face that float32 positions may cross it."""
     ray, t_starts, t_ends = (x.cpu() for x in got)
@@ -102,10 +78,6 @@ def assert_marched(found: list[tuple[int, float, float, float]], got: tuple[Tens
     expected = torch.tensor([possible[key] for key in keys], dtype=torch.float64)
     torch.testing.assert_close(torch.stack([t_starts, t_ends], -1).double(), expected, rtol=2**-23, atol=1e-9)
     assert keys == sorted(keys)
-
-
-def with_device(device: str, *tensors: Tensor) -> list[Tensor]:
-    return [t.to(device) for t in tensors]
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -296,7 +268,13 @@ def test_everything_occupied_and_planes_far_away(device: str) -> None:
         assert samples.vals.tolist() == [0.25 + 0.5 * i for i in range(8)]
         assert planes.tolist() == [4.0]
     tiny = traverse_grids(
-        origins, directions, binaries, aabbs, step_size=1e-30, traverse_steps_limit=4, near_planes=torch.ones(1, device=device)
+        origins,
+        directions,
+        binaries,
+        aabbs,
+        step_size=1e-30,
+        traverse_steps_limit=4,
+        near_planes=torch.ones(1, device=device),
     )
     assert tiny[1].vals.tolist() == [1.0] * 4  # below the spacing of floats: defined, and not for ever
 
@@ -346,100 +324,22 @@ def test_wrong_arguments_are_named() -> None:
             traverse_grids(**arguments)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_boxes_are_hit_where_points_of_the_ray_are_inside(device: str) -> None:
-    origins, directions = random_rays(200)
-    low = rand(30, 3, seed=4, low=-4, high=3)
-    boxes = torch.cat([low, low + rand(30, 3, seed=5, low=0.1, high=3)], -1)
-    t_mins, t_maxs, hits = (x.cpu() for x in ray_aabb_intersect(*with_device(device, origins, directions, boxes)))
-    assert 200 < hits.sum() < 5800
-    assert (t_mins[~hits] == INF).all()
-    assert (t_maxs[~hits] == INF).all()
-    assert (t_maxs[hits] > 0).all()
-    o, d = origins.double()[:, None], directions.double()[:, None]
-    for t, inside in (((t_mins + t_maxs) / 2, True), (t_mins - 1e-3, False), (t_maxs + 1e-3, False)):
-        p = o + torch.where(hits, t, 0.0).double()[..., None] * d
-        is_in = ((boxes[:, :3] <= p) & (p <= boxes[:, 3:])).all(-1)
-        long = hits & (t_maxs - t_mins > 1e-4)
-        assert (is_in == inside)[long].all()
-    # A miss has no point inside, in front of its origin.
-    grid = torch.linspace(0, 20, 400, dtype=torch.float64)
-    p = o[:, :, None] + grid[:, None] * d[:, :, None]
-    assert not (((boxes[:, None, :3] <= p) & (p <= boxes[:, None, 3:])).all(-1).any(-1) & ~hits).any()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_planes_clamp_and_misses_get_their_value(device: str) -> None:
-    origins = torch.tensor([[0.0, 0, 0], [0, 0, 0], [0, 5, 0], [NAN, 0, 0]])
-    directions = torch.tensor([[1.0, 0, 0], [-1.0, 0, 0], [1.0, 0, 0], [1.0, 0, 0]])
-    boxes = torch.tensor([[1.0, -1, -1, 2, 1, 1], [-1.0, -1, -1, 3, 1, 1]])
-    args = with_device(device, origins, directions, boxes)
-    t_mins, t_maxs, hits = ray_aabb_intersect(*args, near_plane=0.5, far_plane=1.5, miss_value=-7.0)
-    assert hits.tolist() == [[True, True], [False, True], [False, False], [False, False]]
-    assert t_mins.tolist() == [[1.0, 0.5], [-7.0, 0.5], [-7.0] * 2, [-7.0] * 2]
-    assert t_maxs.tolist() == [[1.5, 1.5], [-7.0, 1.0], [-7.0] * 2, [-7.0] * 2]
-    t_mins, t_maxs, hits = ray_aabb_intersect(*args, near_plane=10.0, far_plane=20.0)
-    assert hits[0].tolist() == [True, True]
-    assert t_mins[0].tolist() == t_maxs[0].tolist() == [10.0, 10.0]
-    for shape in ((0, 3), (2, 3)):
-        for boxes_shape in ((0, 6), (3, 6)):
-            empty = ray_aabb_intersect(torch.zeros(shape), torch.ones(shape), torch.zeros(boxes_shape))
-            assert all(x.shape == (shape[0], boxes_shape[0]) for x in empty)
-            assert not empty[2].any()
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_the_two_intersections_agree(device: str) -> None:
-    origins, directions = random_rays(300)
-    directions[directions == 0] = 0.1
-    low = rand(40, 3, seed=4, low=-4, high=3)
-    args = with_device(device, origins, directions, torch.cat([low, low + rand(40, 3, seed=5, low=0.1, high=3)], -1))
-    for limits in ((-INF, INF, INF), (0.3, 4.0, -1.0)):
-        for a, b in zip(ray_aabb_intersect(*args, *limits), _ray_aabb_intersect(*args, *limits), strict=True):
-            torch.testing.assert_close(a, b, rtol=2**-21, atol=1e-6)
-    t_mins, _, hits = _ray_aabb_intersect(args[0].requires_grad_(), *args[1:])
-    t_mins[hits].sum().backward()
-    assert args[0].grad is not None
-    assert args[0].grad.isfinite().all()
-
-
-def test_query_reads_the_finest_level() -> None:
-    data = torch.arange(2 * 2 * 4 * 2, dtype=torch.float32).reshape(2, 2, 4, 2) + 1
-    centre = (BOX[:3] + BOX[3:]) / 2
-    for level, x, y, z in itertools.product(range(2), range(2), range(4), range(2)):
-        fraction = (torch.tensor([x, y, z]) + 0.5) / torch.tensor([2, 4, 2]) - 0.5
-        point = centre + fraction * (BOX[3:] - BOX[:3]) * 2**level
-        inner = level == 1 and (fraction.abs() < 0.25).all()
-        values, inside = _query(point[None], data, BOX)
-        assert inside.all()
-        if not inner:
-            assert values.item() == data[level, x, y, z]
-    outside = torch.stack([centre + torch.tensor([2.1, 0, 0]), centre * NAN, centre + INF])
-    values, inside = _query(outside, data, BOX)
-    assert not inside.any()
-    assert not values.any()
-    occupied, _ = _query(centre[None], data > 0, BOX)
-    assert occupied.dtype == torch.bool
-
-
-def test_enlarging_keeps_the_centre() -> None:
-    torch.testing.assert_close(_enlarge_aabb(BOX, 2), torch.tensor([-2.0, -1.5, -1.0, 2.0, 2.5, 3.0]))
-
-
 @pytest.mark.gpu
 @pytest.mark.parametrize("cone", [0.0, 0.01])
 def test_samples_are_those_of_nerfacc(cone: float) -> None:
-    peer = pytest.importorskip("nerfacc")
+    peer = nerfacc()
     origins, directions = random_rays(500)
     directions[directions == 0] = 0.1  # its traversal compares cells' planes that are inf there
-    args = with_device("cuda", origins, directions / directions.norm(dim=-1, keepdim=True), random_grid(3, 16, 16, 16), DOUBLING)
+    args = with_device(
+        "cuda", origins, directions / directions.norm(dim=-1, keepdim=True), random_grid(3, 16, 16, 16), DOUBLING
+    )
     counts, lengths = [], []
     for traverse in (traverse_grids, peer.traverse_grids):
         intervals, samples, _ = traverse(*args, step_size=0.01, cone_angle=cone)
         _, t_starts, t_ends = samples_of(intervals, samples)
         counts.append(samples.packed_info[:, 1])
         lengths.append(torch.zeros(500, device="cuda").index_add_(0, samples.ray_indices, t_ends - t_starts))
-    # Its lattice is summed up in float32, so that samples near faces may change sides: at most one for each of the up to 3 x
-    # 16 x 3 planes a ray crosses, and in fact few.
-    assert (counts[0] - counts[1]).abs().float().mean() < 1
-    assert (lengths[0] - lengths[1]).abs().mean() < 0.01 * 2
+    # It sums its lattice up in float32: up to 1200 additions, each off by up to 2.4e-7. So of the 100 planes that a ray may
+    # cross, a midpoint may be on the other side of 0.029 each.
+    assert (counts[0] - counts[1]).abs().float().mean() < 3
+    assert (lengths[0] - lengths[1]).abs().mean() < 0.03

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -18,7 +20,7 @@ from tests.ops.harness import DEVICES, rand
 FAR = 6.0
 
 
-def bump(centre: float = 3.0, width: float = 0.3, height: float = 20.0):  # noqa: ANN201
+def bump(centre: float = 3.0, width: float = 0.3, height: float = 20.0) -> Callable[[Tensor, Tensor], Tensor]:
     def sigmas(t_starts: Tensor, t_ends: Tensor) -> Tensor:
         return height * torch.exp(-((((t_starts + t_ends) / 2 - centre) / width) ** 2))
 
@@ -38,7 +40,14 @@ def test_samples_gather_where_the_networks_find_something(device: str, sampling_
         return bump()(t_starts, t_ends)
 
     t_starts, t_ends = estimator.sampling(
-        [coarse, coarse], [128, 64], 32, 50, 1.0, FAR, sampling_type, stratified=stratified  # type: ignore[arg-type]
+        [coarse, coarse],
+        [128, 64],
+        32,
+        50,
+        1.0,
+        FAR,
+        sampling_type,
+        stratified=stratified,  # type: ignore[arg-type]
     )
     assert shapes == [(50, 128), (50, 64)]
     assert t_starts.shape == t_ends.shape == (50, 32)
@@ -110,7 +119,9 @@ def test_the_loss_of_flattened_intervals_is_the_same() -> None:
     packed = _pdf_loss(flat(edges), cdfs.flatten(), flat(prop_edges), prop_cdfs.flatten())
     torch.testing.assert_close(packed.view(4, 12), rows, rtol=0, atol=0)
     with pytest.raises(ValueError, match="is_left"):
-        _pdf_loss(RayIntervals(edges.flatten(), flat(edges).packed_info), cdfs.flatten(), flat(prop_edges), prop_cdfs.flatten())
+        _pdf_loss(
+            RayIntervals(edges.flatten(), flat(edges).packed_info), cdfs.flatten(), flat(prop_edges), prop_cdfs.flatten()
+        )
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -185,7 +196,7 @@ def test_no_rays(device: str) -> None:
 def test_gradients_are_wanted_ever_less_often() -> None:
     wanted = get_proposal_requires_grad_fn(target=5.0, num_steps=1000)
     steps = [step for step in range(3000) if wanted(step)]
-    gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    gaps = [b - a for a, b in itertools.pairwise(steps)]
     assert gaps[0] == 1
     assert gaps == sorted(gaps)
     assert gaps[-1] == 6

@@ -55,7 +55,7 @@ class OccGridEstimator(AbstractEstimator):
             raise ValueError(f"expected roi_aabb, resolution and levels (as since NerfAcc 0.4), got {', '.join(kwargs)}")
         if isinstance(resolution, int):
             resolution = [resolution] * self.DIM
-        cells = torch.as_tensor(resolution, **({} if isinstance(resolution, Tensor) else {"dtype": torch.int32}))
+        cells = resolution if isinstance(resolution, Tensor) else torch.tensor(resolution, dtype=torch.int32)
         box = torch.as_tensor(roi_aabb).float()
         if cells.shape != (self.DIM,) or int(cells.min()) < 1:
             raise ValueError(f"resolution: expected one or three numbers >= 1, got {resolution}")
@@ -209,7 +209,13 @@ class OccGridEstimator(AbstractEstimator):
 
     @torch.no_grad()
     def mark_invisible_cells(
-        self, K: Tensor, c2w: Tensor, width: int, height: int, near_plane: float = 0.0, chunk: int = 32**3  # noqa: N803
+        self,
+        K: Tensor,  # noqa: N803
+        c2w: Tensor,
+        width: int,
+        height: int,
+        near_plane: float = 0.0,
+        chunk: int = 32**3,
     ) -> None:
         """Take cells that no camera sees out of the grid, for good; to be called once, before training. In place.
 

@@ -175,9 +175,7 @@ def _cdfs(trans: Tensor) -> Tensor:
     return 1.0 - torch.nn.functional.pad(trans, (0, 1))
 
 
-def _transform_stot(
-    transform_type: SamplingType, s_vals: Tensor, t_min: float | Tensor, t_max: float | Tensor
-) -> Tensor:
+def _transform_stot(transform_type: SamplingType, s_vals: Tensor, t_min: float | Tensor, t_max: float | Tensor) -> Tensor:
     """t in [t_min, t_max] of s in [0, 1]: linear, or with 1 / t linear in s."""
     if transform_type == "uniform":
         return s_vals * t_max + (1 - s_vals) * t_min
@@ -233,6 +231,6 @@ def _outer(t0_starts: Tensor, t0_ends: Tensor, t1_starts: Tensor, t1_ends: Tenso
 
 
 def _lossfun_outer(t: Tensor, w: Tensor, t_env: Tensor, w_env: Tensor) -> Tensor:
-    """:func:`_pdf_loss` of histograms: edges ``t`` [..., S + 1] with weights ``w`` [..., S], and those that are to cover them."""
+    """:func:`_pdf_loss` of histograms: edges ``t`` [..., S + 1] with weights ``w`` [..., S], and those that cover it."""
     outer = _outer(t[..., :-1], t[..., 1:], t_env[..., :-1], t_env[..., 1:], w_env)
     return (w - outer).clamp(min=0) ** 2 / (w + torch.finfo(t.dtype).eps)
