@@ -199,3 +199,13 @@ def test_wrong_arguments_are_named() -> None:
     ):
         with pytest.raises(ValueError, match=name):
             OccGridEstimator(**{"roi_aabb": BOX, **kwargs})  # type: ignore[arg-type]
+    grid, (origins, directions) = estimator(share=1.0), random_rays("cpu")
+    for kwargs, name in (
+        ({"rays_o": origins.double()}, "rays_o"),
+        ({"rays_d": directions[1:]}, "rays_d"),
+        ({"t_min": torch.zeros(3)}, "t_min"),
+        ({"t_max": torch.zeros(60, 1)}, "t_max"),
+        ({"cone_angle": -1.0}, "cone_angle"),
+    ):
+        with pytest.raises(ValueError, match=name):
+            grid.sampling(**{"rays_o": origins, "rays_d": directions, **kwargs})  # type: ignore[arg-type]

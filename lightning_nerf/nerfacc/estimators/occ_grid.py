@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_nerf.nerfacc._traverse import sample
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.grid import _enlarge_aabb
+from lightning_nerf.ops._checks import check_tensor
 from lightning_nerf.ops.occupancy import cell_points, occupancy_cover, occupancy_newest, occupancy_update_
 from lightning_nerf.ops.visibility import prune, prune_from
 from lightning_nerf.types import PackedSamples, Rays
@@ -113,6 +114,11 @@ class OccGridEstimator(AbstractEstimator):
             ``(ray_indices [N] int64, t_starts [N], t_ends [N])``, in the order of rays and t. Not differentiable.
         """
         n_rays = rays_o.shape[0]
+        check_tensor("rays_o", rays_o, ("R", 3), torch.float32)
+        check_tensor("rays_d", rays_d, (n_rays, 3), torch.float32)
+        for name, limit in (("t_min", t_min), ("t_max", t_max)):
+            if limit is not None:
+                check_tensor(name, limit, (n_rays,), torch.float32)
         near = rays_o.new_full((n_rays,), near_plane) if t_min is None else t_min.clamp(min=near_plane)
         far = rays_o.new_full((n_rays,), far_plane) if t_max is None else t_max.clamp(max=far_plane)
         jitter = torch.rand_like(near) if stratified else None
