@@ -158,6 +158,10 @@ class _CUDAGraphs(Strategy):
 class CUDAGraphStrategy(_CUDAGraphs, SingleDeviceStrategy):
     """One device; training steps are replayed from CUDA graphs. On a CPU every step runs eagerly, with one message.
 
+    So does a step that makes the host wait for the device, if torch's synchronisation debug mode sees it in the last eager
+    batch. One that it does not see (a native library's own wait, or one that comes later) cannot be captured, which is an
+    error that says so.
+
     Args:
         device: None: the Trainer's.
         accelerator, checkpoint_io, precision_plugin: as in Lightning's strategies.
@@ -183,6 +187,14 @@ class CUDAGraphStrategy(_CUDAGraphs, SingleDeviceStrategy):
     def parallel_devices(self) -> list[torch.device] | None:
         """The device, once known. The Trainer sets its devices here."""
         return self._devices
+
+    def setup(self, trainer: Any) -> None:
+        """See :meth:`Strategy.setup`; refuses what cannot work."""
+        nodes = trainer._accelerator_connector._num_nodes_flag
+        if nodes > 1:  # Lightning would start each by itself, and all would write the same files
+            name = self.strategy_name
+            raise ValueError(f"strategy={name!r} trains on one node, got num_nodes={nodes}: use strategy='{name}_ddp'")
+        super().setup(trainer)
 
     @parallel_devices.setter
     def parallel_devices(self, devices: list[torch.device]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from lightning_nerf.data import SyntheticScene
 from lightning_nerf.estimators import OccupancyGrid
@@ -23,6 +24,18 @@ def tiny_module(**options: Any) -> InstantNGP:
     estimator = OccupancyGrid(resolution=16, warmup_steps=16, step_size=0.05)
     defaults = {"samples_per_step": 2048, "max_rays": 1024, "initial_rays": 64, "seed": 3}
     return InstantNGP(**{"field": field, "estimator": estimator, **defaults, **options})
+
+
+def fused_module(**options: Any) -> InstantNGP:
+    """One whose field runs in one kernel on a GPU, as those of the recipes do."""
+    torch.manual_seed(0)
+    return tiny_module(**{"field": fused_field(), **options})
+
+
+def fused_field() -> InstantNGPField:
+    field = InstantNGPField(n_levels=8, n_features=4, log2_table_size=12, base_resolution=8, max_resolution=64)
+    assert field.fused
+    return field
 
 
 def trainer(tmp_path: Path, **options: Any) -> L.Trainer:

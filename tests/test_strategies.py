@@ -112,7 +112,8 @@ def test_messages_have_the_strategys_own_name(monkeypatch: pytest.MonkeyPatch, k
     said: list[str] = []
     monkeypatch.setattr(strategies, "rank_zero_info", said.append)
     monkeypatch.setattr(kind.__mro__[2], "setup", lambda self, trainer: None)  # Lightning's own would connect processes
-    run = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING))
+    connector = SimpleNamespace(_num_nodes_flag=1)
+    run = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING), _accelerator_connector=connector)
     strategy.setup(run)
     assert [message.split(":")[0] for message in said] == [name]
     monkeypatch.setattr(strategies, "_has_graphs", lambda device: True)
@@ -124,6 +125,12 @@ def test_messages_have_the_strategys_own_name(monkeypatch: pytest.MonkeyPatch, k
     strategy.optimizers = [torch.optim.LBFGS([torch.zeros(1)])]
     with pytest.raises(ValueError, match=f"^strategy='{name}'.*LBFGS"):
         strategy.setup(run)
+
+
+def test_several_nodes_are_refused(tmp_path: Path, scene_cache: Path) -> None:
+    run = trainer(tmp_path, max_steps=2, strategy="nerf_cuda_graph", num_nodes=2)
+    with pytest.raises(ValueError, match=r"strategy='nerf_cuda_graph'.*num_nodes=2.*nerf_cuda_graph_ddp"):
+        run.fit(tiny_module(), tiny_scene(scene_cache))
 
 
 def test_what_is_not_for_the_strategies_is_refused() -> None:

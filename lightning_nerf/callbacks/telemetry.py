@@ -64,6 +64,12 @@ class Telemetry(L.Callback):
         self._pending = (step, seconds)
         self._publish(trainer)
 
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Wait for the last reading, which no further step would publish."""
+        if self._pending is not None and self._event is not None:
+            self._event.synchronize()
+        self._publish(trainer)
+
     def _publish(self, trainer: L.Trainer) -> None:
         if self._pending is None or self._host is None or (self._event is not None and not self._event.query()):
             return

@@ -97,7 +97,8 @@ class Options:
 class Rates:
     """Learning rates for a captured update: schedulers write floats into the groups, the graph reads device scalars.
 
-    A float travels to the device as a kernel's argument, so nothing is copied and nothing waits.
+    A float travels to the device as a kernel's argument, so nothing is copied and nothing waits; a rate that is a tensor on
+    the device is copied there before each update.
     """
 
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
@@ -110,7 +111,10 @@ class Rates:
         """Send what has changed."""
         for i, group in enumerate(self._optimizer.param_groups):
             rate = group["lr"]
-            if rate is not self._pushed[i] and not self._on_device(rate):
+            if isinstance(rate, Tensor) and rate.device == self._device:  # filled in place, or replaced: not known here
+                self._tensors[i].copy_(rate.reshape(()))
+                self._pushed[i] = None
+            elif rate is not self._pushed[i]:
                 rate = float(rate)
                 if rate != self._pushed[i]:
                     self._tensors[i].fill_(rate)
@@ -120,8 +124,7 @@ class Rates:
         """Put device scalars in the groups, and ``capturable`` where they have that; :meth:`take_back` undoes it."""
         self._saved = [(group["lr"], group.get("capturable")) for group in self._optimizer.param_groups]
         for group, tensor in zip(self._optimizer.param_groups, self._tensors, strict=True):
-            if not self._on_device(group["lr"]):
-                group["lr"] = tensor
+            group["lr"] = tensor
             if "capturable" in group:
                 group["capturable"] = True
 
@@ -131,6 +134,3 @@ class Rates:
             group["lr"] = rate
             if "capturable" in group:
                 group["capturable"] = capturable
-
-    def _on_device(self, rate: float | Tensor) -> bool:
-        return isinstance(rate, Tensor) and rate.device == self._device

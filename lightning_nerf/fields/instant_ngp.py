@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import warnings
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
-from lightning_nerf.fields.mlp import mlp
+from lightning_nerf.fields.mlp import FusedMLP, mlp
 from lightning_nerf.ops import instant_ngp
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render
@@ -113,17 +116,32 @@ class InstantNGPField(RadianceField):
     def _operands(self, *inputs: Tensor) -> torch.dtype | None:
         """Type of the fused kernels' operands, autocast's; None: run op by op."""
         device = inputs[0].device
-        if not (
-            self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and instant_ngp.has_kernels(device)
-        ):
+        if not (self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and self._plain_weights()):
+            return None
+        if not instant_ngp.has_kernels(device):
+            _say_slow(device)
             return None
         dtype = torch.get_autocast_dtype("cuda")
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         return dtype if dtype in (torch.float16, torch.bfloat16) and not wanted else None
 
+    def _plain_weights(self) -> list[Tensor] | None:
+        """All layers' weights; None where a subclass or a replaced layer computes something else than the kernels."""
+        own = (InstantNGPField.density, InstantNGPField.forward, InstantNGPField._geometry)
+        if (type(self).density, type(self).forward, type(self)._geometry) != own:
+            return None
+        weights: list[Tensor] = []
+        for net in (self.density_net, self.color_net):
+            layers = net.plain_weights() if type(net) is FusedMLP else None
+            if layers is None:
+                return None
+            weights += layers
+        return weights if [tuple(w.shape) for w in weights] == list(instant_ngp.SHAPES.values()) else None
+
     def _weights(self) -> instant_ngp.Weights:
-        layers = [layer for net in (self.density_net, self.color_net) for layer in net if isinstance(layer, nn.Linear)]
-        return instant_ngp.Weights(*(layer.weight for layer in layers))
+        weights = self._plain_weights()
+        assert weights is not None  # _operands has looked
+        return instant_ngp.Weights(*weights)
 
     def _fused(
         self, dtype: torch.dtype, unit: Tensor, directions: Tensor | None, samples: PackedSamples | None = None
@@ -195,3 +213,13 @@ class InstantNGPField(RadianceField):
                 dtype=dtype,
             )
         )
+
+
+@functools.cache
+def _say_slow(device: torch.device) -> None:
+    warnings.warn(
+        f"InstantNGPField runs op by op on {torch.cuda.get_device_name(device)}, several times slower than in one kernel, "
+        "which needs compute capability 8.0, 8.7, 9.0 or 10.x (104 KiB of shared memory a block) and CUDA kernels in the library.",
+        RuntimeWarning,
+        stacklevel=2,
+    )

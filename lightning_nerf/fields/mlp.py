@@ -30,11 +30,8 @@ class FusedMLP(nn.Sequential):
         y = fused_mlp(input.reshape(-1, input.shape[-1]), weights, dtype=torch.get_autocast_dtype("cuda"))
         return y.reshape(*input.shape[:-1], y.shape[-1])
 
-    def _weights_for_kernel(self, x: Tensor) -> list[Tensor] | None:
-        if not (self.fused and x.is_cuda and torch.is_autocast_enabled("cuda")) or torch.compiler.is_compiling():
-            return None
-        if x.dtype not in FLOATS or torch.get_autocast_dtype("cuda") not in (torch.float16, torch.bfloat16):
-            return None
+    def plain_weights(self) -> list[Tensor] | None:
+        """The layers' weights if these are float32, linear without bias, with ReLU between them; else None."""
         weights: list[Tensor] = []
         for i, layer in enumerate(self):
             if i % 2 == 1:
@@ -45,8 +42,18 @@ class FusedMLP(nn.Sequential):
             if type(layer) is not nn.Linear or layer.bias is not None or layer.weight.dtype is not torch.float32:
                 return None
             weights.append(layer.weight)
-        width, n_inputs = weights[0].shape if weights else (0, 0)
-        if len(self) % 2 == 0 or x.shape[-1] != n_inputs or weights[-1].device != x.device:
+        return weights if len(self) % 2 == 1 else None
+
+    def _weights_for_kernel(self, x: Tensor) -> list[Tensor] | None:
+        if not (self.fused and x.is_cuda and torch.is_autocast_enabled("cuda")) or torch.compiler.is_compiling():
+            return None
+        if x.dtype not in FLOATS or torch.get_autocast_dtype("cuda") not in (torch.float16, torch.bfloat16):
+            return None
+        weights = self.plain_weights()
+        if not weights:
+            return None
+        width, n_inputs = weights[0].shape
+        if x.shape[-1] != n_inputs or weights[-1].device != x.device:
             return None
         if any(tuple(w.shape) != (width, width) for w in weights[1:-1]) or weights[-1].shape[1] != width:
             return None

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -162,6 +163,12 @@ class NeRFModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and a scheduler that is stepped every training step."""
         optimizer = self._optimizer(self.parameter_groups())
+        averages = any(group.get("ema_decay") is not None for group in optimizer.param_groups)
+        if averages and not any(isinstance(c, EMAWeights) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
+            rank_zero_warn(
+                "the optimizer keeps averaged weights (ema_decay), but no callback uses them: validation, test and "
+                "checkpoints have the raw ones. Add lightning_nerf.callbacks.EMAWeights, or set ema_decay to None."
+            )
         if self._lr_scheduler is None:
             steps = self.trainer.estimated_stepping_batches
             if not 0 < steps < float("inf"):  # the loader is endless, so an epoch has no length
@@ -303,7 +310,11 @@ class NeRFModule(L.LightningModule):
 
     def _can_fuse(self, rays: Rays) -> bool:
         """Does the field's own render do what this estimator and this renderer do?"""
+        if torch.are_deterministic_algorithms_enabled():  # its sums come in the order in which rays end
+            return False
         plain = type(self.renderer) is VolumeRenderer and self.renderer.early_stop_eps == 0
+        kind = type(self.estimator)  # who samples in a way of its own has to restate its thresholds
+        plain = plain and issubclass(_home(kind, "thresholds"), _home(kind, "sampling"))
         return plain and self.estimator.thresholds() is not None and self.field.can_render(rays)
 
     def _render_fused(self, rays: Rays, marched: PackedSamples, background: Tensor | None) -> Render:
@@ -355,6 +366,11 @@ class NeRFModule(L.LightningModule):
         index, name = batch
         render = self.render_view(self.datamodule.views("test"), int(index))
         return {"rgb": render.rgb.cpu(), "name": name}
+
+
+def _home(kind: type, name: str) -> type:
+    """The class that defines a method."""
+    return next(c for c in kind.__mro__ if name in vars(c))
 
 
 def _slice(rays: Rays, start: int, stop: int) -> Rays:

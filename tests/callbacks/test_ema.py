@@ -92,6 +92,7 @@ def test_validation_and_all_after_the_fit_see_averaged_weights(tmp_path: Path, s
     assert all(same(seen, spy.averages[-1]) for _, seen in spy.evaluated)
 
 
+@pytest.mark.filterwarnings("ignore:the optimizer keeps averaged weights")
 def test_averaging_does_not_touch_the_training(tmp_path: Path, scene_cache: Path) -> None:
     with_it, without = Spy(), Spy()
     fit(tmp_path, scene_cache, module(), [EMAWeights(), with_it], val_check_interval=3, limit_val_batches=1)

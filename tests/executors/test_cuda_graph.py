@@ -17,9 +17,10 @@ from torch import Tensor
 from lightning_nerf.callbacks import OccupancyGridUpdate, RayBudget, Telemetry
 from lightning_nerf.data.synthetic import SyntheticScene
 from lightning_nerf.data.views import draw_rays
+from lightning_nerf.modules import InstantNGP
 from lightning_nerf.optim import FusedAdam
 from tests.executors.fits import STEPS, InfAt, PlainField, assert_equal, fit, plain_module
-from tests.scenes import tiny_module, tiny_scene, trainer
+from tests.scenes import fused_module, tiny_module, tiny_scene, trainer
 
 Makes = Callable[[], dict[str, Any]]
 
@@ -63,6 +64,7 @@ CASES: dict[str, Makes] = {
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.filterwarnings("ignore:.*val_dataloader:UserWarning")
+@pytest.mark.filterwarnings("ignore:the optimizer keeps averaged weights")
 def test_equals_an_eager_fit_to_the_bit(tmp_path: Path, scene_cache: Path, accelerator: str, case: str) -> None:
     eager, expected, slow = fit(tmp_path, scene_cache, accelerator, "auto", **CASES[case]())
     graph, seen, fast = fit(tmp_path, scene_cache, accelerator, **CASES[case]())
@@ -294,10 +296,11 @@ def test_own_batches(tmp_path: Path, scene_cache: Path, accelerator: str, sizes:
 
 
 @pytest.mark.gpu
-def test_a_captured_fit_does_not_wait(tmp_path: Path, scene_cache: Path) -> None:
+@pytest.mark.parametrize("make", [tiny_module, fused_module])
+def test_a_captured_fit_does_not_wait(tmp_path: Path, scene_cache: Path, make: Callable[..., InstantNGP]) -> None:
     """Grid updates, budget, telemetry and their captures included."""
     watch = At(5, lambda trainer, module: torch.cuda.set_sync_debug_mode("error"))
-    module = tiny_module(optimizer=FusedAdam)
+    module = make(optimizer=FusedAdam)
     steps = []
 
     class Steps(L.Callback):

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
 import torch
+from torch import Tensor
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, RayBudget
 from lightning_nerf.data.views import draw_rays, image_rays
+from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.modules import InstantNGP
+from lightning_nerf.optim import FusedAdam
+from lightning_nerf.types import PackedSamples, Rays
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 
@@ -144,3 +151,36 @@ def test_a_ray_that_hits_nothing_is_the_background_exactly(tmp_path: Path, scene
 def test_bad_arguments_are_named(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         tiny_module(**options)
+
+
+def test_an_average_that_nobody_uses_is_named(tmp_path: Path, scene_cache: Path) -> None:
+    module = tiny_module(optimizer=lambda groups: FusedAdam(groups, ema_decay=0.9))
+    with pytest.warns(UserWarning, match="EMAWeights"):
+        trainer(tmp_path, max_steps=2).fit(module, tiny_scene(scene_cache))
+
+
+def test_frames_follow_an_estimator_that_samples_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Sparse(OccupancyGrid):
+        def sampling(self, *arguments: Any, **options: Any) -> PackedSamples:
+            return super().sampling(*arguments, **options)
+
+    class Restated(Sparse):
+        def thresholds(self) -> tuple[float, Tensor]:
+            return super().thresholds()
+
+    rays = Rays(torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1), torch.ones(1))
+    for kind, fuses in [(OccupancyGrid, True), (Sparse, False), (Restated, True)]:
+        module = tiny_module(estimator=kind(resolution=16))
+        monkeypatch.setattr(module.field, "can_render", lambda rays: True)
+        assert module._can_fuse(rays) == fuses
+        with deterministic_algorithms():
+            assert not module._can_fuse(rays)
+
+
+@contextmanager
+def deterministic_algorithms() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
