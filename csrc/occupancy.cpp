@@ -17,7 +17,7 @@ int64_t count(const bool* cells, int64_t n) {
   return total;
 }
 
-Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
+Tensor select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied, bool cover) {
   check(key, ScalarType::Long, "key");
   check(binaries, ScalarType::Bool, "binaries");
   const int64_t levels = binaries.size(0), per_level = n_uniform + n_occupied;
@@ -49,10 +49,19 @@ Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uni
     const int64_t level = row / per_level, start = level_starts[size_t(level)];
     const int64_t total = level_starts[size_t(level) + 1] - start;
     const uint32_t draw = cell_draw(key_data, row);
-    const bool uniform = row % per_level < n_uniform || total == 0;
-    out[row] = uniform ? int32_t(level * n + below(draw, n)) : occupied[size_t(start + below(draw, total))];
+    const int64_t i = row % per_level - n_uniform;
+    out[row] = i < 0 || total == 0 ? int32_t(level * n + below(draw, n))
+                                   : occupied[size_t(start + occupied_rank(cover, draw, i, n_occupied, total))];
   });
   return cells;
+}
+
+Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
+  return select(key, binaries, n_uniform, n_occupied, false);
+}
+
+Tensor occupancy_cover(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
+  return select(key, binaries, n_uniform, n_occupied, true);
 }
 
 Tensor occupancy_points(
@@ -159,6 +168,7 @@ void occupancy_update_(
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def("occupancy_select(Tensor key, Tensor binaries, int n_uniform, int n_occupied) -> Tensor");
+  m.def("occupancy_cover(Tensor key, Tensor binaries, int n_uniform, int n_occupied) -> Tensor");
   m.def("occupancy_points(Tensor key, Tensor cells, Tensor aabb, int x, int y, int z) -> Tensor");
   m.def("occupancy_newest(Tensor cells, Tensor values, int n) -> Tensor");
   m.def("occupancy_update_(Tensor(a!) occs, Tensor(b!) binaries, Tensor(c!) mean, Tensor newest, float decay, "
@@ -167,6 +177,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
   m.impl("occupancy_select", TORCH_BOX(&lightning_nerf::occupancy_select));
+  m.impl("occupancy_cover", TORCH_BOX(&lightning_nerf::occupancy_cover));
   m.impl("occupancy_points", TORCH_BOX(&lightning_nerf::occupancy_points));
   m.impl("occupancy_newest", TORCH_BOX(&lightning_nerf::occupancy_newest));
   m.impl("occupancy_update_", TORCH_BOX(&lightning_nerf::occupancy_update_));

@@ -86,17 +86,19 @@ __global__ void select_draw_kernel(
     const int64_t* __restrict__ key,  // [3]
     const int32_t* __restrict__ ends,  // [levels, n_blocks] inclusive
     const int32_t* __restrict__ occupied,  // [levels, n]
-    int64_t n, int64_t n_blocks, int64_t per_level, int64_t n_uniform,
+    int64_t n, int64_t n_blocks, int64_t per_level, int64_t n_uniform, bool cover,
     int32_t* __restrict__ cells) {  // [levels, per_level]
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x, level = blockIdx.y, row = level * per_level + i;
   if (i >= per_level) return;
   const int64_t total = ends[(level + 1) * n_blocks - 1];
   const uint32_t draw = cell_draw(key, row);
+  const int64_t n_occupied = per_level - n_uniform;
   const bool uniform = i < n_uniform || total == 0;
-  cells[row] = int32_t(level * n + (uniform ? below(draw, n) : occupied[level * n + below(draw, total)]));
+  cells[row] = int32_t(level * n + (uniform ? below(draw, n) : occupied[
+      level * n + occupied_rank(cover, draw, i - n_uniform, n_occupied, total)]));
 }
 
-Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
+Tensor select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied, bool cover) {
   check(key, ScalarType::Long, "key");
   check(binaries, ScalarType::Bool, "binaries");
   const Launch launch(binaries);
@@ -125,9 +127,18 @@ Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uni
   }
   const dim3 all_draws(blocks(per_level), static_cast<unsigned>(levels));
   select_draw_kernel<<<all_draws, kThreads, 0, launch.stream>>>(
-      data<int64_t>(key), counts_data, occupied_data, n, n_blocks, per_level, n_uniform, mutable_data<int32_t>(cells));
+      data<int64_t>(key), counts_data, occupied_data, n, n_blocks, per_level, n_uniform, cover,
+      mutable_data<int32_t>(cells));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return cells;
+}
+
+Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
+  return select(key, binaries, n_uniform, n_occupied, false);
+}
+
+Tensor occupancy_cover(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
+  return select(key, binaries, n_uniform, n_occupied, true);
 }
 
 __global__ void points_kernel(
@@ -301,6 +312,7 @@ void occupancy_update_(
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
   m.impl("occupancy_select", TORCH_BOX(&lightning_nerf::occupancy_select));
+  m.impl("occupancy_cover", TORCH_BOX(&lightning_nerf::occupancy_cover));
   m.impl("occupancy_points", TORCH_BOX(&lightning_nerf::occupancy_points));
   m.impl("occupancy_newest", TORCH_BOX(&lightning_nerf::occupancy_newest));
   m.impl("occupancy_update_", TORCH_BOX(&lightning_nerf::occupancy_update_));

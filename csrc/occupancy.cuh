@@ -20,6 +20,11 @@ LN_HD uint32_t cell_draw(const int64_t* key, int64_t row) {
 // Uniform in [0, n), 1 <= n < 2^31, with a bias below n / 2^32.
 LN_HD int64_t below(uint32_t draw, int64_t n) { return int64_t((uint64_t(draw) * uint64_t(n)) >> 32); }
 
+// The occupied cell that the i-th of n draws takes among a level's `total`. To cover: all in turn, where there are enough.
+LN_HD int64_t occupied_rank(bool cover, uint32_t draw, int64_t i, int64_t n, int64_t total) {
+  return cover && total <= n ? i % total : below(draw, total);
+}
+
 struct GridShape {
   int32_t x, y, z;  // all levels together have fewer than 2^31 cells
 };

@@ -19,6 +19,7 @@ OPS = [
     "march_count",
     "march_pack",
     "march_write",
+    "occupancy_cover",
     "occupancy_newest",
     "occupancy_points",
     "occupancy_select",

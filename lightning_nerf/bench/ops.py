@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from lightning_nerf.bench import drop_in
 from lightning_nerf.bench.cases import CASES, Case, setting
 from lightning_nerf.bench.timing import Limits, environment, limits_of, median_seconds
 
@@ -35,7 +36,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
     limits = limits_of(options.device)
     s = setting(options.device, options.rays or (131072 if cuda else 4096), options.points or (2**18 if cuda else 2**15))
     rows = []
-    for cases in CASES:
+    for cases in (*CASES, drop_in.sampling, drop_in.updating):
         for case in cases(s):
             if options.only in case.name:
                 rows.append(_row(case, limits, options.device, repeats))

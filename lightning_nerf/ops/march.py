@@ -30,6 +30,7 @@ def march(
     cone_angle: float = 0.0,
     jitter: Tensor | None = None,
     capacity: int | None = None,
+    limit: int | None = None,
 ) -> PackedSamples:
     """The samples of each ray whose midpoints are in occupied cells.
 
@@ -54,6 +55,7 @@ def march(
         jitter: [R] float32 in [0, 1), where in its first step a ray starts. None: 0.
         capacity: None: exactly as many samples as there are, one host synchronisation. Else N, without synchronisation:
             rays that don't fit (see :func:`~lightning_nerf.ops.pack.pack`) have ``kept`` False and no samples.
+        limit: of each ray's samples, the first so many only, >= 0. None: all.
 
     Returns:
         Samples in the order of rays and t. Not differentiable.
@@ -66,7 +68,7 @@ def march(
     """
     ops = torch.ops.lightning_nerf
     kernels = (ops.march_count, ops.march_write, ops.march_pack)
-    return _march(*kernels, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity)
+    return _march(*kernels, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity, limit)
 
 
 def reference(
@@ -78,10 +80,11 @@ def reference(
     cone_angle: float = 0.0,
     jitter: Tensor | None = None,
     capacity: int | None = None,
+    limit: int | None = None,
 ) -> PackedSamples:
     """:func:`march` by the references of its ops."""
     references = (count_reference, write_reference, march_pack_reference)
-    return _march(*references, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity)
+    return _march(*references, rays, occupancy, aabb, step_size, cone_angle, jitter, capacity, limit)
 
 
 def _march(
@@ -95,6 +98,7 @@ def _march(
     cone_angle: float,
     jitter: Tensor | None,
     capacity: int | None,
+    limit: int | None,
 ) -> PackedSamples:
     n = rays.origins.shape[0]
     check_tensor("rays.origins", rays.origins, ("R", 3), torch.float32)
@@ -131,16 +135,32 @@ def _march(
     )
     if capacity is not None:
         check_capacity(capacity)
+    if limit is None and capacity is not None:
         return PackedSamples(*count_pack_write(*arguments, capacity))
-    offsets, kept = pack(count(*arguments))
-    total, excess = (int(i) for i in torch.stack([offsets[-1], (~kept).sum()]).tolist())
-    if excess > 0:
+    counts = count(*arguments)
+    if limit is not None:
+        if limit < 0:
+            raise ValueError(f"limit: expected None or >= 0, got {limit}")
+        counts = counts.clamp(max=limit)
+    offsets, kept = pack(counts, capacity)
+    total = _total(offsets, kept) if capacity is None else capacity
+    t_starts, t_ends, ray_indices = write(*arguments, offsets, total)
+    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
+
+
+def _total(offsets: Tensor, kept: Tensor) -> int:
+    """The number of samples, with one synchronisation, or an error where they do not hold all rays."""
+    n = len(kept)
+    if n == 0:
+        return 0
+    total, last_kept = torch.stack([offsets[-1], kept[-1]]).tolist()
+    if not last_kept:  # from the first ray that doesn't fit on, none is kept
+        excess = int((~kept).sum())
         raise ValueError(
             f"march: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
             "take a larger step_size, or restrict near and far"
         )
-    t_starts, t_ends, ray_indices = write(*arguments, offsets, total)
-    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
+    return total
 
 
 # The reference looks up each lattice sample by itself, with the same float operations as csrc/march.cuh. Candidates, those
@@ -208,13 +228,13 @@ def occupied_at(points: Tensor, occupancy: Tensor, aabb: Tensor) -> Tensor:
     return inside & occupancy[(level, *cell.unbind(-1))]
 
 
-def _candidates(
-    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, lattice: Lattice, aabb: Tensor, levels: int
+def candidates(
+    origins: Tensor, directions: Tensor, near: Tensor, far: Tensor, lattice: Lattice, bounds: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """A range [R], [R] of k that holds all samples inside of the outermost box, found by a slab test in float64."""
+    """A range [R], [R] of k that holds all samples inside of the bounds, found by a slab test in float64."""
     finite = origins.isfinite().all(-1) & directions.isfinite().all(-1) & near.isfinite() & lattice.start.isfinite()
-    o, d, (low, high) = origins.double(), directions.double(), aabb.double().unbind(0)
-    centre, half = 0.5 * (low + high), 0.5 * (high - low) * 2 ** (levels - 1)
+    o, d, (low, high) = origins.double(), directions.double(), bounds.unbind(0)
+    centre, half = 0.5 * (low + high), 0.5 * (high - low)
     half = half * (1 + 2**-18) + (centre.abs() + o.abs()) * 2**-18  # 64 roundings of a position
     sides = torch.stack([(centre - half - o) / d, (centre + half - o) / d])
     inside = (o - centre).abs() <= half
@@ -226,6 +246,32 @@ def _candidates(
     return torch.where(active, first, 0.0), torch.where(active, last, 0.0)
 
 
+def find_samples(
+    origins: Tensor,
+    directions: Tensor,
+    near: Tensor,
+    far: Tensor,
+    lattice: Lattice,
+    bounds: Tensor,
+    occupied: Callable[[Tensor], Tensor],
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Ray and k of all samples with ``occupied(midpoints [n, 3]) [n]``, in order, some at a time.
+
+    Outside of ``bounds`` [2, 3] float64 nothing may be occupied.
+    """
+    first, last = candidates(origins, directions, near, far, lattice, bounds)
+    ends = (last - first).clamp(max=2**32).long().cumsum(0)
+    for begin in range(0, int(ends[-1]) if len(ends) else 0, _CHUNK):
+        i = torch.arange(begin, min(begin + _CHUNK, int(ends[-1])), device=origins.device)
+        ray = torch.searchsorted(ends, i, right=True)
+        k = last[ray] - (ends[ray] - i)
+        middle = lattice.of(ray).middle(k)
+        points = origins[ray] + middle.float()[:, None] * directions[ray]
+        limit = far.double().clamp(max=_LARGEST)[ray]
+        hit = (middle >= near[ray]) & (middle < limit) & occupied(points)
+        yield ray[hit], k[hit]
+
+
 def _hits(
     origins: Tensor,
     directions: Tensor,
@@ -235,18 +281,10 @@ def _hits(
     aabb: Tensor,
     lattice: Lattice,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ray and k of all samples, in order, some at a time."""
-    first, last = _candidates(origins, directions, near, far, lattice, aabb, occupancy.shape[0])
-    ends = (last - first).clamp(max=2**32).long().cumsum(0)
-    for begin in range(0, int(ends[-1]) if len(ends) else 0, _CHUNK):
-        i = torch.arange(begin, min(begin + _CHUNK, int(ends[-1])), device=origins.device)
-        ray = torch.searchsorted(ends, i, right=True)
-        k = last[ray] - (ends[ray] - i)
-        middle = lattice.of(ray).middle(k)
-        points = origins[ray] + middle.float()[:, None] * directions[ray]
-        limit = far.double().clamp(max=_LARGEST)[ray]
-        hit = (middle >= near[ray]) & (middle < limit) & occupied_at(points, occupancy, aabb)
-        yield ray[hit], k[hit]
+    low, high = aabb.double().unbind(0)
+    centre, half = 0.5 * (low + high), 0.5 * (high - low) * 2 ** (occupancy.shape[0] - 1)
+    bounds = torch.stack([centre - half, centre + half])
+    return find_samples(origins, directions, near, far, lattice, bounds, lambda p: occupied_at(p, occupancy, aabb))
 
 
 def count_reference(
@@ -284,13 +322,16 @@ def write_reference(
     far = torch.where(offsets[1:] > offsets[:-1], far, -math.inf)  # nothing of rays that are not kept
     t_starts, t_ends = origins.new_zeros(n), origins.new_zeros(n)
     ray_indices = torch.zeros(n, dtype=torch.int32, device=origins.device)
-    begin = 0
+    seen = torch.zeros(origins.shape[0], dtype=torch.int64, device=origins.device)
     for ray, k in _hits(origins, directions, near, far, occupancy, aabb, lattice):
-        end = begin + len(ray)
-        t_starts[begin:end] = lattice.of(ray).at(k).clamp(max=_LARGEST).float()
-        t_ends[begin:end] = lattice.of(ray).at(k + 1).clamp(max=_LARGEST).float()
-        ray_indices[begin:end] = ray.int()
-        begin = end
+        rank = seen[ray] + torch.arange(len(ray), device=ray.device) - torch.searchsorted(ray, ray)
+        seen += torch.bincount(ray, minlength=len(seen))
+        i = offsets[ray] + rank
+        fits = i < offsets[ray + 1].clamp(max=n)  # a ray's first samples, where there is not room for all
+        ray, k, i = ray[fits], k[fits], i[fits]
+        t_starts[i] = lattice.of(ray).at(k).clamp(max=_LARGEST).float()
+        t_ends[i] = lattice.of(ray).at(k + 1).clamp(max=_LARGEST).float()
+        ray_indices[i] = ray.int()
     return t_starts, t_ends, ray_indices
 
 

@@ -37,6 +37,21 @@ def occupancy_select(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: 
     Returns:
         [L * (n_uniform + n_occupied)] int32, cell indices level by level, the uniform ones first.
     """
+    _check_select(key, binaries, n_uniform, n_occupied)
+    return torch.ops.lightning_nerf.occupancy_select(key, binaries.contiguous(), n_uniform, n_occupied)
+
+
+def occupancy_cover(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: int) -> Tensor:
+    """:func:`occupancy_select`, but a level that has no more than ``n_occupied`` occupied cells gets all of them.
+
+    Then the second draw is no draw: it takes the level's occupied cells in turn, from the first on, until there are
+    ``n_occupied``, so that each is there at least once.
+    """
+    _check_select(key, binaries, n_uniform, n_occupied)
+    return torch.ops.lightning_nerf.occupancy_cover(key, binaries.contiguous(), n_uniform, n_occupied)
+
+
+def _check_select(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: int) -> None:
     check_tensor("key", key, (3,), torch.int64)
     check_tensor("binaries", binaries, ("L", "X", "Y", "Z"), torch.bool)
     check_same_device(key=key, binaries=binaries)
@@ -44,7 +59,6 @@ def occupancy_select(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: 
         raise ValueError(f"binaries: expected 1 to 2**31 - 1 cells, got shape {list(binaries.shape)}")
     if n_uniform < 0 or n_occupied < 0:
         raise ValueError(f"expected n_uniform >= 0 and n_occupied >= 0, got {n_uniform} and {n_occupied}")
-    return torch.ops.lightning_nerf.occupancy_select(key, binaries.contiguous(), n_uniform, n_occupied)
 
 
 def cell_points(key: Tensor, cells: Tensor, aabb: Tensor, resolution: Sequence[int]) -> Tensor:
@@ -219,7 +233,7 @@ def _cell_boxes(cells: Tensor, aabb: Tensor, resolution: Sequence[int]) -> tuple
     return _place(level, (index + 0.5) / size, aabb), diagonal * (torch.ones_like(level) << level)
 
 
-def select_reference(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: int) -> Tensor:
+def select_reference(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: int, cover: bool = False) -> Tensor:
     levels, n = binaries.shape[0], binaries[0].numel()
     words = (random_uniform(key, STREAM_CELLS, levels * (n_uniform + n_occupied), 2) * 2.0**24).long()
     draws = ((words[:, 0] << 8) | (words[:, 1] >> 16)).view(levels, n_uniform + n_occupied)
@@ -227,10 +241,20 @@ def select_reference(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: 
     ends = binaries.view(levels, n).cumsum(-1)  # int64, inclusive
     total = ends[:, -1:]
     rank = (draws * total) >> 32
+    second = torch.arange(n_uniform + n_occupied, device=cells.device) - n_uniform
+    if cover:
+        rank = torch.where(total <= n_occupied, second.clamp(min=0) % total.clamp(min=1), rank)
     occupied = torch.searchsorted(ends, rank, right=True).clamp(max=n - 1)
-    second = torch.arange(n_uniform + n_occupied, device=cells.device) >= n_uniform
-    cells = torch.where(second & (total > 0), occupied, cells)
+    cells = torch.where((second >= 0) & (total > 0), occupied, cells)
     return (cells + n * torch.arange(levels, device=cells.device)[:, None]).flatten().to(torch.int32)
+
+
+def cover_reference(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: int) -> Tensor:
+    return select_reference(key, binaries, n_uniform, n_occupied, cover=True)
+
+
+def select_fake(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: int) -> Tensor:
+    return key.new_empty(binaries.shape[0] * (n_uniform + n_occupied), dtype=torch.int32)
 
 
 def points_reference(key: Tensor, cells: Tensor, aabb: Tensor, x: int, y: int, z: int) -> Tensor:
@@ -266,14 +290,9 @@ def update_reference(occs: Tensor, binaries: Tensor, mean: Tensor, newest: Tenso
     binaries.copy_(((occs > 0) & (occs >= floor)).view_as(binaries))
 
 
-_library.define(
-    "occupancy_select",
-    "(Tensor key, Tensor binaries, int n_uniform, int n_occupied) -> Tensor",
-    select_reference,
-    lambda key, binaries, n_uniform, n_occupied: key.new_empty(
-        binaries.shape[0] * (n_uniform + n_occupied), dtype=torch.int32
-    ),
-)
+_SELECT = "(Tensor key, Tensor binaries, int n_uniform, int n_occupied) -> Tensor"
+_library.define("occupancy_select", _SELECT, select_reference, select_fake)
+_library.define("occupancy_cover", _SELECT, cover_reference, select_fake)
 _library.define(
     "occupancy_points",
     "(Tensor key, Tensor cells, Tensor aabb, int x, int y, int z) -> Tensor",

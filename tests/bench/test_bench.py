@@ -18,7 +18,7 @@ from lightning_nerf.cli import build
 
 NAMES = (
     "draw_rays", "march", "visibility", "sample_points", "composite forward", "hash_grid", "spherical_harmonics", "mlp",
-    "instant_ngp field", "occupancy update", "FusedAdam",
+    "instant_ngp field", "occupancy update", "FusedAdam", "nerfacc sampling", "nerfacc occupancy update",
 )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops import _library
-from lightning_nerf.ops.march import count_reference, lattice_of, march, march_pack_reference, write_reference
+from lightning_nerf.ops.march import count_reference, lattice_of, march, march_pack_reference, reference, write_reference
 from lightning_nerf.ops.pack import pack
 from lightning_nerf.types import PackedSamples, Rays
 from tests.ops.harness import DEVICES, assert_detected, check_op, rand, tensors, to
@@ -267,6 +267,31 @@ def test_capacity_drops_whole_rays(device: str) -> None:
             assert value.shape == (capacity,)
             assert torch.equal(value[:used], getattr(exact, name)[:used])
             assert not value[used:].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(
+    "name", ["random", "jitter", "levels", "fine steps", "of all lengths", "more segments than are listed"]
+)
+@pytest.mark.parametrize("limit", [0, 1, 17])
+def test_a_limit_keeps_the_first_samples_of_each_ray(device: str, name: str, limit: int) -> None:
+    origins, directions, near, far, jitter, occupancy, aabb, step, cone = to(device, CASES[name])
+    rays, options = Rays(origins, directions, near, far), {"step_size": step, "cone_angle": cone, "jitter": jitter}
+    whole = march(rays, occupancy, aabb, **options)
+    counts = whole.offsets.diff()
+    assert bool((counts > 17).any())
+    rank = torch.arange(len(whole.t_starts), device=device) - whole.offsets[whole.ray_indices.long()]
+    first, n = rank < limit, int(counts.clamp(max=limit).sum())
+    for of, capacity in ((march, None), (reference, None), (march, n + 3)):
+        samples = of(rays, occupancy, aabb, **options, capacity=capacity, limit=limit)
+        assert torch.equal(samples.offsets.diff(), counts.clamp(max=limit))
+        assert bool(samples.kept.all())
+        assert len(samples.t_starts) == (n if capacity is None else n + 3)
+        for field in ("t_starts", "t_ends", "ray_indices"):
+            assert torch.equal(getattr(samples, field)[:n], getattr(whole, field)[first])
+            assert not getattr(samples, field)[n:].any()
+    dropped = march(rays, occupancy, aabb, **options, capacity=max(n - 1, 0), limit=limit)
+    assert bool(dropped.kept.all()) == (n == 0)
 
 
 def test_the_same_bits_with_any_number_of_threads() -> None:

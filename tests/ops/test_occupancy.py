@@ -8,8 +8,10 @@ from torch import Tensor
 
 from lightning_nerf.ops.occupancy import (
     cell_points,
+    cover_reference,
     mark_invisible_cells,
     newest_reference,
+    occupancy_cover,
     occupancy_newest,
     occupancy_select,
     occupancy_update_,
@@ -53,9 +55,8 @@ MANY_ROUNDS = (grid(2, 128, 128, 260, share=0.001), 1000, 3000)
 def test_selection_is_that_of_the_reference(device: str, case: str) -> None:
     args = MANY_ROUNDS if case == "many rounds" else SELECT_CASES[case]
     for key in (make_key(0), make_key(2**35 + 1, rank=2, step=99)):
-        check_op(
-            "occupancy_select", select_reference, (key, *args), device=device, rtol=0, atol=0, opcheck=case != "many rounds"
-        )
+        for name, reference in (("occupancy_select", select_reference), ("occupancy_cover", cover_reference)):
+            check_op(name, reference, (key, *args), device=device, rtol=0, atol=0, opcheck=case != "many rounds")
 
 
 def test_selection_detects_an_inclusive_rank() -> None:
@@ -74,6 +75,23 @@ def test_selected_cells_are_in_their_level_and_occupied(device: str) -> None:
         assert (cells[level] // 512 == level).all()
         assert binaries.view(-1)[cells[level, 200:]].all()
         assert not binaries.view(-1)[cells[level, :200]].all()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_cover_takes_all_occupied_cells_of_a_level_that_has_few(device: str) -> None:
+    binaries = torch.cat([grid(1, 8, 8, 8, share=share) for share in (0.1, 0.0, 0.9)]).to(device)
+    key = make_key(1, device=device)
+    few = int(binaries[0].sum())
+    assert 20 < few < 100 < int(binaries[2].sum())
+    for n in (few, few + 1, 3 * few - 1):
+        cells, drawn = (f(key, binaries, 7, n).view(3, 7 + n) for f in (occupancy_cover, occupancy_select))
+        times = torch.bincount(cells[0, 7:].long(), minlength=512)
+        assert torch.equal(times > 0, binaries[0].view(-1))
+        assert int(times[times > 0].min()) == n // few
+        assert int(times.max()) == -(-n // few)
+        assert torch.equal(cells[:, :7], drawn[:, :7])
+        assert torch.equal(cells[1:], drawn[1:])  # one level has nothing, one too much
+    assert torch.equal(occupancy_cover(key, binaries, 7, few - 1), occupancy_select(key, binaries, 7, few - 1))
 
 
 def chi_square(counts: Tensor) -> float:

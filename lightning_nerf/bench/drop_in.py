@@ -1,0 +1,60 @@
+"""``bench ops`` of ``lightning_nerf.nerfacc``: the estimator's calls as NerfAcc's users make them, host and all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_nerf import nerfacc
+from lightning_nerf.bench import peers
+from lightning_nerf.bench.cases import Case, Setting
+from lightning_nerf.bench.timing import Work
+
+
+def sampling(s: Setting) -> Iterator[Case]:
+    """Without a function, and with one of constant density that makes rays opaque (exp(-9.2)) half-way."""
+    n, n_rays = s.n, len(s.rays.origins)
+    per_ray = n / max(1, s.samples.offsets.diff().count_nonzero().item())  # of those that have any
+    density = torch.full((n,), 9.2 / (0.5 * per_ray * s.step), device=s.device)
+    functions: list[tuple[str, Any, float]] = [("", None, 20.0), (", sigma_fn", lambda *_: density, 20.0 + 12.0 + 16.0)]
+    for name, sigma_fn, size in functions:
+
+        def run(module: Any, sigma_fn: Any = sigma_fn) -> Callable[[], object]:
+            grid = _estimator(module, s, s.occupancy.shape[1])
+            grid.binaries.copy_(s.occupancy)
+            return lambda: grid.sampling(
+                s.rays.origins, s.rays.directions, sigma_fn, far_plane=10.0, render_step_size=s.step
+            )
+
+        work = Work(size * n + 40 * n_rays)
+        yield Case(f"nerfacc sampling{name}", run(nerfacc), n, work, peer=_peer(s, run))
+
+
+def updating(s: Setting) -> Iterator[Case]:
+    """Of 128^3 cells (on a CPU: 64^3) with an evaluation that costs next to nothing."""
+    resolution = 128 if s.device == "cuda" else 64
+    cells = resolution**3
+
+    def occupancy(points: Tensor) -> Tensor:
+        return points[:, 0]
+
+    for name, step, evaluated in (("half of the cells", 256, cells // 2), ("all cells", 0, cells)):
+
+        def run(module: Any, step: int = step) -> Callable[[], object]:
+            grid = _estimator(module, s, resolution)
+            return lambda: grid._update(step, occupancy)
+
+        work = Work(13 * cells + 20 * evaluated)  # state and newest value; cell, point and occupancy
+        yield Case(f"nerfacc occupancy update, {name}", run(nerfacc), evaluated, work, peer=_peer(s, run))
+
+
+def _estimator(module: Any, s: Setting, resolution: int) -> Any:
+    return module.OccGridEstimator(s.aabb.flatten().cpu(), resolution=resolution).to(s.device)
+
+
+def _peer(s: Setting, run: Callable[[Any], Callable[[], object]]) -> Callable[[], object] | None:
+    peer = peers.nerfacc()
+    return None if peer is None or s.device != "cuda" else run(peer)

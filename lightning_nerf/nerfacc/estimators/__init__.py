@@ -1,0 +1,1 @@
+"""Estimators: where along rays to place samples."""
