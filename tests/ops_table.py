@@ -28,6 +28,7 @@ OPS = [
     "ray_budget_",
     "ray_loss",
     "ray_loss_backward",
+    "ray_offsets",
     "sample_points",
     "spherical_harmonics",
     "spherical_harmonics_backward",
