@@ -376,7 +376,8 @@ _ARGUMENTS = (
 _library.define("march_count", f"({_ARGUMENTS}) -> (Tensor counts, Tensor plan)", count_reference, count_fake)
 _library.define(
     "march_write",
-    f"({_ARGUMENTS}, Tensor counts, Tensor plan, Tensor offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
+    f"({_ARGUMENTS}, Tensor counts, Tensor plan, Tensor offsets, int n) "
+    "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
     write_reference,
     write_fake,
 )
