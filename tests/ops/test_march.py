@@ -145,7 +145,9 @@ def check_count(args: Sequence[Any], device: str, opcheck: bool = False) -> tupl
     counts, plan = torch.ops.lightning_nerf.march_count(*args)
     torch.testing.assert_close(counts, count_reference(*args)[0], rtol=0, atol=0)
     if opcheck:
-        torch.library.opcheck(torch.ops.lightning_nerf.march_count.default, args)
+        # Not what AOTDispatcher compares: parts of a plan hold nothing.
+        utilities = ("test_schema", "test_autograd_registration", "test_faketensor")
+        torch.library.opcheck(torch.ops.lightning_nerf.march_count.default, args, test_utils=utilities)
     return counts, plan
 
 
