@@ -7,8 +7,9 @@ namespace {
 
 constexpr int64_t kGrain = 64;  // rays; some ten microseconds of work
 
-float delta(const Samples& s, int64_t i) { return s.t_ends[i] - s.t_starts[i]; }
-float middle(const Samples& s, int64_t i) { return 0.5f * (s.t_starts[i] + s.t_ends[i]); }
+Interval interval(const Samples& s, int64_t i) { return s.interval(s.t_starts[i], s.t_ends[i]); }
+
+float at(const float* cotangent, int64_t i) { return cotangent ? cotangent[i] : 0.0f; }
 
 void zero(float* data, int64_t from, int64_t to) {
   if (data && from < to) std::fill(data + from, data + to, 0.0f);
@@ -24,13 +25,16 @@ void composite_rays(const Samples& s, float early_stop_eps, const Composited& ou
     float opacity = 0.0f, depth = 0.0f, transmittance = 1.0f;
     int64_t i = s.begin(ray);
     for (; i < end && transmittance >= early_stop_eps; ++i) {
-      const Absorption a = absorb(s.densities[i], delta(s, i));
+      const Interval here = interval(s, i);
+      const Absorption a = absorb(s.alphas_given, s.densities[i], here.delta);
       const float weight = transmittance * a.alpha;
-      transmittance *= a.transmitted;
       if (out.weights) out.weights[i] = weight;
+      if (out.trans) out.trans[i] = transmittance;
+      if (out.alphas) out.alphas[i] = a.alpha;
+      transmittance *= a.transmitted;
       if (weight == 0.0f) continue;  // a void sample's channels may hold anything
       opacity += weight;
-      depth += weight * middle(s, i);
+      depth += weight * here.middle;
       for (int c = 0; c < n_channels; ++c) sums[c] += weight * s.channels[i * n_channels + c];
     }
     opacity = std::min(opacity, 1.0f);
@@ -40,13 +44,13 @@ void composite_rays(const Samples& s, float early_stop_eps, const Composited& ou
     out.opacity[ray] = opacity;
     out.depth[ray] = depth;
     out.n_samples[ray] = int32_t(i - s.begin(ray));
-    zero(out.weights, i, end);
+    for (float* each : {out.weights, out.trans, out.alphas}) zero(each, i, end);
   });
 }
 
 void forward(const Tensor&, const Samples& s, float early_stop_eps, const Composited& out) {
   (s.n_channels == 3 ? composite_rays<3> : composite_rays<0>)(s, early_stop_eps, out);
-  zero(out.weights, s.begin(s.n_rays), s.n);
+  for (float* each : {out.weights, out.trans, out.alphas}) zero(each, s.begin(s.n_rays), s.n);
 }
 
 template <int kChannels>
@@ -60,30 +64,30 @@ void composite_backward_rays(const Samples& s, const int32_t* n_samples, const C
     float transmittance = 1.0f;
     for (int64_t i = begin; i < stop; ++i) {
       grad.densities[i] = transmittance;
-      transmittance *= absorb(s.densities[i], delta(s, i)).transmitted;
+      transmittance *= absorb(s.alphas_given, s.densities[i], interval(s, i).delta).transmitted;
     }
     // And back.
-    float of_opacity = cotangents.opacity ? cotangents.opacity[ray] : 0.0f;
-    const float of_depth = cotangents.depth ? cotangents.depth[ray] : 0.0f;
+    float of_opacity = at(cotangents.opacity, ray);
+    const float of_depth = at(cotangents.depth, ray);
     float of_channels[kMaxChannels] = {};
     if (cotangents.channels)
       for (int c = 0; c < n_channels; ++c) of_channels[c] = cotangents.channels[ray * n_channels + c];
     if (s.background)
       for (int c = 0; c < 3; ++c) of_opacity -= of_channels[c] * s.behind(ray)[c];
-    float later = 0.0f;
+    float lambda = 0.0f;
     for (int64_t i = stop - 1; i >= begin; --i) {
-      const bool ignored = is_void(s.densities[i], delta(s, i));
-      const Absorption a = absorb(s.densities[i], delta(s, i));
-      const float weight = grad.densities[i] * a.alpha;
-      float g = of_opacity + of_depth * middle(s, i);
-      if (cotangents.weights) g += cotangents.weights[i];
+      const Interval here = interval(s, i);
+      const Absorption a = absorb(s.alphas_given, s.densities[i], here.delta);
+      const float before = grad.densities[i];
+      float g = of_opacity + of_depth * here.middle + at(cotangents.weights, i);
       if (cotangents.channels)
         for (int c = 0; c < n_channels; ++c) g += of_channels[c] * s.channels[i * n_channels + c];
-      const float behind = grad.densities[i] * a.transmitted;
-      grad.densities[i] = ignored ? 0.0f : density_gradient(delta(s, i), behind * g, later);
-      later += ignored ? 0.0f : g * weight;
+      const float u = at(cotangents.trans, i), v = at(cotangents.alphas, i);
+      const Lit lit = light(s.alphas_given, s.densities[i], here.delta, a, before, g, u, v);
+      grad.densities[i] = lit.gradient(lambda);
+      lambda = lit.pass(lambda);
       if (grad.channels)
-        for (int c = 0; c < n_channels; ++c) grad.channels[i * n_channels + c] = weight * of_channels[c];
+        for (int c = 0; c < n_channels; ++c) grad.channels[i * n_channels + c] = before * a.alpha * of_channels[c];
     }
     zero(grad.densities, stop, end);
     zero(grad.channels, stop * n_channels, end * n_channels);
@@ -103,11 +107,13 @@ void backward(const Tensor&, const Samples& s, const int32_t* n_samples, const C
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
       "composite(Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
-      "bool return_weights, Tensor? background) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool alphas_given, bool deltas_given, bool return_weights, bool return_trans, bool return_alphas, "
+      "Tensor? background) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "composite_backward(Tensor? grad_channels_out, Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, "
-      "Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor n_samples, "
-      "Tensor? background, bool channels_wanted) -> (Tensor, Tensor)");
+      "Tensor? grad_trans, Tensor? grad_alphas, Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, "
+      "Tensor offsets, Tensor n_samples, Tensor? background, bool alphas_given, bool deltas_given, bool channels_wanted) "
+      "-> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {

@@ -1,401 +1,237 @@
-// A group of kLanes neighbouring lanes owns a ray and takes it kLanes samples ("a chunk") at a time, one sample per lane.
-// Channels come in two widths. Narrow (<= 4): each lane reads its own sample's. Wide (<= 32): a row of channels spans the
-// lanes, and the rows of a chunk follow one another, so that memory is still read in one piece.
-// The groups of a warp walk the same number of chunks, so that every shuffle has the whole warp; a lane past its ray's end
-// holds a void sample.
 #include "composite.h"
+#include "composite_channels.cuh"
 #include "cuda.cuh"
 
 namespace lightning_nerf {
 namespace {
 
-constexpr int kBlock = 128;
-constexpr int kNarrow = 4;
-
-// Channels that one lane holds: all of its sample's, or its share of a row.
-template <int kLanes, bool kWide>
-constexpr int kHeld = kWide ? kMaxChannels / kLanes : kNarrow;
-
-struct Interval {
-  float density, t_start, t_end;
-
-  __device__ float delta() const { return t_end - t_start; }
-  __device__ float middle() const { return 0.5f * (t_start + t_end); }
-};
-
-// Sample j of the ray that begins at entry `begin`; a void one outside [0, count).
-__device__ __forceinline__ Interval load(const Samples& s, int begin, int j, int count) {
-  if (j < 0 || j >= count) return {0.0f, 0.0f, 0.0f};
-  const int i = begin + j;
-  return {__ldg(s.densities + i), __ldg(s.t_starts + i), __ldg(s.t_ends + i)};
-}
-
-struct Narrow {
-  float channel[kNarrow];
-};
-
-__device__ __forceinline__ Narrow load_narrow(const Samples& s, int begin, int j, int count) {
-  Narrow row = {};
-  if (j < 0 || j >= count) return row;
-  const float* channels = s.channels + int64_t(begin + j) * s.n_channels;
-#pragma unroll
-  for (int c = 0; c < kNarrow; ++c)
-    if (c < s.n_channels) row.channel[c] = __ldg(channels + c);
-  return row;
-}
-
-template <int kLanes>
-__device__ __forceinline__ float product_up_to(float value, int lane) {
-#pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) {
-    const float other = __shfl_up_sync(kFullWarp, value, step, kLanes);
-    if (lane >= step) value *= other;
-  }
-  return value;
-}
-
-template <int kLanes>
-__device__ __forceinline__ float sum_from(float value, int lane) {
-#pragma unroll
-  for (int step = 1; step < kLanes; step *= 2) {
-    const float other = __shfl_down_sync(kFullWarp, value, step, kLanes);
-    if (lane + step < kLanes) value += other;
-  }
-  return value;
-}
-
-template <int kLanes>
-__device__ __forceinline__ float sum(float value) {
-#pragma unroll
-  for (int step = kLanes / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step, kLanes);
-  return value;
-}
-
-// Lane l gets the sum over lanes of value[l] in value[0]: lanes swap halves of what they hold until one entry is left.
-template <int kLanes, int kHalf = kLanes / 2>
-__device__ __forceinline__ void transposed_sum(float (&value)[kLanes], int lane) {
-  const bool upper = lane & kHalf;
-#pragma unroll
-  for (int i = 0; i < kHalf; ++i) {
-    const float sent = upper ? value[i] : value[i + kHalf];
-    value[i] = (upper ? value[i + kHalf] : value[i]) + __shfl_xor_sync(kFullWarp, sent, kHalf, kLanes);
-  }
-  if constexpr (kHalf > 1) transposed_sum<kLanes, kHalf / 2>(value, lane);
-}
-
-// Transmittance in front of this lane's sample; `carried` is the transmittance in front of the chunk, then behind it.
-template <int kLanes>
-__device__ __forceinline__ float transmittance_before(float transmitted, int lane, float& carried) {
-  const float product = product_up_to<kLanes>(transmitted, lane);
-  const float before = __shfl_up_sync(kFullWarp, product, 1, kLanes);
-  const float result = lane == 0 ? carried : carried * before;
-  carried *= __shfl_sync(kFullWarp, product, kLanes - 1, kLanes);
-  return result;
-}
-
-// Entries [from, to), by all threads of the grid.
-__device__ __forceinline__ void zero_tail(float* data, int64_t from, int64_t to) {
-  const int64_t stride = gridDim.x * int64_t(kBlock);
-  for (int64_t i = from + blockIdx.x * int64_t(kBlock) + threadIdx.x; i < to; i += stride) data[i] = 0.0f;
-}
-
-template <int kLanes, bool kWide>
+template <class G, class Channels>
 __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const float early_stop_eps, const Composited out) {
-  constexpr int kPer = kHeld<kLanes, kWide>;
-  const int64_t ray = (blockIdx.x * int64_t(kBlock) + threadIdx.x) / kLanes;
-  const int lane = threadIdx.x % kLanes;
-  const int begin = ray < s.n_rays ? int(s.begin(ray)) : 0;
-  const int count = ray < s.n_rays ? int(s.begin(ray + 1)) - begin : 0;
-  const int n_chunks = __reduce_max_sync(kFullWarp, (count + kLanes - 1) / kLanes);
-
-  float sums[kPer] = {};
+  constexpr int kPer = G::kPer;
+  const Ray<G> ray(s);
+  const int n_chunks = ray.chunks();
+  Channels channels(s, ray);
   float opacity = 0.0f, depth = 0.0f, transmittance = 1.0f;
-  int used = count;
-  Interval next = load(s, begin, lane, count);
-  Narrow next_row = {};
-  if constexpr (!kWide) next_row = load_narrow(s, begin, lane, count);
+  int used = ray.count;
   int chunk = 0;
   for (; chunk < n_chunks; ++chunk) {
-    const int first = chunk * kLanes, j = first + lane;
-    const Interval sample = next;
-    const Narrow row = next_row;
-    next = load(s, begin, j + kLanes, count);  // in flight while this chunk is worked on
-    if constexpr (!kWide) next_row = load_narrow(s, begin, j + kLanes, count);
+    const int j = ray.first(chunk);
+    Run<G> run;
+    typename Channels::Rows rows;
+    run.load(s, ray, j);
+    channels.load(j, rows);
 
-    const Absorption a = absorb(sample.density, sample.delta());
-    const float before = transmittance_before<kLanes>(a.transmitted, lane, transmittance);
+    Absorption a[kPer];
+    float before[kPer], weight[kPer], alpha[kPer];
+    run.absorb(s, ray, j, a);
+    transmittances<G>(a, ray.lane, transmittance, before);
     if (early_stop_eps > 0.0f) {
-      // The first lane that sees too little ends the ray, whatever rounding lets the lanes behind it see.
-      const unsigned warp_stops = __ballot_sync(kFullWarp, j < used && before < early_stop_eps);
-      const unsigned stops = warp_stops << (32 - kLanes - (threadIdx.x % 32 - lane)) >> (32 - kLanes);
-      if (stops) used = first + __ffs(stops) - 1;
+      // The first sample that sees too little ends the ray, whatever rounding lets the lanes behind it see.
+      int stop = kPer;
+#pragma unroll
+      for (int k = kPer - 1; k >= 0; --k)
+        if (ray.holds(j + k) && before[k] < early_stop_eps) stop = k;
+      const unsigned warp_stops = __ballot_sync(kFullWarp, stop < kPer);
+      const unsigned stops = warp_stops << (32 - G::kLanes - (threadIdx.x % 32 - ray.lane)) >> (32 - G::kLanes);
+      const int stopping_lane = stops ? __ffs(stops) - 1 : 0;
+      stop = __shfl_sync(kFullWarp, stop, stopping_lane, G::kLanes);
+      if (stops) used = min(used, chunk * G::kChunk + stopping_lane * kPer + stop - ray.lead);
+#pragma unroll
+      for (int k = 0; k < kPer; ++k)
+        if (j + k >= ray.lead + used) a[k].alpha = before[k] = 0.0f;
     }
-    const float weight = j < used ? before * a.alpha : 0.0f;
-    opacity += weight;
-    depth += weight * sample.middle();
-    if (out.weights && j < count) out.weights[begin + j] = weight;
-    if constexpr (kWide) {
-      const float* rows = s.channels + (int64_t(begin) + first) * s.n_channels + lane;
-      constexpr int kBatch = kLanes / 2;  // rows in flight
 #pragma unroll
-      for (int k = 0; k < kLanes; k += kBatch) {
-        float w[kBatch], value[kBatch][kPer] = {};
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b) {
-          w[b] = __shfl_sync(kFullWarp, weight, k + b, kLanes);
-#pragma unroll
-          for (int q = 0; q < kPer; ++q)
-            if (w[b] != 0.0f && lane + q * kLanes < s.n_channels)
-              value[b][q] = __ldg(rows + (k + b) * s.n_channels + q * kLanes);
-        }
-#pragma unroll
-        for (int b = 0; b < kBatch; ++b)
-#pragma unroll
-          for (int q = 0; q < kPer; ++q) sums[q] += w[b] * value[b][q];
-      }
-    } else if (weight != 0.0f) {  // a void sample's channels may hold anything
-#pragma unroll
-      for (int c = 0; c < kNarrow; ++c) sums[c] += weight * row.channel[c];
+    for (int k = 0; k < kPer; ++k) {
+      alpha[k] = a[k].alpha;
+      weight[k] = before[k] * alpha[k];
+      opacity += weight[k];
+      if (weight[k] != 0.0f) depth += weight[k] * run.middle[k];
     }
-    if (early_stop_eps > 0.0f && !__any_sync(kFullWarp, first + kLanes < used)) {
+    if (out.weights) store(out.weights, ray, j, weight);
+    if (out.trans) store(out.trans, ray, j, before);
+    if (out.alphas) store(out.alphas, ray, j, alpha);
+    channels.add(chunk * G::kChunk, weight, rows);
+    if (early_stop_eps > 0.0f && !__any_sync(kFullWarp, (chunk + 1) * G::kChunk < ray.lead + used)) {
       ++chunk;
       break;
     }
   }
 
-  opacity = fminf(sum<kLanes>(opacity), 1.0f);
-  depth = sum<kLanes>(depth);
-  if constexpr (!kWide)
-#pragma unroll
-    for (int c = 0; c < kNarrow; ++c)
-      if (c < s.n_channels) sums[c] = sum<kLanes>(sums[c]);
-  if (ray < s.n_rays) {
-    if (s.background) {
-      if constexpr (kWide) {
-        if (lane < 3) sums[0] += (1.0f - opacity) * s.behind(ray)[lane];
-      } else {
-#pragma unroll
-        for (int c = 0; c < 3; ++c) sums[c] += (1.0f - opacity) * s.behind(ray)[c];
-      }
-    }
-    float* channels = out.channels + ray * s.n_channels;
-    if constexpr (kWide) {
-#pragma unroll
-      for (int q = 0; q < kPer; ++q)
-        if (lane + q * kLanes < s.n_channels) channels[lane + q * kLanes] = sums[q];
-    } else if (lane == 0) {
-#pragma unroll
-      for (int c = 0; c < kNarrow; ++c)
-        if (c < s.n_channels) channels[c] = sums[c];
-    }
-    if (lane == 0) {
-      out.opacity[ray] = opacity;
-      out.depth[ray] = depth;
-      out.n_samples[ray] = used;
-    }
+  opacity = fminf(sum<G::kLanes>(opacity), 1.0f);
+  depth = sum<G::kLanes>(depth);
+  channels.finish(opacity, out.channels);
+  if (ray.exists && ray.lane == 0) {
+    out.opacity[ray.index] = opacity;
+    out.depth[ray.index] = depth;
+    out.n_samples[ray.index] = used;
   }
-  if (out.weights) {
-    for (int j = chunk * kLanes + lane; j < count; j += kLanes) out.weights[begin + j] = 0.0f;
-    zero_tail(out.weights, s.begin(s.n_rays), s.n);
+  // Samples that the loop has not reached, and the tail.
+  for (float* each : {out.weights, out.trans, out.alphas}) {
+    if (!each) continue;
+    const int begin = max(chunk * G::kChunk, ray.lead), end = ray.lead + ray.count;
+    for (int j = begin + ray.lane; j < end; j += G::kLanes) each[int64_t(ray.base) + j] = 0.0f;
+    zero_tail(each, s.begin(s.n_rays), s.n);
   }
 }
 
-// What the way back needs of a sample.
-struct Lit {
-  float delta;   // 0: without gradient
-  float own;     // g times the transmittance behind the sample, where g = d loss / d weight
-  float weight;  // times g
-};
-
-// Chunks whose samples a group keeps in registers: it reads rays that are no longer than this once.
-template <bool kWide>
-constexpr int kKept = kWide ? 4 : 6;
-
-template <int kLanes, bool kWide>
-__global__ void __launch_bounds__(kBlock, kWide ? 4 : 6)  // as many blocks as fit without spilling
+// kGiven: are there cotangents of values per sample?
+template <class G, class Channels, bool kGiven>
+__global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven)
     backward_kernel(const Samples s, const int32_t* __restrict__ n_samples, const Cotangents cotangents,
                     const Gradients grad) {
-  constexpr int kPer = kHeld<kLanes, kWide>, kKeep = kKept<kWide>;
-  const int64_t ray = (blockIdx.x * int64_t(kBlock) + threadIdx.x) / kLanes;
-  const int lane = threadIdx.x % kLanes;
-  const bool active = ray < s.n_rays;
-  const int begin = active ? int(s.begin(ray)) : 0;
-  const int count = active ? int(s.begin(ray + 1)) - begin : 0;
-  const int used = active ? min(n_samples[ray], count) : 0;
-  const int chunks = __reduce_max_sync(kFullWarp, (used + kLanes - 1) / kLanes);
-  const int streamed = max(chunks - kKeep, 0);  // those before the last kKeep are read on both ways
-  const int64_t n_channels = s.n_channels;
+  constexpr int kPer = G::kPer, kKept = Channels::kKept;
+  __shared__ float4 staged[(Channels::kStaged + 3) / 4];
+  Ray<G> ray(s);
+  const int count = ray.count;
+  ray.limit(ray.exists ? min(max(n_samples[ray.index], 0), count) : 0);
+  const int n_chunks = ray.chunks();
+  const int streamed = max(n_chunks - kKept, 0);  // those before the last kKept are read on both ways
+  Channels channels(s, ray);
 
   // Down the ray: the transmittance in front of each streamed sample, parked where its gradient will be.
-  float carried = 1.0f;
-  Interval next = load(s, begin, lane, used);
+  float transmittance = 1.0f;
   for (int chunk = 0; chunk < streamed; ++chunk) {
-    const int j = chunk * kLanes + lane;
-    const Interval sample = next;
-    next = load(s, begin, j + kLanes, used);
-    const float before = transmittance_before<kLanes>(absorb(sample.density, sample.delta()).transmitted, lane, carried);
-    if (j < used) grad.densities[begin + j] = before;
+    Run<G> run;
+    Absorption a[kPer];
+    float before[kPer];
+    run.load(s, ray, ray.first(chunk));
+    run.absorb(s, ray, ray.first(chunk), a);
+    transmittances<G>(a, ray.lane, transmittance, before);
+    store(grad.densities, ray, ray.first(chunk), before);
   }
   // All of the kept samples' loads are in flight at once.
-  Interval samples[kKeep];
-  Narrow rows[kKeep] = {};
+  Run<G> runs[kKept];
+  typename Channels::Rows rows[kKept];
 #pragma unroll
-  for (int k = 0; k < kKeep; ++k) {
-    const int j = (streamed + k) * kLanes + lane;
-    samples[k] = k == 0 ? next : load(s, begin, j, used);
-    if constexpr (!kWide)
-      if (cotangents.channels) rows[k] = load_narrow(s, begin, j, used);
+  for (int k = 0; k < kKept; ++k) {
+    if (streamed + k >= n_chunks) continue;
+    runs[k].load(s, ray, ray.first(streamed + k));
+    if (cotangents.channels) channels.load(ray.first(streamed + k), rows[k]);
   }
 
-  float of_opacity = active && cotangents.opacity ? cotangents.opacity[ray] : 0.0f;
-  const float of_depth = active && cotangents.depth ? cotangents.depth[ray] : 0.0f;
-  const bool has_channels = active && cotangents.channels && n_channels > 0;
-  if (has_channels && s.background)
+  channels.begin_backward(cotangents.channels);
+  float of_opacity = ray.exists && cotangents.opacity ? cotangents.opacity[ray.index] : 0.0f;
+  const float of_depth = ray.exists && cotangents.depth ? cotangents.depth[ray.index] : 0.0f;
+  if (ray.exists && s.background && cotangents.channels)
 #pragma unroll
-    for (int c = 0; c < 3; ++c) of_opacity -= cotangents.channels[ray * n_channels + c] * s.behind(ray)[c];
-  float of_channels[kPer] = {};  // of those that this lane holds
-#pragma unroll
-  for (int q = 0; q < kPer; ++q) {
-    const int c = kWide ? lane + q * kLanes : q;
-    if (has_channels && c < n_channels) of_channels[q] = cotangents.channels[ray * n_channels + c];
-  }
-  // Narrow rows are written as one run of floats: float q * kLanes + lane of a chunk belongs to this sample and channel.
-  int run_sample[kNarrow] = {};
-  float run_cotangent[kNarrow] = {};
-  if constexpr (!kWide) {
-#pragma unroll
-    for (int q = 0; q < kNarrow; ++q) {
-      if (q >= s.n_channels) continue;
-      const unsigned f = q * kLanes + lane;
-      run_sample[q] = f / unsigned(s.n_channels);
-      if (has_channels) run_cotangent[q] = cotangents.channels[ray * n_channels + f % unsigned(s.n_channels)];
-    }
-  }
+    for (int c = 0; c < 3; ++c) of_opacity -= cotangents.channels[ray.index * s.n_channels + c] * s.behind(ray.index)[c];
 
-  // Writes the gradients of a chunk's channels; the chunk begins at the ray's sample `first`.
-  const auto light = [&](int first, const Interval& sample, const Narrow& row, const Absorption& a, float before) -> Lit {
-    const int j = first + lane;
-    const float weight = before * a.alpha;
-    float g = of_opacity + of_depth * sample.middle();
-    if (cotangents.weights && j < used) g += __ldg(cotangents.weights + begin + j);
-    if (cotangents.channels) {
-      if constexpr (kWide) {
-        const float* held = s.channels + (int64_t(begin) + first) * n_channels + lane;
-        float dots[kLanes];
+  // Writes the gradients of a chunk's channels.
+  const auto weigh = [&](int chunk, const Run<G>& run, const typename Channels::Rows& row, const Absorption(&a)[kPer],
+                         const float(&before)[kPer], Lit(&lit)[kPer]) {
+    const int j = ray.first(chunk);
+    float g[kPer], u[kPer] = {}, v[kPer] = {}, weight[kPer];
 #pragma unroll
-        for (int k = 0; k < kLanes; ++k) {
-          dots[k] = 0.0f;
-#pragma unroll
-          for (int q = 0; q < kPer; ++q)
-            if (first + k < used && lane + q * kLanes < s.n_channels)
-              dots[k] += of_channels[q] * __ldg(held + k * s.n_channels + q * kLanes);
-        }
-        transposed_sum<kLanes>(dots, lane);
-        g += dots[0];
-      } else {
-#pragma unroll
-        for (int c = 0; c < kNarrow; ++c) g += of_channels[c] * row.channel[c];
-      }
+    for (int k = 0; k < kPer; ++k) {
+      g[k] = of_opacity + of_depth * run.middle[k];
+      weight[k] = before[k] * a[k].alpha;
     }
-    if (grad.channels) {
-      float* run = grad.channels + (int64_t(begin) + first) * n_channels + lane;
-      if constexpr (kWide) {
-#pragma unroll
-        for (int k = 0; k < kLanes; ++k) {
-          const float w = __shfl_sync(kFullWarp, weight, k, kLanes);
-#pragma unroll
-          for (int q = 0; q < kPer; ++q)
-            if (first + k < used && lane + q * kLanes < s.n_channels)
-              run[k * s.n_channels + q * kLanes] = w * of_channels[q];
-        }
-      } else {
-#pragma unroll
-        for (int q = 0; q < kNarrow; ++q) {
-          if (q >= s.n_channels) continue;
-          const float w = __shfl_sync(kFullWarp, weight, run_sample[q], kLanes);
-          if (first + run_sample[q] < used) run[q * kLanes] = w * run_cotangent[q];
-        }
-      }
+    if constexpr (kGiven) {
+      add_given(cotangents.weights, s, ray, j, g);
+      add_given(cotangents.trans, s, ray, j, u);
+      add_given(cotangents.alphas, s, ray, j, v);
     }
-    const float delta = sample.delta();
-    if (is_void(sample.density, delta)) return {0.0f, 0.0f, 0.0f};  // also past the ray's end
-    return {delta, before * a.transmitted * g, g * weight};
+    if (cotangents.channels) channels.dot(chunk * G::kChunk, row, g);
+    if (grad.channels) channels.store_gradient(grad.channels, chunk * G::kChunk, weight, &staged[0].x);
+    if (s.alphas_given) {
+#pragma unroll
+      for (int k = 0; k < kPer; ++k) lit[k] = light(true, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
+    } else {
+#pragma unroll
+      for (int k = 0; k < kPer; ++k) lit[k] = light(false, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
+    }
   };
-  Lit lit[kKeep];
+  Lit kept[kKept][kPer];
 #pragma unroll
-  for (int k = 0; k < kKeep; ++k) {
-    if (streamed + k >= chunks) continue;
-    const Absorption a = absorb(samples[k].density, samples[k].delta());
-    const float before = transmittance_before<kLanes>(a.transmitted, lane, carried);
-    lit[k] = light((streamed + k) * kLanes, samples[k], rows[k], a, before);
+  for (int k = 0; k < kKept; ++k) {
+    if (streamed + k >= n_chunks) continue;
+    Absorption a[kPer];
+    float before[kPer];
+    runs[k].absorb(s, ray, ray.first(streamed + k), a);
+    transmittances<G>(a, ray.lane, transmittance, before);
+    weigh(streamed + k, runs[k], rows[k], a, before, kept[k]);
   }
 
   // And back.
-  float after = 0.0f;  // sum of g w over the chunks behind
-  const auto finish = [&](int j, const Lit& sample) {
-    const float from_here = sum_from<kLanes>(sample.weight, lane);
-    const float behind = __shfl_down_sync(kFullWarp, from_here, 1, kLanes);
-    const float later = lane == kLanes - 1 ? after : after + behind;
-    after += __shfl_sync(kFullWarp, from_here, 0, kLanes);
-    if (j < used) grad.densities[begin + j] = sample.delta > 0.0f ? density_gradient(sample.delta, sample.own, later) : 0.0f;
+  float behind = 0.0f;  // lambda behind the chunk
+  const auto finish = [&](int chunk, const Lit(&lit)[kPer]) {
+    float lambda = lambda_behind<G>(lit, ray.lane, behind);
+    float gradient[kPer];
+#pragma unroll
+    for (int k = kPer - 1; k >= 0; --k) {
+      gradient[k] = lit[k].gradient(lambda);
+      lambda = lit[k].pass(lambda);
+    }
+    store(grad.densities, ray, ray.first(chunk), gradient);
   };
 #pragma unroll
-  for (int k = kKeep - 1; k >= 0; --k)
-    if (streamed + k < chunks) finish((streamed + k) * kLanes + lane, lit[k]);
-
-  const auto parked = [&](int j) { return j >= 0 && j < used ? grad.densities[begin + j] : 0.0f; };
-  Narrow row = {}, next_row = {};
-  float next_before = 0.0f;
-  if (streamed > 0) {
-    const int j = (streamed - 1) * kLanes + lane;
-    next = load(s, begin, j, used);
-    next_before = parked(j);
-    if constexpr (!kWide)
-      if (cotangents.channels) next_row = load_narrow(s, begin, j, used);
-  }
+  for (int k = kKept - 1; k >= 0; --k)
+    if (streamed + k < n_chunks) finish(streamed + k, kept[k]);
   for (int chunk = streamed - 1; chunk >= 0; --chunk) {
-    const int first = chunk * kLanes, j = first + lane;
-    const Interval sample = next;
-    const float before = next_before;
-    row = next_row;
-    next = load(s, begin, j - kLanes, used);  // in flight while this chunk is worked on
-    next_before = parked(j - kLanes);
-    if constexpr (!kWide)
-      if (cotangents.channels) next_row = load_narrow(s, begin, j - kLanes, used);
-    finish(j, light(first, sample, row, absorb(sample.density, sample.delta()), before));
+    const int j = ray.first(chunk);
+    Run<G> run;
+    typename Channels::Rows row;
+    Absorption a[kPer];
+    float before[kPer];
+    Lit lit[kPer];
+    run.load(s, ray, j);
+    if (cotangents.channels) channels.load(j, row);
+#pragma unroll
+    for (int k = 0; k < kPer; ++k) before[k] = ray.holds(j + k) ? grad.densities[int64_t(ray.base) + j + k] : 0.0f;
+    run.absorb(s, ray, j, a);
+    weigh(chunk, run, row, a, before, lit);
+    finish(chunk, lit);
   }
 
   // Samples that were not composited, and the tail.
-  const int64_t tail = s.begin(s.n_rays);
-  for (int j = used + lane; j < count; j += kLanes) grad.densities[begin + j] = 0.0f;
+  const int64_t tail = s.begin(s.n_rays), begin = int64_t(ray.base) + ray.lead;
+  for (int j = ray.count + ray.lane; j < count; j += G::kLanes) grad.densities[begin + j] = 0.0f;
   zero_tail(grad.densities, tail, s.n);
   if (grad.channels) {
-    const int64_t end = (int64_t(begin) + count) * n_channels;
-    for (int64_t f = (int64_t(begin) + used) * n_channels + lane; f < end; f += kLanes) grad.channels[f] = 0.0f;
-    zero_tail(grad.channels, tail * n_channels, s.n * n_channels);
+    const int64_t end = (begin + count) * s.n_channels;
+    for (int64_t f = (begin + ray.count) * s.n_channels + ray.lane; f < end; f += G::kLanes) grad.channels[f] = 0.0f;
+    zero_tail(grad.channels, tail * s.n_channels, s.n * s.n_channels);
   }
 }
 
-// As many lanes as leave few idle in a ray of mean length, yet no more chunks one after the other than about five.
-int lanes_per_ray(const Samples& s) {
-  const int64_t mean = s.n / (s.n_rays > 0 ? s.n_rays : 1);
-  if (s.n_channels > kNarrow) return mean <= 16 ? 8 : 32;
-  return mean <= 6 ? 4 : mean <= 20 ? 8 : mean <= 96 ? 16 : 32;
+bool aligned(std::initializer_list<const float*> all) {
+  for (const float* each : all)
+    if (reinterpret_cast<uintptr_t>(each) % 16 != 0) return false;
+  return true;
 }
 
-// Calls body(lanes, wide) with compile-time constants.
+template <int kLanes, int kPer, int kCount>
+struct NarrowRays {
+  using G = Group<kLanes, kPer>;
+  using Channels = Narrow<G, kCount>;
+};
+template <int kLanes>
+struct WideRays {
+  using G = Group<kLanes, 1>;
+  using Channels = Wide<G>;
+};
+
+// Calls body with one of the above: as few lanes to a ray of mean length as leave it one or two chunks. Memory is idle while
+// instructions are issued, so what counts is that few of them find no sample to work on.
 template <typename Body>
-void dispatch(const Samples& s, const Body& body) {
-  const int lanes = lanes_per_ray(s);
+void dispatch(const Samples& s, bool by_four, const Body& body) {
+  const int64_t mean = s.n / (s.n_rays > 0 ? s.n_rays : 1);
+  const auto four = [&](auto count) {
+    if (mean <= 12) body(NarrowRays<4, 4, count()>());
+    else if (mean <= 100) body(NarrowRays<16, 4, count()>());
+    else body(NarrowRays<32, 4, count()>());
+  };
   using std::integral_constant;
   if (s.n_channels > kNarrow) {
-    if (lanes == 8) body(integral_constant<int, 8>(), std::true_type());
-    else body(integral_constant<int, 32>(), std::true_type());
+    if (mean <= 16) body(WideRays<8>());
+    else body(WideRays<32>());
+  } else if (by_four && s.n_channels == 0) {
+    four(integral_constant<int, 0>());
+  } else if (by_four && s.n_channels == 3) {
+    four(integral_constant<int, 3>());
   } else {
-    if (lanes == 4) body(integral_constant<int, 4>(), std::false_type());
-    else if (lanes == 8) body(integral_constant<int, 8>(), std::false_type());
-    else if (lanes == 16) body(integral_constant<int, 16>(), std::false_type());
-    else body(integral_constant<int, 32>(), std::false_type());
+    if (mean <= 20) body(NarrowRays<8, 1, -1>());
+    else body(NarrowRays<32, 1, -1>());
   }
 }
 
@@ -407,9 +243,11 @@ unsigned int grid(const Samples& s, int lanes) {
 
 void forward(const Tensor& like, const Samples& s, float early_stop_eps, const Composited& out) {
   const Launch launch(like);
-  if (s.n_rays == 0 && (s.n == 0 || !out.weights)) return;
-  dispatch(s, [&](auto lanes, auto wide) {
-    forward_kernel<lanes(), wide()><<<grid(s, lanes), kBlock, 0, launch.stream>>>(s, early_stop_eps, out);
+  if (s.n_rays == 0 && (s.n == 0 || !(out.weights || out.trans || out.alphas))) return;
+  dispatch(s, aligned({s.densities, s.t_starts, s.t_ends, s.channels}), [&](auto rays) {
+    using R = decltype(rays);
+    forward_kernel<typename R::G, typename R::Channels>
+        <<<grid(s, R::G::kLanes), kBlock, 0, launch.stream>>>(s, early_stop_eps, out);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
@@ -418,8 +256,14 @@ void backward(const Tensor& like, const Samples& s, const int32_t* n_samples, co
               const Gradients& grad) {
   const Launch launch(like);
   if (s.n == 0) return;
-  dispatch(s, [&](auto lanes, auto wide) {
-    backward_kernel<lanes(), wide()><<<grid(s, lanes), kBlock, 0, launch.stream>>>(s, n_samples, cotangents, grad);
+  const bool by_four = aligned({s.densities, s.t_starts, s.t_ends, s.channels, cotangents.weights, cotangents.trans,
+                                cotangents.alphas, grad.densities, grad.channels});
+  const bool given = cotangents.weights || cotangents.trans || cotangents.alphas;
+  dispatch(s, by_four, [&](auto rays) {
+    using R = decltype(rays);
+    const auto kernel = given ? backward_kernel<typename R::G, typename R::Channels, true>
+                              : backward_kernel<typename R::G, typename R::Channels, false>;
+    kernel<<<grid(s, R::G::kLanes), kBlock, 0, launch.stream>>>(s, n_samples, cotangents, grad);
   });
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }

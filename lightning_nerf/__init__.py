@@ -27,6 +27,7 @@ _HOME = {
     "OccupancyGrid": "estimators",
     "Renderer": "renderers",
     "VolumeRenderer": "renderers",
+    "rendering": "renderers.rendering",
     "NeRFModule": "modules",
     "InstantNGP": "modules",
     "NeRFDataModule": "data",
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from lightning_nerf.modules import InstantNGP, NeRFModule
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import Renderer, VolumeRenderer
+    from lightning_nerf.renderers.rendering import rendering
     from lightning_nerf.types import FieldOutput, PackedSamples, RayBatch, Rays, Render, SceneBox
 
 

@@ -30,6 +30,7 @@ OPS = [
     "ray_budget_",
     "ray_loss",
     "ray_loss_backward",
+    "ray_offsets",
     "sample_points",
     "scan",
     "scan_product_backward",

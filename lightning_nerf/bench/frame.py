@@ -115,7 +115,7 @@ def training_render(module: Any, views: Views, index: int, background: Tensor, r
     colours = []
     for start in range(0, len(rays.origins), rays_at_once):
         part = rays.map(lambda t, start=start: t[start : start + rays_at_once])
-        samples = module.estimator.sampling(part, module.field.density)
+        samples = module.estimator.sample(part, module.field.density)
         output = module.field(*sample_points(part, samples))
         colours.append(module.renderer(output, samples, background=background).rgb)
     return torch.cat(colours).view(*views.images.shape[1:3], 3)

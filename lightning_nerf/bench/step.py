@@ -166,7 +166,7 @@ def field_times(trainer: L.Trainer, pl_module: Any) -> list[dict[str, Any]]:
     """Forward and backward of the field alone, at the samples of a training batch and at as many random points."""
     batch = pl_module.draw()
     with torch.no_grad(), trainer.precision_plugin.forward_context():
-        samples = pl_module.estimator.sampling(batch.rays, pl_module.field.density, key=pl_module.key)
+        samples = pl_module.estimator.sample(batch.rays, pl_module.field.density, key=pl_module.key)
         positions, directions, times = sample_points(batch.rays, samples)
     n = min(len(positions), pl_module.samples_per_step)
     low, high = pl_module.datamodule.scene_box.aabb.to(positions)

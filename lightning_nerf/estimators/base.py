@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
+from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops.composite import composite_alphas
+from lightning_nerf.ops.random import key_from_torch
+from lightning_nerf.ops.visibility import prune
 from lightning_nerf.types import PackedSamples, Rays, SceneBox
 
 DensityFn = Callable[..., Tensor]
@@ -17,23 +22,32 @@ RayDensityFn = Callable[[Rays, PackedSamples, float], tuple[Tensor, Tensor | Non
 
 Where a ray has less than ``early_stop_eps`` of its light left, both may be anything finite."""
 
+SampleFn = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""``fn(t_starts [N], t_ends [N], ray_indices [N] int64)`` gives densities or opacities [N]."""
+
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 class Estimator(nn.Module, ABC):
     """Decides where along its rays a field is evaluated.
 
     An estimator never sees a field, only a density function of plain tensors: a field's ``density`` method will do, and so
-    will any other callable.
+    will any other callable. Modules call :meth:`sample`; a plain PyTorch loop may find :meth:`sampling` handier.
     """
 
     needs_update: bool = False
     """Whether :meth:`update` must be called during training."""
 
     @abstractmethod
-    def bind(self, scene_box: SceneBox) -> None:
-        """Learn where the scene is; called before training. Saved buffers are written in place."""
+    def bind(self, scene_box: SceneBox | Tensor | Sequence[float]) -> Estimator:
+        """Learn where the scene is; called before training. Saved buffers are written in place. Returns the estimator.
+
+        Args:
+            scene_box: or its corners alone, [2, 3] or six numbers, minimum first.
+        """
 
     @abstractmethod
-    def sampling(
+    def sample(
         self,
         rays: Rays,
         density_fn: DensityFn | None = None,
@@ -56,9 +70,119 @@ class Estimator(nn.Module, ABC):
                 ``density_fn``, which goes with it; features that it returns travel in ``PackedSamples.evaluated``.
         """
 
-    def thresholds(self) -> tuple[float, Tensor] | None:
-        """(transmittance, opacity) below which :meth:`sampling` drops samples; None: it chooses in another way."""
+    def candidates(
+        self, rays: Rays, *, key: Tensor | None = None, step_size: float | None = None, cone_angle: float | None = None
+    ) -> PackedSamples:
+        """What :meth:`sampling` chooses from: samples placed without asking for densities. None: the estimator's own value.
+
+        Raises:
+            ValueError: the estimator has no such setting.
+        """
+        for name, value in [("render_step_size", step_size), ("cone_angle", cone_angle)]:
+            if value is not None:
+                raise ValueError(f"{name}: {type(self).__name__} has no such setting, expected None, got {value}")
+        return self.sample(rays, key=key)
+
+    @torch.no_grad()
+    def sampling(
+        self,
+        rays_o: Tensor,
+        rays_d: Tensor,
+        sigma_fn: SampleFn | None = None,
+        alpha_fn: SampleFn | None = None,
+        near_plane: float = 0.0,
+        far_plane: float = 1e10,
+        t_min: Tensor | None = None,
+        t_max: Tensor | None = None,
+        render_step_size: float | None = None,
+        early_stop_eps: float | None = None,
+        alpha_thre: float | None = None,
+        stratified: bool = False,
+        cone_angle: float | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Place samples on R rays and drop those that are transparent or hidden; plain tensors in and out, no gradient.
+
+        Args:
+            rays_o: [R, 3], origins.
+            rays_d: [R, 3], directions; t is in units of their length.
+            sigma_fn: ``sigma_fn(t_starts [N], t_ends [N], ray_indices [N])`` gives the densities that decide. Not called
+                where there are no samples, or where nothing can be dropped.
+            alpha_fn: in its place, gives opacities.
+            near_plane, far_plane: interval of t for all rays.
+            t_min, t_max: [R], further limits of each ray.
+            render_step_size: between samples. None, here and below: the estimator's own setting.
+            early_stop_eps: samples in front of which less light than this is left are dropped.
+            alpha_thre: samples of lower opacity are dropped; an estimator may lower it for a young field.
+            stratified: shift each ray's samples by a share of a step, drawn from torch's generator of the rays' device.
+            cone_angle: growth of the step with t.
+
+        Returns:
+            ``(ray_indices [N] int64, t_starts [N], t_ends [N])``, rays and t rising. Their number is read by the host.
+        """
+        rays = _rays(rays_o, rays_d, near_plane, far_plane, t_min, t_max)
+        if sigma_fn is not None and alpha_fn is not None:
+            raise ValueError("sigma_fn, alpha_fn: expected at most one of them")
+        key = key_from_torch(rays.origins.device) if stratified else None
+        samples = self.candidates(rays, key=key, step_size=render_step_size, cone_angle=cone_angle)
+        found = samples.ray_indices.long(), samples.t_starts, samples.t_ends
+        name, function = ("sigma_fn", sigma_fn) if alpha_fn is None else ("alpha_fn", alpha_fn)
+        if function is None or len(found[0]) == 0 or (early_stop_eps == 0 and alpha_thre == 0):
+            return found
+        eps, threshold = self.thresholds(early_stop_eps, alpha_thre) or (
+            1e-4 if early_stop_eps is None else early_stop_eps,
+            torch.full((), 0.0 if alpha_thre is None else alpha_thre, device=rays.origins.device),
+        )
+        values = function(found[1], found[2], found[0])
+        if values.shape != found[1].shape:
+            raise ValueError(f"{name}: expected values of shape {list(found[1].shape)}, got {list(values.shape)}")
+        if alpha_fn is None:
+            pruned = prune(values.float(), samples, early_stop_eps=eps, alpha_thre=threshold)
+            return pruned.ray_indices.long(), pruned.t_starts, pruned.t_ends
+        values = values.float()
+        nothing = values.new_empty(len(values), 0)
+        trans = composite_alphas(values, nothing, None, None, samples.offsets, ts=samples.t_starts, return_trans=True).trans
+        assert trans is not None
+        index = ((trans >= eps) & (values >= threshold)).nonzero()[:, 0]
+        return found[0][index], found[1][index], found[2][index]
+
+    def thresholds(
+        self, early_stop_eps: float | None = None, alpha_threshold: float | None = None
+    ) -> tuple[float, Tensor] | None:
+        """(transmittance, opacity) below which samples are dropped; None: the estimator chooses in another way.
+
+        Given numbers take the place of the estimator's own settings.
+        """
         return None
 
-    def update(self, density_fn: DensityFn, *, step: int, key: Tensor) -> None:
-        """Learn from the field as it is at training step ``step``; in place, no gradient, key as in :meth:`sampling`."""
+    def update(self, density_fn: DensityFn, *, step: int, key: Tensor | None = None) -> None:
+        """Learn from the field as it is at training step ``step``; in place, no gradient.
+
+        ``key`` [3] is that of :meth:`sample`; None: one drawn from torch's generator of the estimator's device.
+        """
+
+
+def corners(scene_box: SceneBox | Tensor | Sequence[float]) -> Tensor:
+    """[2, 3] float32 of what :meth:`Estimator.bind` takes."""
+    aabb = scene_box.aabb if isinstance(scene_box, SceneBox) else torch.as_tensor(scene_box)
+    if aabb.shape not in ((2, 3), (6,)):
+        raise ValueError(f"scene_box: expected corners of shape [2, 3] or [6], got {list(aabb.shape)}")
+    return aabb.detach().to(torch.float32).reshape(2, 3)
+
+
+def _rays(
+    rays_o: Tensor, rays_d: Tensor, near_plane: float, far_plane: float, t_min: Tensor | None, t_max: Tensor | None
+) -> Rays:
+    check_tensor("rays_o", rays_o, ("R", 3), _FLOATS)
+    n = rays_o.shape[0]
+    check_tensor("rays_d", rays_d, (n, 3), _FLOATS)
+    for name, limit in [("t_min", t_min), ("t_max", t_max)]:
+        if limit is not None:
+            check_tensor(name, limit, (n,), _FLOATS)
+    check_same_device(rays_o=rays_o, rays_d=rays_d, t_min=t_min, t_max=t_max)
+    near = torch.full((n,), float(near_plane), device=rays_o.device)
+    far = torch.full((n,), float(far_plane), device=rays_o.device)
+    if t_min is not None:
+        near = torch.maximum(near, t_min.float())
+    if t_max is not None:
+        far = torch.minimum(far, t_max.float())
+    return Rays(rays_o.detach().float(), rays_d.detach().float(), near, far)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn
+from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn, corners
 from lightning_nerf.ops import occupancy
 from lightning_nerf.ops.march import march
-from lightning_nerf.ops.random import STREAM_JITTER, random_uniform
+from lightning_nerf.ops.random import STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune, prune_from
 from lightning_nerf.types import Evaluated, PackedSamples, Rays, SceneBox
@@ -27,8 +28,15 @@ class OccupancyGrid(Estimator):
     ``threshold``, or the mean of all cells where that is lower. Before the first update every cell counts as occupied: that
     space is empty has to be found out.
 
-    Everything on CUDA is free of host synchronisation, given capacities in :meth:`sampling`. All buffers are only ever
-    written in place, and all are saved.
+    In :meth:`sample`, given capacities, and :meth:`update` nothing on CUDA synchronises with the host. All buffers are only
+    ever written in place, and all are saved. Without Lightning::
+
+        grid = OccupancyGrid(resolution=128).bind([-1, -1, -1, 1, 1, 1]).to(device)
+        for step in range(steps):
+            if step % 16 == 0:
+                grid.update(density_fn, step=step)
+            ray_indices, t_starts, t_ends = grid.sampling(rays_o, rays_d, sigma_fn, stratified=True)
+            colors, opacities, depths, extras = rendering(t_starts, t_ends, ray_indices, len(rays_o), rgb_sigma_fn)
 
     Args:
         resolution: cells per axis and level, >= 1.
@@ -100,11 +108,11 @@ class OccupancyGrid(Estimator):
         self._diagonal: float | None = None  # of the scene box, for the host; None while unbound
 
     @torch.no_grad()
-    def bind(self, scene_box: SceneBox) -> None:
+    def bind(self, scene_box: SceneBox | Tensor | Sequence[float]) -> OccupancyGrid:
         """Lay the first level over the scene box. Binding the same box again changes nothing; another starts afresh."""
-        box = scene_box.aabb.to(self.aabb)
-        if box.shape != (2, 3) or not bool(box.isfinite().all() & (box[0] < box[1]).all()):
-            raise ValueError(f"scene_box.aabb: expected finite [2, 3], minimum below maximum, got {scene_box.aabb}")
+        box = corners(scene_box).to(self.aabb)
+        if not bool(box.isfinite().all() & (box[0] < box[1]).all()):
+            raise ValueError(f"scene_box: expected finite corners, minimum below maximum, got {box.tolist()}")
         if not torch.equal(box, self.aabb):
             self.aabb.copy_(box)
             self.occs.zero_()
@@ -112,6 +120,7 @@ class OccupancyGrid(Estimator):
             self.mean.zero_()
             self.bound.fill_(True)
         self._read_box()
+        return self
 
     def _read_box(self) -> None:
         self._diagonal = float((self.aabb[1] - self.aabb[0]).double().norm()) if bool(self.bound) else None
@@ -128,7 +137,7 @@ class OccupancyGrid(Estimator):
         return self._diagonal / 1024 if self.step_size is None else self.step_size
 
     @torch.no_grad()
-    def sampling(
+    def sample(
         self,
         rays: Rays,
         density_fn: DensityFn | None = None,
@@ -140,19 +149,11 @@ class OccupancyGrid(Estimator):
     ) -> PackedSamples:
         """March through occupied cells; given ``density_fn``, drop samples that are transparent or hidden.
 
-        See :meth:`Estimator.sampling`. Without ``density_fn`` the march fills ``capacity`` (or else ``march_capacity``).
+        See :meth:`Estimator.sample`. Without ``density_fn`` the march fills ``capacity`` (or else ``march_capacity``).
         """
         if density_fn is None and capacity is not None:
             march_capacity = capacity
-        samples = march(
-            rays,
-            self.binaries,
-            self.aabb,
-            step_size=self.render_step_size,
-            cone_angle=self.cone_angle,
-            jitter=None if key is None else random_uniform(key, STREAM_JITTER, rays.origins.shape[0], 1)[:, 0],
-            capacity=march_capacity,
-        )
+        samples = self.candidates(rays, key=key, capacity=march_capacity)
         if density_fn is None:
             return samples
         early_stop_eps, alpha_thre = self.thresholds()
@@ -166,21 +167,45 @@ class OccupancyGrid(Estimator):
         )
         return pruned if features is None else pruned._replace(evaluated=Evaluated(features, sources))
 
-    def thresholds(self) -> tuple[float, Tensor]:
+    @torch.no_grad()
+    def candidates(
+        self,
+        rays: Rays,
+        *,
+        key: Tensor | None = None,
+        step_size: float | None = None,
+        cone_angle: float | None = None,
+        capacity: int | None = None,
+    ) -> PackedSamples:
+        """The march through occupied cells; ``step_size`` and ``cone_angle`` in place of the grid's, if given."""
+        return march(
+            rays,
+            self.binaries,
+            self.aabb,
+            step_size=self.render_step_size if step_size is None else step_size,
+            cone_angle=self.cone_angle if cone_angle is None else cone_angle,
+            jitter=None if key is None else random_uniform(key, STREAM_JITTER, rays.origins.shape[0], 1)[:, 0],
+            capacity=capacity,
+        )
+
+    def thresholds(self, early_stop_eps: float | None = None, alpha_threshold: float | None = None) -> tuple[float, Tensor]:
         """See :meth:`Estimator.thresholds`: ``early_stop_eps``, and ``alpha_threshold`` or less as the grid demands."""
+        early_stop_eps = self.early_stop_eps if early_stop_eps is None else early_stop_eps
+        alpha_threshold = self.alpha_threshold if alpha_threshold is None else alpha_threshold
         # Half: the opacity 1 - exp(-x) of a step lies a little below its value x, and a field of constant density, as
         # fields are when they start, must not lose every sample for that.
-        if self.alpha_threshold == 0:
-            return self.early_stop_eps, self._zero
-        return self.early_stop_eps, (self.mean * 0.5).clamp(max=self.alpha_threshold)
+        if alpha_threshold == 0:
+            return early_stop_eps, self._zero
+        return early_stop_eps, (self.mean * 0.5).clamp(max=alpha_threshold)
 
     @torch.no_grad()
-    def update(self, density_fn: DensityFn, *, step: int, key: Tensor) -> None:
+    def update(self, density_fn: DensityFn, *, step: int, key: Tensor | None = None) -> None:
         """Evaluate ``density_fn(positions [M, 3])`` in cells chosen by ``step`` and ``key``, and renew the grid in place.
 
         A cell whose new value is negative or not finite stays as it was; so do cells that no camera sees.
         """
         step_size = self.render_step_size
+        key = key_from_torch(self.occs.device) if key is None else key
         cells = self.cells(step, key)
         positions = occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[1:])
         chunks = [_densities(density_fn, chunk) for chunk in positions.split(EVALUATION_CHUNK)]

@@ -198,7 +198,7 @@ class NeRFModule(L.LightningModule):
         batch = self.draw() if batch is None else batch
         rays = batch.rays
         exact = rays.origins.device.type == "cpu"  # there a count is free, on CUDA it would stall the step
-        samples = self.estimator.sampling(
+        samples = self.estimator.sample(
             rays,
             self.field.density,
             key=self.key,
@@ -285,13 +285,13 @@ class NeRFModule(L.LightningModule):
         while start < n or not chunks:
             # A march of fixed capacity says how many rays fit. A ray with more samples than that is taken by itself.
             chunk = _slice(rays, start, start + size)
-            samples = self.estimator.sampling(chunk, capacity=capacity)
+            samples = self.estimator.sample(chunk, capacity=capacity)
             fit = int(samples.kept.sum())
             if fit < len(chunk.origins):
                 chunk = _slice(chunk, 0, max(1, fit))
                 samples = samples._replace(offsets=samples.offsets[: fit + 1], kept=samples.kept[:fit])
             if fit == 0 and len(chunk.origins) > 0:
-                samples = self.estimator.sampling(chunk)
+                samples = self.estimator.sample(chunk)
             behind = background
             if background is not None and background.ndim == 2:
                 behind = background[start : start + len(chunk.origins)]
@@ -305,7 +305,7 @@ class NeRFModule(L.LightningModule):
 
     def _render_chunk(self, rays: Rays, marched: PackedSamples, background: Tensor | None) -> Render:
         """As in training: sample, evaluate, composite."""
-        samples = self.estimator.sampling(rays, self.field.density, ray_density_fn=self.field.ray_densities)
+        samples = self.estimator.sample(rays, self.field.density, ray_density_fn=self.field.ray_densities)
         return self.renderer(self.field.at_samples(rays, samples), samples, background=background)
 
     def _can_fuse(self, rays: Rays) -> bool:

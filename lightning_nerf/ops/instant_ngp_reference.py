@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_nerf.ops import hash_grid
 from lightning_nerf.ops import spherical_harmonics as harmonics
-from lightning_nerf.ops.composite import reference as composite_reference
+from lightning_nerf.ops.composite_reference import reference as composite_reference
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import _visible
 from lightning_nerf.types import PackedSamples, Rays
@@ -172,7 +172,7 @@ def render_reference(
     )
     visible = torch.zeros_like(density, dtype=torch.bool)
     visible[_visible(density, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)[0]] = True
-    sums = composite_reference(torch.where(visible, density, 0.0), rgb, t_starts, t_ends, offsets, 0.0, False)
+    sums = composite_reference(torch.where(visible, density, 0.0), rgb, t_starts, t_ends, offsets)
     owner = torch.searchsorted(offsets[1:].contiguous(), torch.arange(len(density), device=offsets.device), right=True)
     count = torch.zeros(len(offsets), dtype=torch.int32, device=offsets.device)
     count = count.index_add(0, owner.clamp(max=len(offsets) - 1), visible.int())[:-1]

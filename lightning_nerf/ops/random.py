@@ -26,6 +26,11 @@ def make_key(seed: int, rank: int = 0, step: int = 0, device: torch.device | str
     return torch.tensor([seed, rank, step], dtype=torch.int64, device=device)
 
 
+def key_from_torch(device: torch.device | str | None = None) -> Tensor:
+    """A key drawn from torch's own generator of ``device``, without synchronisation: it follows ``torch.manual_seed``."""
+    return torch.randint(0, 2**32, (3,), dtype=torch.int64, device=device)
+
+
 def random_uniform(key: Tensor, stream: int, n: int, k: int) -> Tensor:
     """Uniform numbers in [0, 1): multiples of 2^-24, independent over ``n``, ``k``, streams, steps, ranks and seeds.
 

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops import composite as module
-from lightning_nerf.ops.composite import composite, reference
+from lightning_nerf.ops import composite_reference as module
+from lightning_nerf.ops.composite import composite
+from lightning_nerf.ops.composite_reference import reference
 from tests.ops.harness import (
     DEVICES,
     assert_detected,
@@ -51,14 +52,20 @@ def make(counts: list[int], n_channels: int = 3, *, opacity: float = 3.0, seed: 
     return densities, rand(n, n_channels, seed=seed + 3, low=-1), t_starts, t_ends, offsets
 
 
+def full(args: Any, eps: float = 0.0, background: Tensor | None = None, *, wanted: bool = True) -> tuple[Any, ...]:
+    """The op's arguments; ``wanted``: weights, trans and alphas are returned too."""
+    return (*args, eps, False, False, wanted, wanted, wanted, background)
+
+
 def tolerance(args: Args) -> dict[str, float]:
     """Of the order of n roundings, which add like a random walk: six of its standard deviations (of half a unit, 2^-24).
 
-    Values are up to 1 (channels) or 4 (depth); the gradient of a density sums up to C + 6 such terms.
+    Values are up to 1 (channels and values per sample) or 4 (depth). The gradient of a density sums up to C + 6 such terms,
+    and 4 for each of trans and alphas: a sample's length times a cotangent for each sample behind it.
     """
     longest = int((args[4][1:] - args[4][:-1]).max()) if args[4].shape[0] > 1 else 1
     walk = 6 * 2**-24 * math.sqrt(longest + 4)
-    return {"rtol": walk, "atol": 4 * walk, "grad_rtol": walk, "grad_atol": walk * (args[1].shape[1] + 6)}
+    return {"rtol": walk, "atol": 4 * walk, "grad_rtol": walk, "grad_atol": walk * (args[1].shape[1] + 14)}
 
 
 def transmittance(args: Args) -> Tensor:
@@ -72,12 +79,12 @@ def transmittance(args: Args) -> Tensor:
 
 
 def compare(device: str, args: Args, eps: float = 0.0, *, opcheck: bool = False) -> None:
-    """Kernel against reference, weights included."""
+    """Kernel against reference, values per sample included."""
     close, differentiable = tolerance(args), DIFFERENTIABLE if args[1].numel() else (0,)
     check_op(
         "composite",
         reference,
-        (*args, eps, True, None),
+        full(args, eps),
         device=device,
         differentiable=differentiable,
         opcheck=opcheck,
@@ -95,7 +102,7 @@ def test_kernel_equals_the_reference(device: str, counts: list[int], n_channels:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("n_channels", [0, 1, 2, 4, 5, 8, 31, 32])
+@pytest.mark.parametrize("n_channels", [0, 1, 2, 3, 4, 5, 8, 31, 32])
 @pytest.mark.parametrize("mean", [2, 12, 60, 130])  # samples per ray: each has its own number of lanes on CUDA
 def test_any_number_of_channels(device: str, n_channels: int, mean: int) -> None:
     args = make([mean - 1, 0, mean + 1, mean, 3 * mean, 0, mean], n_channels)
@@ -134,11 +141,11 @@ def test_twice_the_capacity_and_a_poisoned_tail_change_nothing(device: str, coun
     args = make(counts, n_channels)
     n = args[0].shape[0]
     larger = (*(poison_tail(a, n, extra=n + 7) for a in args[:4]), args[4])
-    shapes = [(len(counts), n_channels), (len(counts),), (len(counts),), None, (n,)]
+    shapes = [(len(counts), n_channels), (len(counts),), (len(counts),), None, (n,), (n,), (n,)]
     cotangents = [None if s is None else rand(*s, seed=9 + i, low=-1).to(device) for i, s in enumerate(shapes)]
-    poisoned = [*cotangents[:4], poison_tail(cotangents[4], n, extra=n + 7)]  # type: ignore[arg-type]
-    small, small_grads = run_with_grad(OP, (*to(device, args), 0.0, True, None), DIFFERENTIABLE, cotangents)
-    large, large_grads = run_with_grad(OP, (*to(device, larger), 0.0, True, None), DIFFERENTIABLE, poisoned)
+    poisoned = [*cotangents[:4], *(poison_tail(c, n, extra=n + 7) for c in cotangents[4:])]  # type: ignore[arg-type]
+    small, small_grads = run_with_grad(OP, full(to(device, args)), DIFFERENTIABLE, cotangents)
+    large, large_grads = run_with_grad(OP, full(to(device, larger)), DIFFERENTIABLE, poisoned)
     close = tolerance(args)  # not equal bits: on CUDA the number of lanes per ray follows from N and R
     for a, b in zip([*large, *large_grads], [*small, *small_grads], strict=True):
         if b.shape[:1] == (n,) and a.shape[0] == 2 * n + 7:
@@ -160,9 +167,10 @@ def test_strange_densities_are_defined(device: str, n_channels: int) -> None:
     void = ~(densities >= 0) | (lengths <= 0)
     args[1][void] = NAN
     compare(device, args)
-    cotangents = [torch.ones(6, n_channels), torch.ones(6), torch.ones(6), None, torch.ones(n)]
+    cotangents = [torch.ones(6, n_channels), torch.ones(6), torch.ones(6), None, *torch.ones(3, n)]
     cotangents[4][void] = NAN
-    outputs, grads = run_with_grad(OP, (*to(device, args), 0.0, True, None), DIFFERENTIABLE, to(device, cotangents))
+    cotangents[6][void] = NAN
+    outputs, grads = run_with_grad(OP, full(to(device, args)), DIFFERENTIABLE, to(device, cotangents))
     assert all(o.isfinite().all() for o in [*outputs, *grads])
     assert all((g.cpu()[void] == 0).all() for g in grads)
     weights = outputs[4].cpu()
@@ -179,8 +187,8 @@ def test_hidden_samples_get_no_rounding_noise_as_gradient(device: str) -> None:
     doubles = tuple(a.double() if a.is_floating_point() else a for a in args)
     grads = []
     for function, inputs in ((OP, to(device, args)), (reference, doubles)):
-        ones = [torch.ones(1, 3).to(inputs[0]), torch.ones(1).to(inputs[0]), None, None, None]
-        grads.append(run_with_grad(function, (*inputs, 0.0, False, None), DIFFERENTIABLE, ones)[1][0].cpu())
+        ones = [torch.ones(1, 3).to(inputs[0]), torch.ones(1).to(inputs[0]), *[None] * 5]
+        grads.append(run_with_grad(function, full(inputs, wanted=False), DIFFERENTIABLE, ones)[1][0].cpu())
     seen = transmittance(args)
     assert seen[-1] < 1e-12
     # The random walk of `tolerance`, for a gradient of up to delta (C + 1) per unit of transmittance.
@@ -220,8 +228,8 @@ def test_splitting_a_sample_changes_nothing(device: str) -> None:
 def test_the_comparison_detects_inclusive_transmittance() -> None:
     exclusive = module._transmittance
 
-    def inclusive(densities: Tensor, delta: Tensor, owner: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-        before, alpha = exclusive(densities, delta, owner, offsets)
+    def inclusive(alphas_given: bool, *arguments: Tensor) -> tuple[Tensor, Tensor]:
+        before, alpha = exclusive(alphas_given, *arguments)
         return before * (1 - alpha), alpha
 
     def mutated(*args: Any) -> Any:
@@ -231,7 +239,7 @@ def test_the_comparison_detects_inclusive_transmittance() -> None:
     args = make(COUNTS["ragged"])
 
     def check(truth: Callable[..., Any]) -> None:
-        check_op("composite", truth, (*args, 0.0, False, None), device="cpu", opcheck=False, **tolerance(args))
+        check_op("composite", truth, full(args, wanted=False), device="cpu", opcheck=False, **tolerance(args))
 
     check(reference)
     assert_detected(lambda: check(mutated))
@@ -243,8 +251,8 @@ def test_gradcheck_of_the_reference(eps: float) -> None:
     doubles = [a.double() for a in (densities + 0.1, channels, t_starts, t_ends)]
 
     def floats(densities: Tensor, channels: Tensor) -> tuple[Tensor, ...]:
-        out = reference(densities, channels, doubles[2], doubles[3], offsets, eps, True)
-        return out[0], out[1], out[2], out[4]
+        out = reference(*full((densities, channels, doubles[2], doubles[3], offsets), eps))
+        return (*out[:3], *out[4:])
 
     inputs = tuple(a.requires_grad_() for a in doubles[:2])
     assert torch.autograd.gradcheck(floats, inputs)
@@ -256,7 +264,7 @@ def test_second_derivatives_raise() -> None:
     densities = args[0].requires_grad_()
     out = composite(densities, *args[1:])
     (first,) = torch.autograd.grad(out.opacity.sum(), densities, create_graph=True)
-    with pytest.raises(NotImplementedError, match="reference is differentiable twice"):
+    with pytest.raises(NotImplementedError, match=r"float64 .* differentiable twice"):
         first.sum().backward()
 
 
@@ -264,7 +272,7 @@ def test_t_gets_no_gradient() -> None:
     densities, channels, t_starts, t_ends, offsets = make([3, 2])
     for function in (OP, reference):
         inputs = [a.clone().requires_grad_() for a in (densities, channels, t_starts, t_ends)]
-        sum(o.sum() for o in function(*inputs, offsets, 0.0, True, None)).backward()
+        sum(o.sum() for o in function(*full((*inputs, offsets)))).backward()
         assert [i.grad is None for i in inputs] == [False, False, True, True]
 
 
@@ -288,7 +296,9 @@ def test_more_channels_go_in_passes(device: str, n_channels: int) -> None:
     fused, fused_grads = run_with_grad(
         lambda *a: composite(*a, return_weights=True), to(device, args), DIFFERENTIABLE, cotangents
     )
-    truth, truth_grads = run_with_grad(lambda *a: reference(*a, 0.0, True), to(device, args), DIFFERENTIABLE, cotangents)
+    truth, truth_grads = run_with_grad(
+        lambda *a: reference(*a, return_weights=True)[:5], to(device, args), DIFFERENTIABLE, cotangents
+    )
     close = tolerance(args)
     for a, b in zip([*fused, *fused_grads], [*truth, *truth_grads], strict=True):
         torch.testing.assert_close(a, b, rtol=close["grad_rtol"], atol=close["grad_atol"])
@@ -331,13 +341,13 @@ def test_views_are_accepted() -> None:
 
 def test_bits_do_not_depend_on_the_number_of_threads() -> None:
     args = make([(11 * i) % 23 for i in range(400)])
-    cotangents = [rand(400, 3, seed=1), rand(400, seed=2), rand(400, seed=3), None, None]
+    cotangents = [rand(400, 3, seed=1), rand(400, seed=2), rand(400, seed=3), *[None] * 4]
 
     def run(threads: int) -> list[Tensor]:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            outputs, grads = run_with_grad(OP, (*args, 0.0, False, None), DIFFERENTIABLE, cotangents)
+            outputs, grads = run_with_grad(OP, full(args, wanted=False), DIFFERENTIABLE, cotangents)
         finally:
             torch.set_num_threads(before)
         return [*outputs, *grads]
@@ -348,7 +358,9 @@ def test_bits_do_not_depend_on_the_number_of_threads() -> None:
 
 def test_a_scripted_function_may_call_the_op() -> None:
     def opacity(densities: Tensor, channels: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor) -> Tensor:
-        return torch.ops.lightning_nerf.composite(densities, channels, t_starts, t_ends, offsets, 0.0, False, None)[1]
+        return torch.ops.lightning_nerf.composite(
+            densities, channels, t_starts, t_ends, offsets, 0.0, False, False, False, False, False, None
+        )[1]
 
     args = make([3, 4])
     with warnings.catch_warnings():
@@ -380,7 +392,9 @@ def test_bad_arguments_are_named() -> None:
     densities, channels, t_starts, t_ends, offsets = make([3, 2])
     with pytest.raises(ValueError, match=r"densities: expected shape \[N\], got \[5, 3\]"):
         composite(channels, channels, t_starts, t_ends, offsets)
-    with pytest.raises(ValueError, match=r"densities: expected dtype .* got torch.float64"):
+    with pytest.raises(ValueError, match=r"densities: expected dtype .* got torch.int64"):
+        composite(densities.long(), channels, t_starts, t_ends, offsets)
+    with pytest.raises(ValueError, match=r"channels: expected dtype torch.float64, got torch.float32"):
         composite(densities.double(), channels, t_starts, t_ends, offsets)
     with pytest.raises(ValueError, match=r"channels: expected shape \[5, C\], got \[4, 3\]"):
         composite(densities, channels[:4], t_starts, t_ends, offsets)

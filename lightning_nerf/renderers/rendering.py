@@ -1,0 +1,175 @@
+"""``rendering``: volume rendering of any radiance field in one call, for plain PyTorch loops."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops.composite import Composite, composite, composite_alphas
+from lightning_nerf.ops.ray_offsets import ray_offsets
+
+SampleFn = Callable[[Tensor, Tensor, Tensor | None], Any]
+"""``fn(t_starts, t_ends, ray_indices)`` gives rgbs [..., C] and sigmas or alphas [...], and a dict of further channels."""
+
+_OURS = ("weights", "trans", "alphas", "sigmas", "rgbs")
+
+
+def rendering(
+    t_starts: Tensor,
+    t_ends: Tensor,
+    ray_indices: Tensor | None = None,
+    n_rays: int | None = None,
+    rgb_sigma_fn: SampleFn | None = None,
+    rgb_alpha_fn: SampleFn | None = None,
+    render_bkgd: Tensor | None = None,
+    expected_depths: bool = True,
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Render rays from what a function says of their samples.
+
+    Samples are packed, ``[N]`` with the ray of each, or batched, ``[R, S]`` (any leading shape in place of R). See
+    :func:`~lightning_nerf.ops.composite.composite` for the equations.
+
+    Args:
+        t_starts: [N] or [R, S], where samples begin.
+        t_ends: like t_starts.
+        ray_indices: [N] int64 or int32, never falling, in [0, n_rays); None: batched samples.
+        n_rays: R, where samples are packed.
+        rgb_sigma_fn: ``rgb_sigma_fn(t_starts, t_ends, ray_indices)`` gives colours [N, C] or [R, S, C] (any C), densities
+            of the samples' shape, and possibly a third item: a dict of further channels, name to [N, k] or [R, S, k]. It
+            is called once, and not at all where there are no samples.
+        rgb_alpha_fn: in its place, the same with opacities in [0, 1] for densities.
+        render_bkgd: [C] or [R, C], what shines through; None: black. Further channels get none.
+        expected_depths: divide the depth by the opacity (of at least float32's epsilon).
+
+    Returns:
+        ``(colors [R, C], opacities [R, 1], depths [R, 1], extras)``. ``extras`` holds, per sample, ``weights``, ``trans``
+        and ``alphas``, the function's own ``rgbs`` and ``sigmas``, and per ray [R, k] each further channel under its name.
+        float32, whatever the function gives, but float64 if that is. Without samples, the background and zeros, and no
+        further channels; C is then the background's, or 3.
+
+    Differentiable in what the function returns and in render_bkgd, through all outputs; t_starts and t_ends get no
+    gradient. Where no ray has samples, ``backward`` of a loss works too and leaves the function's gradients as they are.
+
+    Raises:
+        ValueError: an argument or what the function returned has the wrong shape, dtype or device, or not exactly one
+            function is given.
+    """
+    if (rgb_sigma_fn is None) == (rgb_alpha_fn is None):
+        raise ValueError("rgb_sigma_fn, rgb_alpha_fn: expected exactly one of them")
+    offsets, rays = layout(t_starts, t_ends, ray_indices, n_rays)
+    if t_starts.numel() == 0:
+        return _nothing(t_starts, rays, render_bkgd, "sigmas" if rgb_alpha_fn is None else "alphas")
+    name, function = ("rgb_sigma_fn", rgb_sigma_fn) if rgb_alpha_fn is None else ("rgb_alpha_fn", rgb_alpha_fn)
+    assert function is not None
+    rgbs, absorbers, further = _returned(name, function(t_starts, t_ends, ray_indices), t_starts.shape)
+    n_channels = rgbs.shape[-1]
+    behind = None if render_bkgd is None else _background(render_bkgd, rays, n_channels)
+    flat = [c.reshape(-1, c.shape[-1]) for c in (rgbs, *further.values())]
+    dtype = torch.float64 if any(t.dtype is torch.float64 for t in (absorbers, *flat)) else torch.float32
+    if dtype is torch.float64:
+        absorbers_, flat = absorbers.double(), [c.double() for c in flat]
+    else:
+        absorbers_ = absorbers
+    inside = behind if n_channels == 3 else None  # the op puts a background behind three channels
+    out = (composite if rgb_alpha_fn is None else _composite_alphas)(
+        absorbers_.reshape(-1),
+        flat[0] if len(flat) == 1 else torch.cat(flat, dim=1),
+        t_starts.reshape(-1).to(dtype),
+        t_ends.reshape(-1).to(dtype),
+        offsets,
+        return_weights=True,
+        return_trans=True,
+        return_alphas=True,
+        background=inside,
+    )
+    opacities, depths = out.opacity[:, None], out.depth[:, None]
+    colors, *integrals = out.channels.split([c.shape[1] for c in flat], dim=1) if further else (out.channels,)
+    if behind is not None and inside is None:
+        colors = colors + behind * (1 - opacities)
+    if expected_depths:
+        depths = depths / opacities.clamp_min(torch.finfo(torch.float32).eps)
+
+    extras = {"weights": out.weights, "trans": out.trans, "alphas": out.alphas}
+    extras = {key: value.view(t_starts.shape) for key, value in extras.items() if value is not None}
+    extras |= {"alphas" if rgb_sigma_fn is None else "sigmas": absorbers, "rgbs": rgbs}
+    extras |= {key: value.view(*rays, value.shape[1]) for key, value in zip(further, integrals, strict=True)}
+    return colors.view(*rays, n_channels), opacities.view(*rays, 1), depths.view(*rays, 1), extras
+
+
+def layout(
+    t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor | None, n_rays: int | None
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Offsets [R + 1] int32 of packed or batched samples, and the shape of the rays."""
+    if t_ends.shape != t_starts.shape:
+        raise ValueError(f"t_ends: expected the shape of t_starts, {list(t_starts.shape)}, got {list(t_ends.shape)}")
+    for name, t in (("t_starts", t_starts), ("t_ends", t_ends)):
+        if not t.is_floating_point():
+            raise ValueError(f"{name}: expected a floating-point tensor, got {t.dtype}")
+    if ray_indices is not None:
+        check_tensor("t_starts", t_starts, ("N",), t_starts.dtype)
+        check_tensor("ray_indices", ray_indices, (t_starts.shape[0],), (torch.int64, torch.int32))
+        check_same_device(t_starts=t_starts, t_ends=t_ends, ray_indices=ray_indices)
+        if n_rays is None:
+            raise ValueError("n_rays: expected a number with ray_indices, got None")
+        return ray_offsets(ray_indices, n_rays), (n_rays,)
+    if t_starts.ndim < 2:
+        raise ValueError(f"ray_indices: expected with packed t_starts {list(t_starts.shape)}, got None")
+    check_same_device(t_starts=t_starts, t_ends=t_ends)
+    rays, length = tuple(t_starts.shape[:-1]), t_starts.shape[-1]
+    if t_starts.numel() >= 2**31:
+        raise ValueError(f"t_starts: expected fewer than 2**31 samples, got {t_starts.numel()}")
+    count = math.prod(rays)
+    if length == 0:
+        return torch.zeros(count + 1, dtype=torch.int32, device=t_starts.device), rays
+    return torch.arange(0, count * length + 1, length, dtype=torch.int32, device=t_starts.device), rays
+
+
+def _returned(name: str, result: Any, shape: torch.Size) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    if not isinstance(result, (tuple, list)) or len(result) not in (2, 3):
+        raise ValueError(f"{name}: expected it to return two or three things, got {type(result).__name__}")
+    rgbs, absorbers = result[:2]
+    further = dict(result[2]) if len(result) == 3 else {}
+    if absorbers.shape != shape:
+        raise ValueError(f"{name}: expected its second result to have shape {list(shape)}, got {list(absorbers.shape)}")
+    for key, value in {"rgbs": rgbs, **further}.items():
+        if value.ndim != len(shape) + 1 or value.shape[:-1] != shape:
+            raise ValueError(f"{name}: expected {key} of shape {[*shape, 'C']}, got {list(value.shape)}")
+    clashes = [key for key in further if key in _OURS]
+    if clashes:
+        raise ValueError(f"{name}: expected other names than {', '.join(_OURS)} for its channels, got {clashes[0]}")
+    return rgbs, absorbers, further
+
+
+def _background(render_bkgd: Tensor, rays: tuple[int, ...], n_channels: int) -> Tensor:
+    """[C] or [R, C]."""
+    if render_bkgd.shape == (n_channels,):
+        return render_bkgd
+    if render_bkgd.shape != (*rays, n_channels):
+        expected = f"[{n_channels}] or {[*rays, n_channels]}"
+        raise ValueError(f"render_bkgd: expected shape {expected}, got {list(render_bkgd.shape)}")
+    return render_bkgd.reshape(-1, n_channels)
+
+
+def _composite_alphas(*args: Tensor, return_alphas: bool, **options: Any) -> Composite:
+    return composite_alphas(*args, **options)
+
+
+def _nothing(
+    t_starts: Tensor, rays: tuple[int, ...], render_bkgd: Tensor | None, absorbers: str
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    # A leaf of its own: a training loop may then call backward() in a step that hit nothing.
+    zero = torch.zeros(*rays, 1, device=t_starts.device, requires_grad=torch.is_grad_enabled()).clone()
+    if render_bkgd is None:
+        colors = zero.expand(*rays, 3).clone()
+    else:
+        behind = _background(render_bkgd, rays, render_bkgd.shape[-1]).view(-1, render_bkgd.shape[-1])
+        colors = (behind * (1 - zero.view(-1, 1))).view(*rays, -1)
+    empty = t_starts.new_zeros(t_starts.shape, dtype=torch.float32)
+    extras = {key: empty.clone() for key in ("weights", "trans", "alphas", absorbers)}
+    extras["rgbs"] = empty.new_zeros(*t_starts.shape, colors.shape[-1])
+    return colors, zero.clone(), zero.clone(), extras
