@@ -1,4 +1,4 @@
-// Where a value lies among sorted ones, and where along a ray a share of its weight has been passed: the inverse of its CDF.
+// Where a value lies among sorted ones, and where along a ray a share of its weight lies behind: the inverse of its CDF.
 // Both devices and the reference do the same float32 operations in the same order (compiled without fused multiply-add), so
 // that they agree to the bit: a steep stretch would turn any difference into a jump.
 #pragma once
@@ -35,8 +35,8 @@ struct Bracket {
   int64_t left, right;
 };
 
-// Neighbours with values[left] <= x < values[right]; an x before the first counts as the first; the last two where it is not
-// before the last.
+// Neighbours with values[left] <= x < values[right]; an x before the first counts as the first; the last two where it is
+// not before the last.
 LN_HD Bracket bracket(const float* values, int64_t begin, int64_t count, float x) {
   if (count > 0 && x < values[begin]) x = values[begin];
   const int64_t right = first_above(values, begin, begin + count - 1, x);
@@ -84,10 +84,10 @@ struct Inverse {
 struct Resampling {
   RayLists rays;       // the edges
   const float* cdfs;   // at the edges
-  const float* jitter;             // [R] or null: 0.5
-  const int64_t* sample_offsets;   // [R + 1] or null: as many for each ray
-  const int64_t* edge_offsets;     // [R + 1] with sample_offsets
-  int64_t n_samples;               // of all rays
+  const float* jitter;            // [R] or null: 0.5
+  const int64_t* sample_offsets;  // [R + 1] or null: as many for each ray
+  const int64_t* edge_offsets;    // [R + 1] with sample_offsets
+  int64_t n_samples;              // of all rays
   float* samples;
   float* edges;
 

@@ -12,7 +12,8 @@ inline const int64_t* optional_longs(const std::optional<Tensor>& t, int64_t siz
   return data<int64_t>(*t);
 }
 
-inline RayLists ray_lists(const Tensor& values, const std::optional<Tensor>& packed_info, int64_t n_rays, const char* name) {
+inline RayLists ray_lists(const Tensor& values, const std::optional<Tensor>& packed_info, int64_t n_rays,
+                          const char* name) {
   check_float(values, name);
   STD_TORCH_CHECK(n_rays >= 0, "n_rays must not be negative");
   const int64_t n = values.numel();

@@ -1,9 +1,9 @@
 // What one entry adds to a scan along its segment, and the derivative of a product. Walking the segments, lane cooperation
 // and the reverse direction belong to the launchers.
 //
-// A scan is a State with an identity and an associative combine(earlier, later), which both launchers use; `load` reads what
-// entry i adds, `store` writes its result. Both also get the neighbour before or after i in the scan's direction, kNone where
-// the segment begins or ends: an exclusive scan is an inclusive one of the values before.
+// A scan is a State with an identity and an associative combine(earlier, later); `load` reads what entry i adds, `store`
+// writes its result. Both also get the neighbour before or after i in the scan's direction, kNone where the segment begins
+// or ends: an exclusive scan is an inclusive one of the values before.
 #pragma once
 #include "host_device.cuh"
 
@@ -59,9 +59,9 @@ struct Affine {
 // d loss / d value k = (product of the values before k) * S_k, where g is d loss / d product and
 //   S_k = g_k + value_{k+1} S_{k+1}       inclusive
 //   S_k = g_{k+1} + value_{k+1} S_{k+1}   exclusive, 0 for the last
-// No division, so it holds where values are 0. S is a scan of affine maps from the segment's end: this struct is walked in the
-// direction opposite to the product's. Where S is 0 nothing depends on the value, and its gradient is 0 even if the product
-// before it overflowed.
+// No division, so it holds where values are 0. S is a scan of affine maps from the segment's end: this struct is walked in
+// the direction opposite to the product's. Where S is 0 nothing depends on the value, and its gradient is 0 even if the
+// product before it overflowed.
 template <typename Real>
 struct ScanProductBackward {
   using State = Affine<Real>;

@@ -219,7 +219,8 @@ class InstantNGPField(RadianceField):
 def _say_slow(device: torch.device) -> None:
     warnings.warn(
         f"InstantNGPField runs op by op on {torch.cuda.get_device_name(device)}, several times slower than in one kernel, "
-        "which needs compute capability 8.0, 8.7, 9.0 or 10.x (104 KiB of shared memory a block) and CUDA kernels in the library.",
+        "for which it takes compute capability 8.0, 8.7, 9.0 or 10.x (104 KiB of shared memory a block) and CUDA "
+        "kernels in the library.",
         RuntimeWarning,
         stacklevel=2,
     )

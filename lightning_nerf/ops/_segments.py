@@ -13,10 +13,12 @@ def check_packed_info(name: str, packed_info: Tensor, n: int) -> None:
     check_tensor(name, packed_info, ("R", 2), torch.int64)
     if packed_info.device.type != "cpu" or packed_info.shape[0] == 0:
         return
-    packed_info = packed_info[packed_info[:, 1] != 0]
-    begins, counts = packed_info[packed_info[:, 0].argsort()].unbind(1)
+    begins, counts = packed_info.unbind(1)
+    if (begins[1:] < (begins + counts)[:-1]).any():  # not in order, or empty ones lie within others
+        packed_info = packed_info[counts != 0]
+        begins, counts = packed_info[packed_info[:, 0].argsort()].unbind(1)
     ends = begins + counts
-    if (counts < 0).any() or (begins < 0).any() or (ends > n).any():
+    if ((counts < 0) | (counts > 0) & ((begins < 0) | (ends > n))).any():
         raise ValueError(f"{name}: expected begins and counts of segments within {n} entries, got others")
     if (ends[:-1] > begins[1:]).any():
         raise ValueError(f"{name}: expected segments that do not overlap, got some that do")
@@ -47,11 +49,10 @@ def ranks(n: int, segments: Tensor, *, reverse: bool) -> Tensor:
         begins[1:] = keys[1:] != keys[:-1]
         rank = entries - torch.where(begins, entries, 0).cummax(0).values
         return rank.flip(0) if reverse else rank
-    if segments.ndim == 1:
-        segments = torch.stack([segments[:-1], segments.diff()], 1).long()
-    if segments.shape[0] == 0:
+    begins, ends = (segments[:-1], segments[1:]) if segments.ndim == 1 else (segments[:, 0], segments.sum(1))
+    if len(begins) == 0:
         return entries.fill_(-1)
-    owner = owners(n, segments)
-    begins, counts = segments.unbind(1)
-    rank = (begins + counts - 1)[owner] - entries if reverse else entries - begins[owner]
+    begins, ends = begins.long().clamp(0, n), ends.long().clamp(0, n)
+    owner = owners(n, torch.stack([begins, ends - begins], 1))
+    rank = ends[owner] - 1 - entries if reverse else entries - begins[owner]
     return torch.where(owner >= 0, rank, -1)

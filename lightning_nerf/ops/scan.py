@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -68,8 +69,8 @@ def segmented_product(
 
         dL/dx_i = P_i S_i,    S_i = g_i + x_{i+1} S_{i+1}    (exclusive: S_i = g_{i+1} + x_{i+1} S_{i+1}, 0 at the end)
 
-    It is 0 wherever S_i is. Products beyond float32's range are infinite; an infinite one times 0 is NaN, within its
-    segment only.
+    It is 0 wherever S_i is, even where P_i is infinite (but for derivatives by :func:`reference`). Products beyond
+    float32's range are infinite; an infinite one times 0 is NaN, within its segment only.
     """
     return _scan(values, offsets, packed_info, ray_indices, True, exclusive, reverse)
 
@@ -113,32 +114,47 @@ def reference(values: Tensor, segments: Tensor, product: bool, exclusive: bool, 
 
     Not by a cumulative sum over all segments: one segment's infinity or cancellation would reach the others.
     """
-    n, identity = values.shape[0], 1.0 if product else 0.0
-    rank = ranks(n, segments, reverse=reverse)
-    owned = rank >= 0
-    direction = -1 if reverse else 1
-
-    def before(state: Tensor, distance: int) -> Tensor:
-        return torch.where(rank >= distance, state.roll(direction * distance), identity)
-
-    # The longest segment is known without waiting on a CPU only.
-    longest = int(rank.max()) + 1 if n and rank.device.type == "cpu" else n
-    state = torch.where(owned, values.double(), identity)
+    identity = 1.0 if product else 0.0
+    rank, before = _walk(values.shape[0], segments, reverse)
+    state = torch.where(rank >= 0, values.double(), identity)
     if exclusive:
-        state = before(state, 1)
-    distance = 1
-    while distance < longest:
-        state = state * before(state, distance) if product else state + before(state, distance)
-        distance *= 2
-    return torch.where(owned, state, 0.0).to(values.dtype)
+        state = before(state, 1, identity)
+    for distance in _distances(rank):
+        earlier = before(state, distance, identity)
+        state = state * earlier if product else state + earlier
+    return torch.where(rank >= 0, state, 0.0).to(values.dtype)
+
+
+def _walk(n: int, segments: Tensor, reverse: bool) -> tuple[Tensor, Callable[[Tensor, int, float], Tensor]]:
+    """Each entry's rank in the walk's direction, and what stands some distance before it in its segment, else ``fill``."""
+    rank = ranks(n, segments, reverse=reverse)
+
+    def before(state: Tensor, distance: int, fill: float) -> Tensor:
+        return torch.where(rank >= distance, state.roll(-distance if reverse else distance), fill)
+
+    return rank, before
+
+
+def _distances(rank: Tensor) -> list[int]:
+    """Powers of two below the length of the longest segment, which is known without waiting on a CPU only."""
+    longest = int(rank.max()) + 1 if len(rank) and rank.device.type == "cpu" else len(rank)
+    return [2**k for k in range(max(longest - 1, 0).bit_length())]
 
 
 def product_backward_reference(
     grad: Tensor, values: Tensor, products: Tensor, segments: Tensor, exclusive: bool, reverse: bool
 ) -> Tensor:
-    # Not autograd.grad: below the dispatcher's autograd key it records nothing.
-    pullback = torch.func.vjp(lambda x: reference(x, segments, True, exclusive, reverse), values)[1]
-    return pullback(grad)[0]
+    """P S as :func:`segmented_product` states it, S by doubling of the maps s -> factor s + summand."""
+    n = values.shape[0]
+    rank, before = _walk(n, segments, not reverse)
+    factor = before(values.double(), 1, 0.0)
+    summand = before(grad.double(), 1, 0.0) if exclusive else torch.where(rank >= 0, grad.double(), 0.0)
+    for distance in _distances(rank):
+        earlier = before(summand, distance, 0.0)
+        summand = summand + torch.where(earlier == 0, 0.0, factor * earlier)
+        factor = factor * before(factor, distance, 1.0)
+    product = products.double() if exclusive else _walk(n, segments, reverse)[1](products.double(), 1, 1.0)
+    return torch.where(summand == 0, 0.0, product * summand).to(values.dtype)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
