@@ -23,7 +23,7 @@ Tensor pack_bits(const Tensor& occupancy, MarchArguments& m) {
   return bits;
 }
 
-Tensor march_count(
+Tensor count_samples(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
     double cone_angle) {
@@ -41,7 +41,16 @@ Tensor march_count(
   return counts;
 }
 
-std::tuple<Tensor, Tensor, Tensor> march_write(
+// The plan is for CUDA alone, where a march is not walked twice: here it is empty.
+std::tuple<Tensor, Tensor> march_count(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
+    double cone_angle) {
+  return {count_samples(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle),
+          empty(origins, {0}, ScalarType::Int)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> write_samples(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
     double cone_angle, const Tensor& offsets, int64_t n) {
@@ -72,14 +81,21 @@ std::tuple<Tensor, Tensor, Tensor> march_write(
   return {t_starts, t_ends, ray_indices};
 }
 
+std::tuple<Tensor, Tensor, Tensor> march_write(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
+    double cone_angle, const Tensor&, const Tensor&, const Tensor& offsets, int64_t n) {
+  return write_samples(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle, offsets, n);
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
     double cone_angle, int64_t capacity) {
   const Tensor counts =
-      march_count(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+      count_samples(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
   const auto [offsets, kept] = pack_on_cpu(counts, std::nullopt, capacity);
-  const auto [t_starts, t_ends, ray_indices] = march_write(
+  const auto [t_starts, t_ends, ray_indices] = write_samples(
       origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle, offsets, capacity);
   return {t_starts, t_ends, ray_indices, offsets, kept};
 }
@@ -90,10 +106,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
       "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
-      "Tensor aabb, float step_size, float cone_angle) -> Tensor");
+      "Tensor aabb, float step_size, float cone_angle) -> (Tensor counts, Tensor plan)");
   m.def(
       "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
-      "Tensor aabb, float step_size, float cone_angle, Tensor offsets, int n) "
+      "Tensor aabb, float step_size, float cone_angle, Tensor counts, Tensor plan, "
+      "Tensor offsets, int n) "
       "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)");
   m.def(
       "march_pack(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "

@@ -39,38 +39,47 @@ struct March {
   const MarchArguments& m;
   bool plain;
   Tensor counts;  // [R]
-  Tensor list, sizes, first;
+  Tensor kept_plan;  // what the pass that counts has found, for the one that writes; [0]: not wanted
   Plan plan;
+
+  int64_t groups() const { return (m.n_rays + kRays - 1) / kRays; }
+  int64_t plan_size() const { return groups() * (kRays * kPlan + 1) + m.n_rays; }
+
+  void lay_out(Tensor& words) {
+    int32_t* const list = mutable_data<int32_t>(words);
+    int32_t* const sizes = list + groups() * kRays * kPlan;
+    plan = {reinterpret_cast<uint32_t*>(list), sizes, sizes + groups()};
+  }
 
   template <bool kPlain>
   void count(const Bits& bits) {
-    const int64_t groups = (m.n_rays + kRays - 1) / kRays;
-    march_count_kernel<kPlain><<<blocks(groups, kWarps), 32 * kWarps, 4 * bits.n_coarse, launch.stream>>>(
+    march_count_kernel<kPlain><<<blocks(groups(), kWarps), 32 * kWarps, 4 * bits.n_coarse, launch.stream>>>(
         m, bits, mutable_data<int32_t>(counts), plan);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  March(const Launch& launch, const MarchArguments& m, const Tensor& occupancy, bool with_plan)
+  March(const Launch& launch, const MarchArguments& m, const Tensor& occupancy)
       : launch(launch), m(m), plain(m.levels == 1 && m.cone_angle <= 0.0),
-        counts(empty(occupancy, {m.n_rays}, ScalarType::Int)), plan{nullptr, nullptr, nullptr} {
+        counts(empty(occupancy, {m.n_rays}, ScalarType::Int)), kept_plan(empty(occupancy, {plan_size()}, ScalarType::Int)) {
+    lay_out(kept_plan);
     if (m.n_rays == 0) return;
     const auto [bits, words] = make_bits(m, occupancy, launch);
-    const int64_t groups = (m.n_rays + kRays - 1) / kRays;
-    if (with_plan) {
-      list = empty(occupancy, {groups * kRays * kPlan}, ScalarType::Int);
-      sizes = empty(occupancy, {groups}, ScalarType::Int);
-      first = empty(occupancy, {m.n_rays}, ScalarType::Int);
-      plan = {reinterpret_cast<uint32_t*>(mutable_data<int32_t>(list)), mutable_data<int32_t>(sizes),
-              mutable_data<int32_t>(first)};
-    }
     if (plain) count<true>(bits);
     else count<false>(bits);
   }
 
+  // With what another has counted.
+  March(const Launch& launch, const MarchArguments& m, const Tensor& counted, const Tensor& planned)
+      : launch(launch), m(m), plain(m.levels == 1 && m.cone_angle <= 0.0), counts(counted), kept_plan(planned) {
+    check_int(counts, "counts");
+    check_int(kept_plan, "plan");
+    STD_TORCH_CHECK(counts.numel() == m.n_rays && kept_plan.numel() == plan_size(), "counts and plan must be march_count's");
+    lay_out(kept_plan);
+  }
+
   template <bool kPlain>
   void write(const Tensor& offsets, int64_t n, Tensor& t_starts, Tensor& t_ends, Tensor& ray_indices) {
-    const int64_t groups = (m.n_rays + kRays - 1) / kRays;
-    const unsigned int grid = groups > 0 ? blocks(groups, kWarps) : 1;
+    const unsigned int grid = groups() > 0 ? blocks(groups(), kWarps) : 1;
     march_write_kernel<kPlain><<<grid, 32 * kWarps, 0, launch.stream>>>(
         m, plan, data<int32_t>(counts), data<int32_t>(offsets), n, mutable_data<float>(t_starts),
         mutable_data<float>(t_ends), mutable_data<int32_t>(ray_indices));
@@ -88,25 +97,26 @@ struct March {
   }
 };
 
-Tensor march_count(
+std::tuple<Tensor, Tensor> march_count(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
     double cone_angle) {
   const Launch launch(origins);
   const MarchArguments m =
       march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
-  return March(launch, m, occupancy, false).counts;
+  const March march(launch, m, occupancy);
+  return {march.counts, march.kept_plan};
 }
 
 std::tuple<Tensor, Tensor, Tensor> march_write(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle, const Tensor& offsets, int64_t n) {
+    double cone_angle, const Tensor& counts, const Tensor& plan, const Tensor& offsets, int64_t n) {
   const Launch launch(origins);
   const MarchArguments m =
       march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
   check_int(offsets, "offsets");
-  return March(launch, m, occupancy, true).write(offsets, n);
+  return March(launch, m, counts, plan).write(offsets, n);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
@@ -116,7 +126,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
   const Launch launch(origins);
   const MarchArguments m =
       march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
-  March march(launch, m, occupancy, true);
+  March march(launch, m, occupancy);
   const auto [offsets, kept] = pack_on_cuda(march.counts, std::nullopt, capacity);
   const auto [t_starts, t_ends, ray_indices] = march.write(offsets, capacity);
   return {t_starts, t_ends, ray_indices, offsets, kept};

@@ -259,7 +259,7 @@ __device__ __noinline__ void walk_write(
 
 // What the first kernel leaves for the second, per group of kRays rays.
 struct Plan {
-  uint32_t* segments;  // [groups, kRays * kPlan]: ray in its group << 27 | segment << 16 | samples; null: not wanted
+  uint32_t* segments;  // [groups, kRays * kPlan]: ray in its group << 27 | segment << 16 | samples
   int32_t* sizes;  // [groups], -1: the list is incomplete, rays must be walked
   int32_t* first;  // [R]
 };

@@ -157,23 +157,32 @@ def compositing(s: Setting) -> Iterator[Case]:
     peer = peers.composite(s.samples, s.densities, s.channels)
     op = torch.ops.lightning_nerf.composite
 
-    for name, eps, weights in [("", 0.0, False), (", early stop at 1e-4", 1e-4, False), (", weights", 0.0, True)]:
+    def arguments(eps: float = 0.0, wanted: int = 0) -> tuple[Any, ...]:
+        return *fixed, eps, False, False, *(i < wanted for i in range(3)), None
+
+    for name, eps, wanted in [
+        ("", 0.0, 0),
+        (", early stop at 1e-4", 1e-4, 0),
+        (", weights", 0.0, 1),
+        (", weights, trans and alphas", 0.0, 3),
+    ]:
+        given = arguments(eps, wanted)
         yield Case(
             f"composite forward{name}",
-            lambda e=eps, w=weights: op(s.densities, s.channels, *fixed, e, w, None),
+            lambda a=given: op(s.densities, s.channels, *a),
             s.n,
-            Work((28 if weights else 24) * s.n + per_ray),
-            lambda e=eps, w=weights: composite.reference(s.densities, s.channels, *fixed, e, w),
+            Work((24 + 4 * wanted) * s.n + per_ray),
+            lambda a=given: composite.reference(s.densities, s.channels, *a),
             None if name or peer is None else lambda: peer(s.densities, s.channels),
         )
     inputs = [s.densities, s.channels]
     yield Case(
         "composite forward + backward",
-        _both(lambda d, c: op(d, c, *fixed, 0.0, False, None)[0], inputs),
+        both(lambda d, c: op(d, c, *arguments())[0], inputs),
         s.n,
         Work(64 * s.n + 2 * per_ray),
-        _both(lambda d, c: composite.reference(d, c, *fixed, 0.0, False)[0], inputs),
-        None if peer is None else _both(peer, inputs),
+        both(lambda d, c: composite.reference(d, c, *arguments())[0], inputs),
+        None if peer is None else both(peer, inputs),
     )
 
 
@@ -238,6 +247,7 @@ def grid_update(s: Setting) -> Iterator[Case]:
             lambda t=step: grid.update(lambda positions: density[: len(positions)], step=t, key=key),
             evaluated,
             Work(13 * cells + (4 + 12 + 4) * evaluated),  # state and newest value; cell, point and density
+            peer=peers.update(s.aabb, resolution, density, step),
         )
 
 
@@ -253,7 +263,7 @@ def perceptrons(s: Setting) -> Iterator[Case]:
             f"mlp {name}, forward", _under(s, torch.no_grad()(lambda f=net, x=x: f(x))), n, Work(n * size, 2 * n * weights)
         )
         parameters = [x, *net.parameters()]
-        run = _both(lambda x, *_, f=net: f(x), parameters, _precision(s))
+        run = both(lambda x, *_, f=net: f(x), parameters, _precision(s))
         yield Case(f"mlp {name}, forward + backward", run, n, Work(2 * n * size, 6 * n * weights))
 
 
@@ -274,12 +284,12 @@ def fields(s: Setting) -> Iterator[Case]:
             n,
             Work(16 * n, gathers=4 * n * levels),
         )
-        both = _both(
+        trained = both(
             lambda *_, p=positions, d=directions: field(p, d)[:2], list(field.parameters()), _precision(s), detach=False
         )
         yield Case(
             f"instant_ngp field, {kind}, forward + backward",
-            both,
+            trained,
             n,
             Work(80 * n + 4 * table.numel(), 6 * n * weights, 4 * n * levels, 8 * n * levels),
         )
@@ -335,7 +345,7 @@ def _leaves(inputs: Sequence[Tensor], detach: bool) -> list[Tensor]:
     return [i.detach().requires_grad_() for i in inputs] if detach else list(inputs)
 
 
-def _both(
+def both(
     function: Callable[..., Tensor | tuple[Tensor, ...]],
     inputs: Sequence[Tensor],
     precision: Callable[[], AbstractContextManager[object]] | None = None,

@@ -1,4 +1,4 @@
-"""``bench ops`` of ``lightning_nerf.nerfacc``: the estimator's calls as NerfAcc's users make them, host and all."""
+"""``bench ops`` of the interface for plain PyTorch loops, host and all, beside NerfAcc's functions of the same names."""
 
 from __future__ import annotations
 
@@ -10,8 +10,39 @@ from torch import Tensor
 
 from lightning_nerf import nerfacc
 from lightning_nerf.bench import peers
-from lightning_nerf.bench.cases import Case, Setting
+from lightning_nerf.bench.cases import Case, Setting, both
 from lightning_nerf.bench.timing import Work
+from lightning_nerf.estimators import OccupancyGrid
+from lightning_nerf.ops.ray_offsets import ray_offsets
+from lightning_nerf.renderers.rendering import rendering
+
+
+def rendered(s: Setting) -> Iterator[Case]:
+    """int64 ray indices in; colours, opacities, depths, weights, transmittance and alphas out; the loss is on colours."""
+    t_starts, t_ends, ray_indices = s.samples.t_starts, s.samples.t_ends, s.samples.ray_indices.long()
+    n_rays = len(s.rays.origins)
+    peer = peers.composite(s.samples, s.densities, s.channels)
+
+    def colours(densities: Tensor, channels: Tensor) -> Tensor:
+        return rendering(t_starts, t_ends, ray_indices, n_rays, lambda *_: (channels, densities))[0]
+
+    yield Case("ray_offsets", lambda: ray_offsets(ray_indices, n_rays), s.n, Work((32 + 4) * n_rays))
+    per_ray = (32 + 4 + 28) * n_rays  # where a ray begins: a sector of the indices, at least
+    yield Case(
+        "rendering forward",
+        lambda: colours(s.densities, s.channels),
+        s.n,
+        Work((24 + 12) * s.n + per_ray),
+        peer=None if peer is None else lambda: peer(s.densities, s.channels),
+    )
+    inputs = [s.densities, s.channels]
+    yield Case(
+        "rendering forward + backward",
+        both(colours, inputs),
+        s.n,
+        Work((24 + 12 + 24 + 16) * s.n + per_ray + 28 * n_rays),
+        peer=None if peer is None else both(peer, inputs),
+    )
 
 
 def sampling(s: Setting) -> Iterator[Case]:
@@ -31,6 +62,10 @@ def sampling(s: Setting) -> Iterator[Case]:
 
         work = Work(size * n + 40 * n_rays)
         yield Case(f"nerfacc sampling{name}", run(nerfacc), n, work, peer=_peer(s, run))
+        grid = OccupancyGrid(resolution=s.occupancy.shape[1], step_size=s.step, alpha_threshold=0.0).bind(s.aabb.cpu())
+        grid.to(s.device).binaries.copy_(s.occupancy)
+        own = lambda g=grid, f=sigma_fn: g.sampling(s.rays.origins, s.rays.directions, f, far_plane=10.0)  # noqa: E731
+        yield Case(f"OccupancyGrid.sampling{name}", own, n, work, peer=_peer(s, run))
 
 
 def updating(s: Setting) -> Iterator[Case]:

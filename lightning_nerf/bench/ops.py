@@ -36,7 +36,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
     limits = limits_of(options.device)
     s = setting(options.device, options.rays or (131072 if cuda else 4096), options.points or (2**18 if cuda else 2**15))
     rows = []
-    for cases in (*CASES, drop_in.sampling, drop_in.updating):
+    for cases in (*CASES, drop_in.rendered, drop_in.sampling, drop_in.updating):
         for case in cases(s):
             if options.only in case.name:
                 rows.append(_row(case, limits, options.device, repeats))

@@ -34,6 +34,15 @@ def march(rays: Rays, occupancy: Tensor, aabb: Tensor, step: float) -> Peer | No
     return lambda: grid.sampling(rays.origins, rays.directions, near_plane=0.0, far_plane=far, render_step_size=step)
 
 
+def update(aabb: Tensor, resolution: int, density: Tensor, step: int) -> Peer | None:
+    """``OccGridEstimator._update`` of one level, of a field that costs nothing; its step says which cells."""
+    peer = nerfacc()
+    if peer is None or not density.is_cuda:
+        return None
+    grid = peer.OccGridEstimator(aabb.flatten().cpu(), resolution=resolution).to(density.device)
+    return lambda: grid._update(step, lambda points: density[: len(points), None])
+
+
 def visibility(densities: Tensor, samples: PackedSamples, early_stop_eps: float) -> Peer | None:
     """``render_visibility_from_density`` and the selection of what it leaves."""
     peer = nerfacc()

@@ -112,7 +112,7 @@ class Estimator(nn.Module, ABC):
             t_min, t_max: [R], further limits of each ray.
             render_step_size: between samples. None, here and below: the estimator's own setting.
             early_stop_eps: samples in front of which less light than this is left are dropped.
-            alpha_thre: samples of lower opacity are dropped; an estimator may lower it for a young field.
+            alpha_thre: samples of lower opacity are dropped, see :meth:`least_opacity`.
             stratified: shift each ray's samples by a share of a step, drawn from torch's generator of the rays' device.
             cone_angle: growth of the step with t.
 
@@ -128,10 +128,9 @@ class Estimator(nn.Module, ABC):
         name, function = ("sigma_fn", sigma_fn) if alpha_fn is None else ("alpha_fn", alpha_fn)
         if function is None or len(found[0]) == 0 or (early_stop_eps == 0 and alpha_thre == 0):
             return found
-        eps, threshold = self.thresholds(early_stop_eps, alpha_thre) or (
-            1e-4 if early_stop_eps is None else early_stop_eps,
-            torch.full((), 0.0 if alpha_thre is None else alpha_thre, device=rays.origins.device),
-        )
+        eps, threshold = self.thresholds() or (1e-4, torch.zeros((), device=rays.origins.device))
+        eps = eps if early_stop_eps is None else early_stop_eps
+        threshold = threshold if alpha_thre is None else self.least_opacity(alpha_thre)
         values = function(found[1], found[2], found[0])
         if values.shape != found[1].shape:
             raise ValueError(f"{name}: expected values of shape {list(found[1].shape)}, got {list(values.shape)}")
@@ -145,14 +144,13 @@ class Estimator(nn.Module, ABC):
         index = ((trans >= eps) & (values >= threshold)).nonzero()[:, 0]
         return found[0][index], found[1][index], found[2][index]
 
-    def thresholds(
-        self, early_stop_eps: float | None = None, alpha_threshold: float | None = None
-    ) -> tuple[float, Tensor] | None:
-        """(transmittance, opacity) below which samples are dropped; None: the estimator chooses in another way.
-
-        Given numbers take the place of the estimator's own settings.
-        """
+    def thresholds(self) -> tuple[float, Tensor] | None:
+        """(transmittance, opacity) below which :meth:`sample` drops samples; None: it chooses in another way."""
         return None
+
+    def least_opacity(self, alpha_threshold: float) -> float | Tensor:
+        """The opacity below which samples are dropped if this threshold is asked for: itself, or less for a young field."""
+        return alpha_threshold
 
     def update(self, density_fn: DensityFn, *, step: int, key: Tensor | None = None) -> None:
         """Learn from the field as it is at training step ``step``; in place, no gradient.

@@ -188,15 +188,15 @@ class OccupancyGrid(Estimator):
             capacity=capacity,
         )
 
-    def thresholds(self, early_stop_eps: float | None = None, alpha_threshold: float | None = None) -> tuple[float, Tensor]:
+    def thresholds(self) -> tuple[float, Tensor]:
         """See :meth:`Estimator.thresholds`: ``early_stop_eps``, and ``alpha_threshold`` or less as the grid demands."""
-        early_stop_eps = self.early_stop_eps if early_stop_eps is None else early_stop_eps
-        alpha_threshold = self.alpha_threshold if alpha_threshold is None else alpha_threshold
+        return self.early_stop_eps, self.least_opacity(self.alpha_threshold)
+
+    def least_opacity(self, alpha_threshold: float) -> Tensor:
+        """``alpha_threshold``, or half the grid's mean value where that is lower."""
         # Half: the opacity 1 - exp(-x) of a step lies a little below its value x, and a field of constant density, as
         # fields are when they start, must not lose every sample for that.
-        if alpha_threshold == 0:
-            return early_stop_eps, self._zero
-        return early_stop_eps, (self.mean * 0.5).clamp(max=alpha_threshold)
+        return self._zero if alpha_threshold == 0 else (self.mean * 0.5).clamp(max=alpha_threshold)
 
     @torch.no_grad()
     def update(self, density_fn: DensityFn, *, step: int, key: Tensor | None = None) -> None:

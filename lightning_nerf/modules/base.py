@@ -314,7 +314,7 @@ class NeRFModule(L.LightningModule):
             return False
         plain = type(self.renderer) is VolumeRenderer and self.renderer.early_stop_eps == 0
         kind = type(self.estimator)  # who samples in a way of its own has to restate its thresholds
-        plain = plain and issubclass(_home(kind, "thresholds"), _home(kind, "sampling"))
+        plain = plain and issubclass(_home(kind, "thresholds"), _home(kind, "sample"))
         return plain and self.estimator.thresholds() is not None and self.field.can_render(rays)
 
     def _render_fused(self, rays: Rays, marched: PackedSamples, background: Tensor | None) -> Render:

@@ -168,7 +168,9 @@ def _composite(
     first, *second = (t.contiguous() for t in intervals.values())  # an alpha needs no length: its place serves as one
     fixed = first, second[0] if second else first, offsets.contiguous(), float(early_stop_eps), *modes
     op = reference if double else torch.ops.lightning_nerf.composite
-    parts = [part if double else part.float().contiguous() for part in channels.split(MAX_CHANNELS, dim=1)]
+    # split's backward copies the gradient even where there is one part.
+    split = [channels] if channels.shape[1] <= MAX_CHANNELS else channels.split(MAX_CHANNELS, dim=1)
+    parts = [part if double else part.float().contiguous() for part in split]
     out, *others = op(density, parts[0], *fixed, *wanted, background)
     if len(parts) > 1:
         rest = (op(density, part, *fixed, False, False, False, None)[0] for part in parts[1:])

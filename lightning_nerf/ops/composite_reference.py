@@ -80,7 +80,7 @@ def _integrate(
         used = rank < torch.cat([n_samples, n_samples.new_zeros(1)])[owner]
     seen = solid & used
     trans, alphas = torch.where(used, trans, 0.0), torch.where(seen, alphas, 0.0)
-    weights = trans * alphas
+    weights = torch.where(seen, trans * alphas, 0.0)
     middle = torch.where(seen, middle, 0.0)
     lit = seen if alphas_given else seen & (trans > 0)
     values = torch.cat([torch.where(lit[:, None], channels, 0.0), torch.ones_like(middle)[:, None], middle[:, None]], dim=1)

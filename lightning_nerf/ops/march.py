@@ -88,7 +88,7 @@ def reference(
 
 
 def _march(
-    count: Callable[..., Tensor],
+    count: Callable[..., tuple[Tensor, Tensor]],
     write: Callable[..., tuple[Tensor, Tensor, Tensor]],
     count_pack_write: Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]],
     rays: Rays,
@@ -137,14 +137,12 @@ def _march(
         check_capacity(capacity)
     if limit is None and capacity is not None:
         return PackedSamples(*count_pack_write(*arguments, capacity))
-    counts = count(*arguments)
-    if limit is not None:
-        if limit < 0:
-            raise ValueError(f"limit: expected None or >= 0, got {limit}")
-        counts = counts.clamp(max=limit)
-    offsets, kept = pack(counts, capacity)
+    if limit is not None and limit < 0:
+        raise ValueError(f"limit: expected None or >= 0, got {limit}")
+    counts, plan = count(*arguments)
+    offsets, kept = pack(counts if limit is None else counts.clamp(max=limit), capacity)
     total = _total(offsets, kept) if capacity is None else capacity
-    t_starts, t_ends, ray_indices = write(*arguments, offsets, total)
+    t_starts, t_ends, ray_indices = write(*arguments, counts, plan, offsets, total)
     return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
 
 
@@ -153,7 +151,7 @@ def _total(offsets: Tensor, kept: Tensor) -> int:
     n = len(kept)
     if n == 0:
         return 0
-    total, last_kept = torch.stack([offsets[-1], kept[-1]]).tolist()
+    total, last_kept = torch.cat([offsets[-1:], kept[-1:]]).tolist()
     if not last_kept:  # from the first ray that doesn't fit on, none is kept
         excess = int((~kept).sum())
         raise ValueError(
@@ -297,12 +295,12 @@ def count_reference(
     aabb: Tensor,
     step_size: float,
     cone_angle: float,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     lattice = lattice_of(near, jitter, step_size, cone_angle)
     counts = torch.zeros(origins.shape[0], dtype=torch.int64, device=origins.device)
     for ray, _ in _hits(origins, directions, near, far, occupancy, aabb, lattice):
         counts += torch.bincount(ray, minlength=len(counts))
-    return counts.clamp(max=2**31 - 1).int()
+    return counts.clamp(max=2**31 - 1).int(), origins.new_empty(0, dtype=torch.int32)
 
 
 def write_reference(
@@ -315,6 +313,8 @@ def write_reference(
     aabb: Tensor,
     step_size: float,
     cone_angle: float,
+    counts: Tensor,
+    plan: Tensor,
     offsets: Tensor,
     n: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -348,12 +348,14 @@ def march_pack_reference(
     capacity: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     arguments = (origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle)
-    offsets, kept = pack_reference(count_reference(*arguments), capacity)
-    return (*write_reference(*arguments, offsets, capacity), offsets, kept)
+    counted = count_reference(*arguments)
+    offsets, kept = pack_reference(counted[0], capacity)
+    return (*write_reference(*arguments, *counted, offsets, capacity), offsets, kept)
 
 
-def count_fake(origins: Tensor, *_: object) -> Tensor:
-    return origins.new_empty(origins.shape[0], dtype=torch.int32)
+def count_fake(origins: Tensor, *_: object) -> tuple[Tensor, Tensor]:
+    plan = torch.library.get_ctx().new_dynamic_size()  # each kernel's own business
+    return origins.new_empty(origins.shape[0], dtype=torch.int32), origins.new_empty(plan, dtype=torch.int32)
 
 
 def write_fake(origins: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -371,10 +373,11 @@ _ARGUMENTS = (
     "Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, Tensor aabb, "
     "float step_size, float cone_angle"
 )
-_library.define("march_count", f"({_ARGUMENTS}) -> Tensor", count_reference, count_fake)
+_library.define("march_count", f"({_ARGUMENTS}) -> (Tensor counts, Tensor plan)", count_reference, count_fake)
 _library.define(
     "march_write",
-    f"({_ARGUMENTS}, Tensor offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
+    f"({_ARGUMENTS}, Tensor counts, Tensor plan, Tensor offsets, int n) "
+    "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
     write_reference,
     write_fake,
 )

@@ -167,8 +167,9 @@ def _nothing(
     if render_bkgd is None:
         colors = zero.expand(*rays, 3).clone()
     else:
-        behind = _background(render_bkgd, rays, render_bkgd.shape[-1]).view(-1, render_bkgd.shape[-1])
-        colors = (behind * (1 - zero.view(-1, 1))).view(*rays, -1)
+        n_channels = render_bkgd.shape[-1] if render_bkgd.ndim > 0 else 1
+        behind = _background(render_bkgd, rays, n_channels)
+        colors = (behind * (1 - zero.view(-1, 1))).view(*rays, n_channels)
     empty = t_starts.new_zeros(t_starts.shape, dtype=torch.float32)
     extras = {key: empty.clone() for key in ("weights", "trans", "alphas", absorbers)}
     extras["rgbs"] = empty.new_zeros(*t_starts.shape, colors.shape[-1])

@@ -27,7 +27,8 @@ def recipe(cache: Path, *more: str) -> list[str]:
         "-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--trainer.logger=false",
         "--data.resolution=24", "--data.n_train=5", "--data.n_test=3", f"--data.cache_dir={cache}",
         "--model.samples_per_step=1024", "--model.field.log2_table_size=10", "--model.estimator.resolution=16",
-        "--trainer.callbacks=[]", "--trainer.enable_progress_bar=false", *more,
+        "--trainer.callbacks=[{class_path: lightning_nerf.callbacks.EMAWeights}]",
+        "--trainer.enable_progress_bar=false", *more,
     ]  # fmt: skip
 
 

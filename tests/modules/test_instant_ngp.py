@@ -161,8 +161,8 @@ def test_an_average_that_nobody_uses_is_named(tmp_path: Path, scene_cache: Path)
 
 def test_frames_follow_an_estimator_that_samples_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
     class Sparse(OccupancyGrid):
-        def sampling(self, *arguments: Any, **options: Any) -> PackedSamples:
-            return super().sampling(*arguments, **options)
+        def sample(self, *arguments: Any, **options: Any) -> PackedSamples:
+            return super().sample(*arguments, **options)
 
     class Restated(Sparse):
         def thresholds(self) -> tuple[float, Tensor]:

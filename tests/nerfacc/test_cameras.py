@@ -134,6 +134,7 @@ def test_wrong_arguments_are_named() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # its import
 def test_the_same_as_nerfacc() -> None:
     nerfacc()
     peer = importlib.import_module("nerfacc.cameras")

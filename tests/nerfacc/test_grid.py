@@ -339,7 +339,7 @@ def test_samples_are_those_of_nerfacc(cone: float) -> None:
         _, t_starts, t_ends = samples_of(intervals, samples)
         counts.append(samples.packed_info[:, 1])
         lengths.append(torch.zeros(500, device="cuda").index_add_(0, samples.ray_indices, t_ends - t_starts))
-    # It sums its lattice up in float32: up to 1200 additions, each off by up to 2.4e-7. So of the 100 planes that a ray may
-    # cross, a midpoint may be on the other side of 0.029 each.
+    # It sums its lattice up in float32: up to 1200 additions, each off by up to half the spacing of floats, 4.8e-7 for t
+    # from 8 to 16. So at the 100 planes that a ray may cross, its lengths may differ by 5.8e-4 each.
     assert (counts[0] - counts[1]).abs().float().mean() < 3
-    assert (lengths[0] - lengths[1]).abs().mean() < 0.03
+    assert (lengths[0] - lengths[1]).abs().mean() < 0.058
