@@ -69,6 +69,8 @@ def test_values_and_gradients_are_those_of_a_loop(device: str, eps: float, n_cha
     wanted = {"return_weights": True, "return_trans": True}
     out, grads = run(composite_alphas, device, early_stop_eps=eps, **wanted)
     truth, expected = run(by_hand, "cpu", eps=eps, alphas_given=True)
+    unstopped = by_hand(*args, alphas_given=True).trans
+    assert eps == 0 or (unstopped / eps - 1).abs().min() > 3 * 2**-24 * 70  # rounding does not decide where a ray ends
     close = many_terms(args)
     for name in ("channels", "opacity", "depth", "weights", "trans"):
         value = getattr(out, name).cpu().double()
