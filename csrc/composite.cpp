@@ -15,8 +15,8 @@ void zero(float* data, int64_t from, int64_t to) {
   if (data && from < to) std::fill(data + from, data + to, 0.0f);
 }
 
-// kChannels: the number of channels where the compiler may know it, else 0.
-template <int kChannels>
+// kChannels: the number of channels where the compiler may know it, else 0. kAlphas: alphas_given.
+template <int kChannels, bool kAlphas>
 void composite_rays(const Samples& s, float early_stop_eps, const Composited& out) {
   const int n_channels = kChannels ? kChannels : s.n_channels;
   parallel_for(s.n_rays, kGrain, [&](int64_t ray) {
@@ -26,7 +26,7 @@ void composite_rays(const Samples& s, float early_stop_eps, const Composited& ou
     int64_t i = s.begin(ray);
     for (; i < end && transmittance >= early_stop_eps; ++i) {
       const Interval here = interval(s, i);
-      const Absorption a = absorb(s.alphas_given, s.densities[i], here.delta);
+      const Absorption a = absorb(kAlphas, s.densities[i], here.delta);
       const float weight = transmittance * a.alpha;
       if (out.weights) out.weights[i] = weight;
       if (out.trans) out.trans[i] = transmittance;
@@ -49,11 +49,14 @@ void composite_rays(const Samples& s, float early_stop_eps, const Composited& ou
 }
 
 void forward(const Tensor&, const Samples& s, float early_stop_eps, const Composited& out) {
-  (s.n_channels == 3 ? composite_rays<3> : composite_rays<0>)(s, early_stop_eps, out);
+  const auto run = s.alphas_given       ? composite_rays<0, true>
+                   : s.n_channels == 3 ? composite_rays<3, false>
+                                       : composite_rays<0, false>;
+  run(s, early_stop_eps, out);
   for (float* each : {out.weights, out.trans, out.alphas}) zero(each, s.begin(s.n_rays), s.n);
 }
 
-template <int kChannels>
+template <int kChannels, bool kAlphas>
 void composite_backward_rays(const Samples& s, const int32_t* n_samples, const Cotangents& cotangents,
                              const Gradients& grad) {
   const int n_channels = kChannels ? kChannels : s.n_channels;
@@ -64,7 +67,7 @@ void composite_backward_rays(const Samples& s, const int32_t* n_samples, const C
     float transmittance = 1.0f;
     for (int64_t i = begin; i < stop; ++i) {
       grad.densities[i] = transmittance;
-      transmittance *= absorb(s.alphas_given, s.densities[i], interval(s, i).delta).transmitted;
+      transmittance *= absorb(kAlphas, s.densities[i], interval(s, i).delta).transmitted;
     }
     // And back.
     float of_opacity = at(cotangents.opacity, ray);
@@ -77,13 +80,13 @@ void composite_backward_rays(const Samples& s, const int32_t* n_samples, const C
     float lambda = 0.0f;
     for (int64_t i = stop - 1; i >= begin; --i) {
       const Interval here = interval(s, i);
-      const Absorption a = absorb(s.alphas_given, s.densities[i], here.delta);
+      const Absorption a = absorb(kAlphas, s.densities[i], here.delta);
       const float before = grad.densities[i];
       float g = of_opacity + of_depth * here.middle + at(cotangents.weights, i);
       if (cotangents.channels)
         for (int c = 0; c < n_channels; ++c) g += of_channels[c] * s.channels[i * n_channels + c];
       const float u = at(cotangents.trans, i), v = at(cotangents.alphas, i);
-      const Lit lit = light(s.alphas_given, s.densities[i], here.delta, a, before, g, u, v);
+      const Lit lit = light(kAlphas, s.densities[i], here.delta, a, before, g, u, v);
       grad.densities[i] = lit.gradient(lambda);
       lambda = lit.pass(lambda);
       if (grad.channels)
@@ -96,7 +99,10 @@ void composite_backward_rays(const Samples& s, const int32_t* n_samples, const C
 
 void backward(const Tensor&, const Samples& s, const int32_t* n_samples, const Cotangents& cotangents,
               const Gradients& grad) {
-  (s.n_channels == 3 ? composite_backward_rays<3> : composite_backward_rays<0>)(s, n_samples, cotangents, grad);
+  const auto run = s.alphas_given       ? composite_backward_rays<0, true>
+                   : s.n_channels == 3 ? composite_backward_rays<3, false>
+                                       : composite_backward_rays<0, false>;
+  run(s, n_samples, cotangents, grad);
   zero(grad.densities, s.begin(s.n_rays), s.n);
   zero(grad.channels, s.begin(s.n_rays) * s.n_channels, s.n * s.n_channels);
 }
