@@ -64,6 +64,8 @@ def _scan(
 
 
 def _shifted(inputs: Tensor, first: float) -> Tensor:
+    if inputs.ndim == 0:  # one entry, as torch.cumsum sees it
+        return _shifted(inputs[None], first)[0]
     return torch.cat([torch.full_like(inputs[..., :1], first), inputs[..., :-1]], -1)
 
 

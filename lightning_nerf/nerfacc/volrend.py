@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 _INDICES = (torch.int64, torch.int32)
+_OPAQUE = 800.0  # exp(-800) is 0 in float64
 
 
 def rendering(
@@ -109,7 +110,7 @@ def render_weight_from_alpha(
     offsets = _offsets(alphas, packed_info, ray_indices, n_rays)
     flat = alphas.reshape(-1)
     out = composite_alphas(
-        flat, flat.new_empty(len(flat), 0), None, None, offsets, ts=_floats(flat), return_weights=True, return_trans=True
+        flat, flat.new_empty(len(flat), 0), None, None, offsets, ts=_places(flat), return_weights=True, return_trans=True
     )
     weights, trans, _ = _with_prefix(out, alphas.shape, prefix_trans)
     return weights, trans
@@ -129,7 +130,7 @@ def render_weight_from_density(
         if t.shape != sigmas.shape:
             raise ValueError(f"{name}: expected the shape of sigmas, {list(sigmas.shape)}, got {list(t.shape)}")
     if needs_grad(t_starts, t_ends):  # the op gives none
-        alphas = -torch.expm1(-sigmas * (t_ends - t_starts))
+        alphas = _alphas(t_starts, t_ends, sigmas)
         return *render_weight_from_alpha(alphas, packed_info, ray_indices, n_rays, prefix_trans), alphas
     offsets = _offsets(sigmas, packed_info, ray_indices, n_rays)
     flat = sigmas.reshape(-1)
@@ -237,9 +238,20 @@ def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor 
     return offsets
 
 
-def _floats(t: Tensor) -> Tensor:
-    """Places that nobody asks for: any floats of the right type."""
-    return t.detach() if t.dtype in (torch.float32, torch.float64) else t.detach().float()
+def _places(absorbers: Tensor) -> Tensor:
+    """Places that nobody asks for: any floats of the right type, but finite, since a zero gradient is multiplied by them."""
+    return torch.zeros_like(absorbers, dtype=torch.float64 if absorbers.dtype is torch.float64 else torch.float32)
+
+
+def _alphas(t_starts: Tensor, t_ends: Tensor, sigmas: Tensor) -> Tensor:
+    """Opacities that have a gradient for the edges too; void and opaque samples as ``composite`` treats them."""
+    dtype = torch.float64 if sigmas.dtype is torch.float64 else torch.float32
+    sigmas, deltas = sigmas.to(dtype), (t_ends - t_starts).to(dtype)
+    void, opaque = ~((sigmas >= 0) & (deltas > 0)), sigmas == torch.inf
+    # Masked before they are multiplied: the derivative of what is left out would be 0 * inf.
+    sigmas, deltas = sigmas.masked_fill(void | opaque, 0.0), deltas.masked_fill(void | opaque, 0.0)
+    alphas = -torch.expm1(-(sigmas * deltas).clamp(max=_OPAQUE))
+    return alphas.masked_fill(opaque & ~void, 1.0)
 
 
 def _like(t: Tensor, sigmas: Tensor) -> Tensor:
