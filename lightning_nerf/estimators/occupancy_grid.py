@@ -11,6 +11,7 @@ from torch import Tensor
 
 from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn, corners
 from lightning_nerf.ops import occupancy
+from lightning_nerf.ops._checks import check_returned
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
@@ -243,7 +244,5 @@ class OccupancyGrid(Estimator):
 
 def _densities(density_fn: DensityFn, *points: Tensor) -> Tensor:
     densities = density_fn(*points)
-    n = points[0].shape[0]
-    if densities.shape != (n,):
-        raise ValueError(f"density_fn: expected densities of shape [{n}], got {list(densities.shape)}")
+    check_returned("density_fn", densities, (points[0].shape[0],), device=points[0].device)
     return densities.float()

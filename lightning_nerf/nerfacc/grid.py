@@ -41,6 +41,7 @@ def ray_aabb_intersect(
     check_tensor("rays_o", rays_o, ("R", 3), torch.float32)
     check_tensor("rays_d", rays_d, (rays_o.shape[0], 3), torch.float32)
     check_tensor("aabbs", aabbs, ("M", 6), torch.float32)
+    check_same_device(rays_o=rays_o, rays_d=rays_d, aabbs=aabbs)
     t_mins, t_maxs, hits = ray_aabb(rays_o, rays_d, aabbs.reshape(-1, 2, 3))
     return _clamp(t_mins, t_maxs, hits & (t_maxs > 0), near_plane, far_plane, miss_value)
 
@@ -115,8 +116,8 @@ def traverse_grids(
     Raises:
         ValueError: a wrong argument; ``over_allocate`` without a limit; 2^31 samples or more.
     """
-    n_rays = rays_o.shape[0]
     check_tensor("rays_o", rays_o, ("R", 3), torch.float32)
+    n_rays = rays_o.shape[0]
     check_tensor("rays_d", rays_d, (n_rays, 3), torch.float32)
     check_tensor("binaries", binaries, ("M", "X", "Y", "Z"), torch.bool)
     check_tensor("aabbs", aabbs, (binaries.shape[0], 6), torch.float32)
