@@ -32,6 +32,7 @@ def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayInterval
             if values.packed_info is None:
                 raise ValueError("values: expected packed_info or ray_indices with vals in one list, got neither")
             query_rays = owners(len(values.vals), values.packed_info.long())
+        check_tensor("ray_indices", query_rays, (len(values.vals),), (torch.int64, torch.int32))
         query_rays = query_rays.long()
     return importance.searchsorted(sorted_sequence.vals, values.vals, packed_info=packed_info, query_rays=query_rays)
 

@@ -246,7 +246,8 @@ def _check_broadcasts(name: str, value: Tensor, shape: torch.Size) -> None:
     sizes = value.shape
     fits = len(sizes) <= len(shape) and all(a in (1, b) for a, b in zip(reversed(sizes), reversed(shape), strict=False))
     if not fits or value.is_complex():
-        raise ValueError(f"{name}: expected real numbers that broadcast to {list(shape)}, got {value.dtype} of {list(sizes)}")
+        got = f"{value.dtype} of {list(sizes)}"
+        raise ValueError(f"{name}: expected real numbers that broadcast to {list(shape)}, got {got}")
 
 
 def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor | None, n_rays: int | None) -> Tensor:

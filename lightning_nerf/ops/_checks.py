@@ -62,7 +62,7 @@ def check_returned(name: str, value: Tensor, *shapes: tuple[int, ...], device: t
         raise ValueError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
     if tuple(value.shape) not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"{name}: expected it to return shape {expected}, got {list(value.shape)}")
+        raise ValueError(f"{name}: expected values of shape {expected}, got {list(value.shape)}")
     if value.is_complex():
         raise ValueError(f"{name}: expected it to return real numbers, got {value.dtype}")
     if value.device != device:

@@ -365,5 +365,5 @@ def test_bad_arguments_are_named(name: str, value: float) -> None:
 
 
 def test_densities_of_a_wrong_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"density_fn: expected densities of shape \[4096\], got \[4096, 1\]"):
+    with pytest.raises(ValueError, match=r"density_fn: expected values of shape \[4096\], got \[4096, 1\]"):
         found(density=lambda p: p[:, :1])

@@ -239,7 +239,7 @@ def test_bad_arguments_are_named() -> None:
         (returns(channels[:4], densities), r"expected rgbs of shape \[5, 'C'\], got \[4, 3\]"),
         (returns(channels, densities, {"a": densities}), r"expected a of shape \[5, 'C'\], got \[5\]"),
         (returns(channels, densities, {"weights": channels}), "expected other names than .* got weights"),
-        (returns(channels.to("meta"), densities), r"channels: expected a tensor on cpu .* got meta"),
+        (returns(channels.to("meta"), densities), r"rgb_sigma_fn: expected rgbs on cpu .* got meta"),
     ]:
         with pytest.raises(ValueError, match=message):
             render(args, counts, function=function)

@@ -57,7 +57,10 @@ class OccGridEstimator(AbstractEstimator):
         if isinstance(resolution, int):
             resolution = [resolution] * self.DIM
         cells = resolution if isinstance(resolution, Tensor) else torch.tensor(resolution, dtype=torch.int32)
-        box = torch.as_tensor(roi_aabb).float()
+        box = torch.as_tensor(roi_aabb)
+        if box.is_complex():
+            raise ValueError(f"roi_aabb: expected real numbers, got {box.dtype}")
+        box = box.float()
         if cells.shape != (self.DIM,) or int(cells.min()) < 1:
             raise ValueError(f"resolution: expected one or three numbers >= 1, got {resolution}")
         if box.shape != (2 * self.DIM,):
