@@ -275,7 +275,7 @@ def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor 
 
 
 def _places(absorbers: Tensor) -> Tensor:
-    """Places that nobody asks for: any floats of the right type, but finite, since a zero gradient is multiplied by them."""
+    """Places that nobody asks for: any finite floats of the right type. A gradient of zero is multiplied by them."""
     return torch.zeros_like(absorbers, dtype=torch.float64 if absorbers.dtype is torch.float64 else torch.float32)
 
 

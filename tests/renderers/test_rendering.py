@@ -254,7 +254,7 @@ def test_bad_arguments_are_named() -> None:
         ({"t_ends": t_ends[:4]}, r"t_ends: expected the shape of t_starts, \[5\], got \[4\]"),
         ({"t_starts": t_starts.long()}, "t_starts: expected a floating-point tensor, got torch.int64"),
         ({"render_bkgd": torch.ones(4)}, r"render_bkgd: expected shape \[3\] or \[2, 3\], got \[4\]"),
-        ({"render_bkgd": torch.ones(3, device="meta")}, r"background: expected a tensor on cpu .* got meta"),
+        ({"render_bkgd": torch.ones(3, device="meta")}, r"render_bkgd: expected a tensor on cpu .* got meta"),
     ]:
         arguments = {"t_starts": t_starts, "t_ends": t_ends, "ray_indices": rays, "n_rays": 2, "rgb_sigma_fn": good}
         with pytest.raises(ValueError, match=message):
