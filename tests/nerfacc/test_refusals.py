@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf import nerfacc
+from lightning_nerf.nerfacc.cameras import opencv_lens_undistortion, opencv_lens_undistortion_fisheye
 from lightning_nerf.nerfacc.losses import distortion
 from lightning_nerf.nerfacc.volrend import accumulate_along_rays_
 from tests.ops.harness import DEVICES
@@ -111,3 +112,13 @@ def test_cdfs_of_another_layout() -> None:
     cdfs = edges.t().contiguous().t()
     new = nerfacc.importance_sampling(nerfacc.RayIntervals(edges), cdfs.reshape(-1), 3)[0]
     torch.testing.assert_close(nerfacc.importance_sampling(nerfacc.RayIntervals(edges), cdfs, 3)[0].vals, new.vals)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_undistortion_stays_within_the_dtype(device: str, dtype: torch.dtype) -> None:
+    uv = torch.tensor([[0.0, -1e4], [0.7, 1.0]], device=device).to(dtype)
+    for last in (0.1, -1.0, 1e20, -1e30):
+        params = torch.tensor([0, 1e20, 0, 0, 0, 0, 0, last], device=device)
+        assert opencv_lens_undistortion(uv, params).isfinite().all()
+        assert opencv_lens_undistortion_fisheye(uv, params[4:]).isfinite().all()
