@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._checks import check_returned, check_same_device, check_tensor
 from lightning_nerf.ops.composite import composite_alphas
 from lightning_nerf.ops.random import key_from_torch
 from lightning_nerf.ops.visibility import prune
@@ -132,8 +132,7 @@ class Estimator(nn.Module, ABC):
         eps = eps if early_stop_eps is None else early_stop_eps
         threshold = threshold if alpha_thre is None else self.least_opacity(alpha_thre)
         values = function(found[1], found[2], found[0])
-        if values.shape != found[1].shape:
-            raise ValueError(f"{name}: expected values of shape {list(found[1].shape)}, got {list(values.shape)}")
+        check_returned(name, values, tuple(found[1].shape), device=found[1].device)
         if alpha_fn is None:
             pruned = prune(values.float(), samples, early_stop_eps=eps, alpha_thre=threshold)
             return pruned.ray_indices.long(), pruned.t_starts, pruned.t_ends
@@ -162,8 +161,8 @@ class Estimator(nn.Module, ABC):
 def corners(scene_box: SceneBox | Tensor | Sequence[float]) -> Tensor:
     """[2, 3] float32 of what :meth:`Estimator.bind` takes."""
     aabb = scene_box.aabb if isinstance(scene_box, SceneBox) else torch.as_tensor(scene_box)
-    if aabb.shape not in ((2, 3), (6,)):
-        raise ValueError(f"scene_box: expected corners of shape [2, 3] or [6], got {list(aabb.shape)}")
+    if aabb.shape not in ((2, 3), (6,)) or aabb.is_complex():
+        raise ValueError(f"scene_box: expected corners of shape [2, 3] or [6], got {aabb.dtype} of {list(aabb.shape)}")
     return aabb.detach().to(torch.float32).reshape(2, 3)
 
 

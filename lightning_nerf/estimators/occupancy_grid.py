@@ -11,12 +11,14 @@ from torch import Tensor
 
 from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn, corners
 from lightning_nerf.ops import occupancy
+from lightning_nerf.ops._checks import check_returned
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune, prune_from
 from lightning_nerf.types import Evaluated, PackedSamples, Rays, SceneBox
 
+_SMALLEST_STEP = 2.0**-149  # that float32 holds
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
 
 
@@ -123,7 +125,8 @@ class OccupancyGrid(Estimator):
         return self
 
     def _read_box(self) -> None:
-        self._diagonal = float((self.aabb[1] - self.aabb[0]).double().norm()) if bool(self.bound) else None
+        low, high = self.aabb.double()  # float32 does not hold the size of every box
+        self._diagonal = float((high - low).norm()) if bool(self.bound) else None
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -134,7 +137,7 @@ class OccupancyGrid(Estimator):
         """Distance between samples, in world units. An error while no scene is bound."""
         if self._diagonal is None:
             raise RuntimeError(f"{type(self).__name__} is not bound to a scene: call bind(scene_box) first")
-        return self._diagonal / 1024 if self.step_size is None else self.step_size
+        return max(self._diagonal / 1024, _SMALLEST_STEP) if self.step_size is None else self.step_size
 
     @torch.no_grad()
     def sample(
@@ -243,7 +246,5 @@ class OccupancyGrid(Estimator):
 
 def _densities(density_fn: DensityFn, *points: Tensor) -> Tensor:
     densities = density_fn(*points)
-    n = points[0].shape[0]
-    if densities.shape != (n,):
-        raise ValueError(f"density_fn: expected densities of shape [{n}], got {list(densities.shape)}")
+    check_returned("density_fn", densities, (points[0].shape[0],), device=points[0].device)
     return densities.float()

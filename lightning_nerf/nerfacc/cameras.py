@@ -20,7 +20,8 @@ def opencv_lens_undistortion(uv: Tensor, params: Tensor, eps: float = 1e-6, iter
     """Where points would be without the lens: the inverse of OpenCV's distortion.
 
     Newton's method from the distorted point on, in float64, for at most ``iters`` steps. A point ends where its step is
-    shorter than ``eps``, or where the Jacobian's determinant is below ``eps``; it may then not be undistorted.
+    shorter than ``eps``, where the Jacobian's determinant is below ``eps``, or where the next step would leave the range of
+    its dtype; it may then not be undistorted.
 
     Args:
         uv: [..., 2] distorted points.
@@ -40,14 +41,16 @@ def opencv_lens_undistortion(uv: Tensor, params: Tensor, eps: float = 1e-6, iter
     k = _all_params(params.double().expand(*uv.shape[:-1], -1))
     x0, y0 = uv.double().unbind(-1)
     x, y = x0, y0
-    active = torch.ones_like(x, dtype=torch.bool)
+    active, largest = torch.ones_like(x, dtype=torch.bool), torch.finfo(uv.dtype).max
     for _ in range(iters):
         fx, fy, fx_x, fx_y, fy_x, fy_y = _compute_residual_and_jacobian(x, y, x0, y0, k)
         det = fx_x * fy_y - fx_y * fy_x
         active = active & (det.abs() >= eps)
         dx = torch.where(active, (fx_y * fy - fy_y * fx) / det, 0.0)
         dy = torch.where(active, (fy_x * fx - fx_x * fy) / det, 0.0)
-        x, y = x + dx, y + dy
+        # A step beyond what the points' dtype holds goes nowhere.
+        active = active & ((x + dx).abs() <= largest) & ((y + dy).abs() <= largest)
+        x, y = torch.where(active, x + dx, x), torch.where(active, y + dy, y)
         active = active & ((dx.abs() >= eps) | (dy.abs() >= eps))
     return torch.stack([x, y], -1).to(uv)
 
@@ -70,7 +73,8 @@ def opencv_lens_undistortion_fisheye(uv: Tensor, params: Tensor, eps: float = 1e
         iters: see above.
 
     Returns:
-        [..., 2], zero where the method did not converge, or to an angle of the other sign. Not differentiable.
+        [..., 2], zero where the method did not converge, or to an angle of the other sign, or out of the dtype's range. Not
+        differentiable.
 
     Source: OpenCV's documentation of calib3d, fisheye; Kannala and Brandt, "A generic camera model", TPAMI 2006.
     """
@@ -88,8 +92,10 @@ def opencv_lens_undistortion_fisheye(uv: Tensor, params: Tensor, eps: float = 1e
         converged = converged | (step.abs() < eps)
     # Near the axis the ratio is 1, and 0 / 0 in floats.
     scale = torch.where(distorted <= eps, 1.0, theta.tan() / distorted)
-    valid = (converged & (theta >= 0))[..., None]
-    return torch.where(valid, points * scale[..., None], 0.0).to(uv)
+    undistorted = points * scale[..., None]
+    held = (undistorted.abs() <= torch.finfo(uv.dtype).max).all(-1)
+    valid = (converged & (theta >= 0) & held)[..., None]
+    return torch.where(valid, undistorted, 0.0).to(uv)
 
 
 def _opencv_lens_distortion(uv: Tensor, params: Tensor) -> Tensor:

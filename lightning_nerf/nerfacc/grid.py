@@ -41,6 +41,7 @@ def ray_aabb_intersect(
     check_tensor("rays_o", rays_o, ("R", 3), torch.float32)
     check_tensor("rays_d", rays_d, (rays_o.shape[0], 3), torch.float32)
     check_tensor("aabbs", aabbs, ("M", 6), torch.float32)
+    check_same_device(rays_o=rays_o, rays_d=rays_d, aabbs=aabbs)
     t_mins, t_maxs, hits = ray_aabb(rays_o, rays_d, aabbs.reshape(-1, 2, 3))
     return _clamp(t_mins, t_maxs, hits & (t_maxs > 0), near_plane, far_plane, miss_value)
 
@@ -113,10 +114,11 @@ def traverse_grids(
         it meets no box.
 
     Raises:
-        ValueError: a wrong argument; ``over_allocate`` without a limit; 2^31 samples or more.
+        ValueError: a wrong argument, on a CPU also a single box without volume; ``over_allocate`` without a limit; 2^31
+            samples or more.
     """
-    n_rays = rays_o.shape[0]
     check_tensor("rays_o", rays_o, ("R", 3), torch.float32)
+    n_rays = rays_o.shape[0]
     check_tensor("rays_d", rays_d, (n_rays, 3), torch.float32)
     check_tensor("binaries", binaries, ("M", "X", "Y", "Z"), torch.bool)
     check_tensor("aabbs", aabbs, (binaries.shape[0], 6), torch.float32)
@@ -136,6 +138,9 @@ def traverse_grids(
     )
     if 0 in binaries.shape:
         raise ValueError(f"binaries: expected boxes and cells, got shape {list(binaries.shape)}")
+    looked_at = aabbs.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looked_at and len(aabbs) == 1 and not bool((aabbs[:, :3] < aabbs[:, 3:]).all()):
+        raise ValueError(f"aabbs: expected minimum < maximum on each axis, got {aabbs.tolist()}")
     step_size, cone_angle = step_size or 0.0, cone_angle or 0.0
     if not cone_angle >= 0:
         raise ValueError(f"cone_angle: expected >= 0, got {cone_angle}")

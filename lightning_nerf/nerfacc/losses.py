@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._checks import check_ray_indices, check_same_device, check_tensor
 from lightning_nerf.ops.scan import FLOATS, segmented_sum
 
 
@@ -36,6 +36,7 @@ def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: T
     check_tensor("t_ends", t_ends, (n,), FLOATS)
     check_tensor("ray_indices", ray_indices, (n,), (torch.int64, torch.int32))
     check_same_device(weights=weights, t_starts=t_starts, t_ends=t_ends, ray_indices=ray_indices)
+    check_ray_indices(ray_indices, n_rays)
     weights = weights if weights.dtype == torch.float64 else weights.float()
     loss = weights.square() * (t_ends - t_starts) / 3
     if n > 1:

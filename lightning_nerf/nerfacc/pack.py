@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_tensor
+from lightning_nerf.ops._checks import check_ray_indices, check_tensor
 
 
 @torch.no_grad()
@@ -22,10 +22,7 @@ def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
     check_tensor("ray_indices", ray_indices, ("N",), (torch.int64, torch.int32))
     if n_rays is None:
         n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
-    if ray_indices.device.type == "cpu" and len(ray_indices):  # elsewhere, looking would wait
-        low, high = (int(v) for v in ray_indices.aminmax())
-        if low < 0 or high >= n_rays:
-            raise ValueError(f"ray_indices: expected 0 <= index < n_rays = {n_rays}, got {low} to {high}")
+    check_ray_indices(ray_indices, n_rays)
     counts = ray_indices.new_zeros(n_rays, dtype=torch.int64)
     counts.scatter_add_(0, ray_indices.long(), counts.new_ones(1).expand(len(ray_indices)))
     return torch.stack([counts.cumsum(0) - counts, counts], 1)

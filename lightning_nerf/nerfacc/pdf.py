@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
 from lightning_nerf.nerfacc.pack import pack_info
 from lightning_nerf.ops import importance
+from lightning_nerf.ops._checks import check_tensor
 from lightning_nerf.ops._segments import owners
 
 
@@ -31,6 +32,7 @@ def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayInterval
             if values.packed_info is None:
                 raise ValueError("values: expected packed_info or ray_indices with vals in one list, got neither")
             query_rays = owners(len(values.vals), values.packed_info.long())
+        check_tensor("ray_indices", query_rays, (len(values.vals),), (torch.int64, torch.int32))
         query_rays = query_rays.long()
     return importance.searchsorted(sorted_sequence.vals, values.vals, packed_info=packed_info, query_rays=query_rays)
 
@@ -61,7 +63,7 @@ def importance_sampling(
     number = n_intervals_per_ray.flatten() if several else operator.index(n_intervals_per_ray)
     jitter = torch.rand(n_rays, device=vals.device) if stratified else None
     samples, edges, sample_offsets, edge_offsets = importance.importance_sampling(
-        vals, cdfs.view(vals.shape), number, packed_info=packed_info, jitter=jitter
+        vals, cdfs.reshape(vals.shape), number, packed_info=packed_info, jitter=jitter
     )
     if sample_offsets is None or edge_offsets is None:
         return RayIntervals(edges), RaySamples(samples)
@@ -83,6 +85,7 @@ def _packed_info(values: RayIntervals | RaySamples) -> Tensor | None:
     if values.vals.ndim != 1:
         return None
     if values.packed_info is not None:
+        check_tensor("packed_info", values.packed_info, ("n_rays", 2), (torch.int64, torch.int32))
         return values.packed_info.long()
     if values.ray_indices is not None:
         return pack_info(values.ray_indices)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_tensor
+from lightning_nerf.ops._checks import check_same_device, check_tensor
 from lightning_nerf.ops.scan import FLOATS, segmented_product, segmented_sum
 
 
@@ -60,6 +60,7 @@ def _scan(
     if packed_info is not None:
         check_tensor("packed_info", packed_info, ("n_rays", 2), (torch.int64, torch.int32))
         packed_info = packed_info.long()
+    check_same_device(inputs=inputs, packed_info=packed_info, indices=indices)
     return function(inputs, packed_info=packed_info, ray_indices=indices, exclusive=exclusive)
 
 

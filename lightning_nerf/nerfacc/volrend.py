@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_tensor, needs_grad
+from lightning_nerf.ops._checks import check_ray_indices, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
+from lightning_nerf.ops.scan import FLOATS
 from lightning_nerf.renderers.rendering import rendering as _rendering
 
 __all__ = [
@@ -62,6 +63,9 @@ def rendering(
         expected_depths,
     )
     if render_bkgd is not None and inside is None:
+        if isinstance(render_bkgd, Tensor):
+            check_same_device(t_starts=t_starts, render_bkgd=render_bkgd)
+            _check_broadcasts("render_bkgd", render_bkgd, colors.shape)
         colors = colors + render_bkgd * (1 - opacities)
     return colors, opacities, depths, extras
 
@@ -107,6 +111,7 @@ def render_weight_from_alpha(
     prefix_trans: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Weights ``T_i alpha_i`` and ``T_i``; both like alphas, differentiable in alphas and prefix_trans."""
+    _check_samples("alphas", alphas, packed_info, ray_indices, prefix_trans)
     offsets = _offsets(alphas, packed_info, ray_indices, n_rays)
     flat = alphas.reshape(-1)
     out = composite_alphas(
@@ -129,6 +134,10 @@ def render_weight_from_density(
     for name, t in (("t_starts", t_starts), ("t_ends", t_ends)):
         if t.shape != sigmas.shape:
             raise ValueError(f"{name}: expected the shape of sigmas, {list(sigmas.shape)}, got {list(t.shape)}")
+        if t.is_complex():
+            raise ValueError(f"{name}: expected real numbers, got {t.dtype}")
+    _check_samples("sigmas", sigmas, packed_info, ray_indices, prefix_trans)
+    check_same_device(sigmas=sigmas, t_starts=t_starts, t_ends=t_ends)
     if needs_grad(t_starts, t_ends):  # the op gives none
         alphas = _alphas(t_starts, t_ends, sigmas)
         return *render_weight_from_alpha(alphas, packed_info, ray_indices, n_rays, prefix_trans), alphas
@@ -196,6 +205,7 @@ def accumulate_along_rays(
     if n_rays is None:
         raise ValueError("n_rays: expected a number with ray_indices, got None")
     _check_packed(weights, ray_indices)
+    check_ray_indices(ray_indices, n_rays)
     return source.new_zeros(n_rays, source.shape[-1]).index_add(0, ray_indices, source)
 
 
@@ -206,12 +216,38 @@ def accumulate_along_rays_(
     source = _weighted(weights, values)
     if outputs is None:
         raise ValueError("outputs: expected a tensor, got None")
+    check_same_device(weights=weights, outputs=outputs)
     if ray_indices is None:
+        check_tensor("outputs", outputs, (*source.shape[:-2], source.shape[-1]), FLOATS)
         outputs.add_(source.sum(dim=-2))
         return
     _check_packed(weights, ray_indices)
-    check_tensor("outputs", outputs, ("R", source.shape[-1]), outputs.dtype)
-    outputs.index_add_(0, ray_indices, source)
+    check_tensor("outputs", outputs, ("R", source.shape[-1]), FLOATS)
+    if len(outputs) == 0 and len(ray_indices) > 0:
+        raise ValueError(f"outputs: expected a row for each ray of {len(ray_indices)} samples, got none")
+    check_ray_indices(ray_indices, len(outputs))
+    outputs.index_add_(0, ray_indices, source.to(outputs.dtype))
+
+
+def _check_samples(
+    name: str, absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor | None, prefix_trans: Tensor | None
+) -> None:
+    if absorbers.dtype not in FLOATS or absorbers.ndim == 0:
+        got = f"{absorbers.dtype} of {list(absorbers.shape)}"
+        raise ValueError(f"{name}: expected floats of shape [..., S], or [N] with packed_info or ray_indices, got {got}")
+    if absorbers.numel() >= 2**31:
+        raise ValueError(f"{name}: expected fewer than 2**31 samples, got {absorbers.numel()}")
+    check_same_device(**{name: absorbers}, packed_info=packed_info, ray_indices=ray_indices, prefix_trans=prefix_trans)
+    if prefix_trans is not None:
+        _check_broadcasts("prefix_trans", prefix_trans, absorbers.shape)
+
+
+def _check_broadcasts(name: str, value: Tensor, shape: torch.Size) -> None:
+    sizes = value.shape
+    fits = len(sizes) <= len(shape) and all(a in (1, b) for a, b in zip(reversed(sizes), reversed(shape), strict=False))
+    if not fits or value.is_complex():
+        got = f"{value.dtype} of {list(sizes)}"
+        raise ValueError(f"{name}: expected real numbers that broadcast to {list(shape)}, got {got}")
 
 
 def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor | None, n_rays: int | None) -> Tensor:
@@ -239,7 +275,7 @@ def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor 
 
 
 def _places(absorbers: Tensor) -> Tensor:
-    """Places that nobody asks for: any floats of the right type, but finite, since a zero gradient is multiplied by them."""
+    """Places that nobody asks for: any finite floats of the right type. A gradient of zero is multiplied by them."""
     return torch.zeros_like(absorbers, dtype=torch.float64 if absorbers.dtype is torch.float64 else torch.float32)
 
 
@@ -273,8 +309,13 @@ def _visible(trans: Tensor, alphas: Tensor, early_stop_eps: float, alpha_thre: f
 
 
 def _weighted(weights: Tensor, values: Tensor | None) -> Tensor:
+    if weights.ndim == 0 or weights.is_complex():
+        raise ValueError(f"weights: expected real numbers [N] or [..., S], got {weights.dtype} of {list(weights.shape)}")
     if values is None:
         return weights[..., None]
+    check_same_device(weights=weights, values=values)
+    if values.is_complex():
+        raise ValueError(f"values: expected real numbers, got {values.dtype}")
     if values.shape[:-1] != weights.shape or values.ndim != weights.ndim + 1:
         raise ValueError(f"values: expected shape {[*weights.shape, 'D']}, got {list(values.shape)}")
     return weights[..., None] * values
@@ -283,3 +324,4 @@ def _weighted(weights: Tensor, values: Tensor | None) -> Tensor:
 def _check_packed(weights: Tensor, ray_indices: Tensor) -> None:
     check_tensor("weights", weights, ("N",), weights.dtype)
     check_tensor("ray_indices", ray_indices, (weights.shape[0],), _INDICES)
+    check_same_device(weights=weights, ray_indices=ray_indices)

@@ -42,6 +42,33 @@ def check_same_device(**tensors: Tensor | None) -> None:
             raise ValueError(f"{name}: expected a tensor on {device} (where {first} is), got {t.device}")
 
 
+def check_ray_indices(ray_indices: Tensor, n_rays: int) -> None:
+    """Indices in [0, n_rays), in any order. Their values are looked at on a CPU only: elsewhere that would synchronise."""
+    if n_rays < 0:
+        raise ValueError(f"n_rays: expected >= 0, got {n_rays}")
+    if len(ray_indices) == 0:
+        return
+    if n_rays == 0:
+        raise ValueError(f"n_rays: expected at least 1 for {len(ray_indices)} samples, got 0")
+    if ray_indices.device.type == "cpu" and not torch.compiler.is_compiling():
+        low, high = (int(v) for v in ray_indices.aminmax())
+        if low < 0 or high >= n_rays:
+            raise ValueError(f"ray_indices: expected 0 <= index < n_rays = {n_rays}, got {low} to {high}")
+
+
+def check_returned(name: str, value: Tensor, *shapes: tuple[int, ...], device: torch.device) -> None:
+    """What a user's function says of points or samples: real numbers, of one of these shapes, on their device."""
+    if not isinstance(value, Tensor):
+        raise ValueError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
+    if tuple(value.shape) not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"{name}: expected values of shape {expected}, got {list(value.shape)}")
+    if value.is_complex():
+        raise ValueError(f"{name}: expected it to return real numbers, got {value.dtype}")
+    if value.device != device:
+        raise ValueError(f"{name}: expected it to return a tensor on {device}, got {value.device}")
+
+
 def needs_grad(*tensors: Tensor | None) -> bool:
     """Does autograd want to hear of what is computed from these?"""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

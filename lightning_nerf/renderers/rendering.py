@@ -66,9 +66,9 @@ def rendering(
         return _nothing(t_starts, rays, render_bkgd, "sigmas" if rgb_alpha_fn is None else "alphas")
     name, function = ("rgb_sigma_fn", rgb_sigma_fn) if rgb_alpha_fn is None else ("rgb_alpha_fn", rgb_alpha_fn)
     assert function is not None
-    rgbs, absorbers, further = _returned(name, function(t_starts, t_ends, ray_indices), t_starts.shape)
+    rgbs, absorbers, further = _returned(name, function(t_starts, t_ends, ray_indices), t_starts)
     n_channels = rgbs.shape[-1]
-    behind = None if render_bkgd is None else _background(render_bkgd, rays, n_channels)
+    behind = None if render_bkgd is None else _background(render_bkgd, rays, n_channels, t_starts.device)
     flat = [c.reshape(-1, c.shape[-1]) for c in (rgbs, *further.values())]
     dtype = torch.float64 if any(t.dtype is torch.float64 for t in (absorbers, *flat)) else torch.float32
     if dtype is torch.float64:
@@ -129,11 +129,18 @@ def layout(
     return torch.arange(0, count * length + 1, length, dtype=torch.int32, device=t_starts.device), rays
 
 
-def _returned(name: str, result: Any, shape: torch.Size) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _returned(name: str, result: Any, t_starts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     if not isinstance(result, (tuple, list)) or len(result) not in (2, 3):
         raise ValueError(f"{name}: expected it to return two or three things, got {type(result).__name__}")
     rgbs, absorbers = result[:2]
     further = dict(result[2]) if len(result) == 3 else {}
+    shape = t_starts.shape
+    for key, value in {"rgbs": rgbs, "sigmas or alphas": absorbers, **further}.items():
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            got = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise ValueError(f"{name}: expected {key} to be floating-point tensors, got {got}")
+        if value.device != t_starts.device:
+            raise ValueError(f"{name}: expected {key} on {t_starts.device} (where t_starts is), got {value.device}")
     if absorbers.shape != shape:
         raise ValueError(f"{name}: expected its second result to have shape {list(shape)}, got {list(absorbers.shape)}")
     for key, value in {"rgbs": rgbs, **further}.items():
@@ -145,8 +152,12 @@ def _returned(name: str, result: Any, shape: torch.Size) -> tuple[Tensor, Tensor
     return rgbs, absorbers, further
 
 
-def _background(render_bkgd: Tensor, rays: tuple[int, ...], n_channels: int) -> Tensor:
+def _background(render_bkgd: Tensor, rays: tuple[int, ...], n_channels: int, device: torch.device) -> Tensor:
     """[C] or [R, C]."""
+    if not render_bkgd.is_floating_point():
+        raise ValueError(f"render_bkgd: expected a floating-point tensor, got {render_bkgd.dtype}")
+    if render_bkgd.device != device:
+        raise ValueError(f"render_bkgd: expected a tensor on {device} (where t_starts is), got {render_bkgd.device}")
     if render_bkgd.shape == (n_channels,):
         return render_bkgd
     if render_bkgd.shape != (*rays, n_channels):
@@ -168,7 +179,7 @@ def _nothing(
         colors = zero.expand(*rays, 3).clone()
     else:
         n_channels = render_bkgd.shape[-1] if render_bkgd.ndim > 0 else 1
-        behind = _background(render_bkgd, rays, n_channels)
+        behind = _background(render_bkgd, rays, n_channels, t_starts.device)
         colors = (behind * (1 - zero.view(-1, 1))).view(*rays, n_channels)
     empty = t_starts.new_zeros(t_starts.shape, dtype=torch.float32)
     extras = {key: empty.clone() for key in ("weights", "trans", "alphas", absorbers)}

@@ -365,5 +365,14 @@ def test_bad_arguments_are_named(name: str, value: float) -> None:
 
 
 def test_densities_of_a_wrong_shape_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"density_fn: expected densities of shape \[4096\], got \[4096, 1\]"):
+    with pytest.raises(ValueError, match=r"density_fn: expected values of shape \[4096\], got \[4096, 1\]"):
         found(density=lambda p: p[:, :1])
+
+
+@pytest.mark.parametrize("half", [1.4e-45, 1e-40, 3e38])
+def test_boxes_as_small_and_as_large_as_floats(half: float) -> None:
+    grid = OccupancyGrid(resolution=2).bind([-half] * 3 + [half] * 3)
+    assert 0 < grid.render_step_size < float("inf")
+    _, t_starts, t_ends = grid.sampling(torch.zeros(2, 3), torch.eye(3)[:2])
+    assert (t_starts <= t_ends).all()
+    assert t_ends.isfinite().all()

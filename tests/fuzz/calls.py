@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -91,7 +92,10 @@ def _occ_grid_sampling(device: str, *, name: str) -> Call:
 
 def _update(device: str) -> Call:
     grid = OccupancyGrid(resolution=4).bind([-1, -1, -1, 1, 1, 1]).to(device)
-    return lambda values, step: grid.update(lambda _: values, step=step), {"values": torch.ones(64, device=device), "step": 0}
+    return lambda values, step: grid.update(lambda _: values, step=step), {
+        "values": torch.ones(64, device=device),
+        "step": 0,
+    }
 
 
 def _occ_update(device: str) -> Call:
@@ -114,7 +118,7 @@ def _occ_init(device: str) -> Call:
     return nerfacc.OccGridEstimator, {"roi_aabb": roi, "resolution": 4, "levels": 2}
 
 
-def _volrend(function: Callable[..., Any], device: str, layout: str, *names: str) -> Call:
+def _volrend(function: Callable[..., Any], layout: str, names: tuple[str, ...], device: str) -> Call:
     p = {**_packed(device), "alphas": torch.full((N,), 0.5, device=device)}
     where = {"ray_indices": p["ray_indices"], "n_rays": RAYS} if layout == "ray_indices" else {layout: p[layout]}
     return function, {**{k: p[k].clone() for k in names}, **where, "prefix_trans": torch.ones(N, device=device)}
@@ -128,7 +132,7 @@ def _accumulate(device: str, *, in_place: bool) -> Call:
     return nerfacc.accumulate_along_rays, {**arguments, "n_rays": RAYS}
 
 
-def _scan(function: Callable[..., Any], device: str, layout: str) -> Call:
+def _scan(function: Callable[..., Any], layout: str, device: str) -> Call:
     p = _packed(device)
     return function, {"inputs": p["sigmas"], layout: p["ray_indices" if layout == "indices" else layout]}
 
@@ -223,8 +227,8 @@ CALLS: dict[str, Callable[[str], Call]] = {
     "OccGridEstimator.mark_invisible_cells": _mark,
     "PropNetEstimator": _prop_net,
     **{
-        f"{name} {layout}": lambda d, f=getattr(nerfacc, name), layout=layout: _volrend(
-            f, d, layout, *(_FROM_DENSITY if "density" in f.__name__ else ("alphas",))
+        f"{name} {layout}": partial(
+            _volrend, getattr(nerfacc, name), layout, _FROM_DENSITY if "density" in name else ("alphas",)
         )
         for layout in ("packed_info", "ray_indices")
         for name in (
@@ -239,7 +243,7 @@ CALLS: dict[str, Callable[[str], Call]] = {
     "accumulate_along_rays": lambda d: _accumulate(d, in_place=False),
     "accumulate_along_rays_": lambda d: _accumulate(d, in_place=True),
     **{
-        f"{name} {layout}": lambda d, f=getattr(nerfacc, name), layout=layout: _scan(f, d, layout)
+        f"{name} {layout}": partial(_scan, getattr(nerfacc, name), layout)
         for layout in ("packed_info", "indices")
         for name in ("inclusive_sum", "exclusive_sum", "inclusive_prod", "exclusive_prod")
     },

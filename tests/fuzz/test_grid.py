@@ -37,7 +37,7 @@ def boxes(draw: st.DrawFn, levels: int, centre: float, device: str) -> Tensor:
     """[M, 6]: each twice as large as the one before, or anywhere, or no boxes at all."""
     kind = draw(st.sampled_from(["nested", "anywhere", "strange"]))
     if kind == "strange":
-        return draw(tensors((levels, 6), PLACES, device))
+        return draw(tensors((levels, 6), [p for p in PLACES if p != 1e6], device))
     if kind == "nested":
         return torch.stack([box(centre, 2.0**level, device) for level in range(levels)])
     halves = draw(st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=levels, max_size=levels))
@@ -64,7 +64,7 @@ def test_traverse_grids(device: str, data: st.DataObject) -> None:
     def traverse() -> Any:
         return nerfacc.traverse_grids(rays_o, rays_d, cells, aabbs, near, far, **step, **options)
 
-    result = answer(["step_size", "aabbs"], traverse)
+    result = answer(["step_size", "aabbs", "aabb"], traverse)
     if result is None:
         tiny = step["step_size"] is not None and 0 < step["step_size"] < 1e-9
         assert tiny or not (aabbs[:, :3] < aabbs[:, 3:]).all() or not aabbs.isfinite().all()

@@ -38,13 +38,21 @@ SHAPES = {
     "nothing": lambda t: t.new_zeros(0),
     "turned": lambda t: t.mT if t.ndim >= 2 else t,
 }
-# What functions that are arguments return goes under the name of the function in messages.
 ALSO_CALLED = {
+    # What functions that are arguments return goes under the name of the function.
     "rgbs": ["rgb_sigma_fn", "rgb_alpha_fn"],
     "sigmas": ["rgb_sigma_fn", "rgb_alpha_fn", "prop_sigma_fns"],
-    "values": ["sigma_fn", "alpha_fn", "density_fn", "occ_eval_fn"],
-    "vals": ["intervals", "sorted_sequence"],
+    "values": ["sigma_fn", "alpha_fn", "density_fn", "occ_eval_fn", "queries"],
+    # Where NerfAcc's name is not the op's, either may stand.
+    "vals": ["edges", "keys"],
+    "ray_indices": ["query_rays"],
+    "n_intervals_per_ray": ["n_samples"],
+    "render_step_size": ["step_size"],
+    "occ_thre": ["threshold"],
+    "ema_decay": ["decay"],
 }
+# On CUDA nobody looks whether indices are in range, which would synchronise, and torch's index_add_ does not bear others.
+OUT_OF_RANGE = [("outputs", "one entry"), ("outputs", "one entry less")]
 
 
 def spoilt(value: Any, device: str, *, alone: bool) -> dict[str, Any]:
@@ -70,17 +78,18 @@ def call(name: str, device: str, chosen: list[tuple[str, str]]) -> None:
     answer(names, lambda: function(**{**arguments, **changed}))
 
 
-def choices(name: str) -> list[tuple[str, str]]:
+def choices(name: str, device: str) -> list[tuple[str, str]]:
     _, arguments = CALLS[name]("cpu")
     alone = sum(isinstance(a, Tensor) for a in arguments.values()) == 1
-    return [(key, how) for key, value in arguments.items() for how in spoilt(value, "cpu", alone=alone)]
+    every = [(key, how) for key, value in arguments.items() for how in spoilt(value, "cpu", alone=alone)]
+    return [choice for choice in every if device == "cpu" or choice not in OUT_OF_RANGE]
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CALLS)
 def test_one_wrong_argument(device: str, name: str) -> None:
     wrong = []
-    for choice in choices(name):
+    for choice in choices(name, device):
         try:
             call(name, device, [choice])
         except Exception as error:
@@ -94,7 +103,7 @@ def test_one_wrong_argument(device: str, name: str) -> None:
 @given(st.data())
 def test_several_wrong_arguments(device: str, name: str, data: st.DataObject) -> None:
     """The earlier checks must not rest on the later ones."""
-    some = data.draw(st.lists(st.sampled_from(choices(name)), min_size=2, max_size=3, unique_by=lambda c: c[0]))
+    some = data.draw(st.lists(st.sampled_from(choices(name, device)), min_size=1, max_size=3, unique_by=lambda c: c[0]))
     call(name, device, some)
 
 

@@ -239,7 +239,7 @@ def test_bad_arguments_are_named() -> None:
         (returns(channels[:4], densities), r"expected rgbs of shape \[5, 'C'\], got \[4, 3\]"),
         (returns(channels, densities, {"a": densities}), r"expected a of shape \[5, 'C'\], got \[5\]"),
         (returns(channels, densities, {"weights": channels}), "expected other names than .* got weights"),
-        (returns(channels.to("meta"), densities), r"channels: expected a tensor on cpu .* got meta"),
+        (returns(channels.to("meta"), densities), r"rgb_sigma_fn: expected rgbs on cpu .* got meta"),
     ]:
         with pytest.raises(ValueError, match=message):
             render(args, counts, function=function)
@@ -254,7 +254,7 @@ def test_bad_arguments_are_named() -> None:
         ({"t_ends": t_ends[:4]}, r"t_ends: expected the shape of t_starts, \[5\], got \[4\]"),
         ({"t_starts": t_starts.long()}, "t_starts: expected a floating-point tensor, got torch.int64"),
         ({"render_bkgd": torch.ones(4)}, r"render_bkgd: expected shape \[3\] or \[2, 3\], got \[4\]"),
-        ({"render_bkgd": torch.ones(3, device="meta")}, r"background: expected a tensor on cpu .* got meta"),
+        ({"render_bkgd": torch.ones(3, device="meta")}, r"render_bkgd: expected a tensor on cpu .* got meta"),
     ]:
         arguments = {"t_starts": t_starts, "t_ends": t_ends, "ray_indices": rays, "n_rays": 2, "rgb_sigma_fn": good}
         with pytest.raises(ValueError, match=message):

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_nerf.nerfacc._traverse import sample
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.grid import _enlarge_aabb
-from lightning_nerf.ops._checks import check_tensor
+from lightning_nerf.ops._checks import check_returned, check_same_device, check_tensor
 from lightning_nerf.ops.occupancy import cell_points, occupancy_cover, occupancy_newest, occupancy_update_
 from lightning_nerf.ops.visibility import prune, prune_from
 from lightning_nerf.types import PackedSamples, Rays
@@ -57,7 +57,10 @@ class OccGridEstimator(AbstractEstimator):
         if isinstance(resolution, int):
             resolution = [resolution] * self.DIM
         cells = resolution if isinstance(resolution, Tensor) else torch.tensor(resolution, dtype=torch.int32)
-        box = torch.as_tensor(roi_aabb).float()
+        box = torch.as_tensor(roi_aabb)
+        if box.is_complex():
+            raise ValueError(f"roi_aabb: expected real numbers, got {box.dtype}")
+        box = box.float()
         if cells.shape != (self.DIM,) or int(cells.min()) < 1:
             raise ValueError(f"resolution: expected one or three numbers >= 1, got {resolution}")
         if box.shape != (2 * self.DIM,):
@@ -113,12 +116,13 @@ class OccGridEstimator(AbstractEstimator):
         Returns:
             ``(ray_indices [N] int64, t_starts [N], t_ends [N])``, in the order of rays and t. Not differentiable.
         """
-        n_rays = rays_o.shape[0]
         check_tensor("rays_o", rays_o, ("R", 3), torch.float32)
+        n_rays = rays_o.shape[0]
         check_tensor("rays_d", rays_d, (n_rays, 3), torch.float32)
         for name, limit in (("t_min", t_min), ("t_max", t_max)):
             if limit is not None:
                 check_tensor(name, limit, (n_rays,), torch.float32)
+        check_same_device(rays_o=rays_o, rays_d=rays_d, t_min=t_min, t_max=t_max, binaries=self.binaries)
         near = rays_o.new_full((n_rays,), near_plane) if t_min is None else t_min.clamp(min=near_plane)
         far = rays_o.new_full((n_rays,), far_plane) if t_max is None else t_max.clamp(max=far_plane)
         jitter = torch.rand_like(near) if stratified else None
@@ -178,6 +182,8 @@ class OccGridEstimator(AbstractEstimator):
         """
         if not self.training:
             raise RuntimeError("update_every_n_steps: expected training mode, the estimator is in evaluation mode")
+        if n < 1:
+            raise ValueError(f"n: expected >= 1, got {n}")
         if step % n == 0:
             self._update(step, occ_eval_fn, occ_thre, ema_decay, warmup_steps)
 
@@ -203,10 +209,7 @@ class OccGridEstimator(AbstractEstimator):
             in_level = chosen - level * n if level > 0 else chosen
             points = cell_points(keys[level], in_level, self.aabbs[level].view(2, 3), shape)
             found = occ_eval_fn(points)
-            if found.shape not in ((len(points),), (len(points), 1)):
-                raise ValueError(
-                    f"occ_eval_fn: expected occupancies [{len(points)}] or [{len(points)}, 1], got {list(found.shape)}"
-                )
+            check_returned("occ_eval_fn", found, (len(points),), (len(points), 1), device=points.device)
             values.append(found.flatten().float())
         found = values[0] if len(values) == 1 else torch.cat(values)
         # Less than nothing is nothing: the cell decays. Of -inf this makes NaN, so that its cell stays.
@@ -235,11 +238,17 @@ class OccGridEstimator(AbstractEstimator):
             near_plane: depth that rays begin at.
             chunk: cells looked at together, for memory: O(chunk V).
         """
+        if c2w.ndim != 3 or c2w.shape[1:] not in ((3, 4), (4, 4)):
+            raise ValueError(f"c2w: expected shape [V, 3, 4] or [V, 4, 4], got {list(c2w.shape)}")
         views = c2w.shape[0]
         if K.ndim != 3 or K.shape[1:] != (3, 3) or K.shape[0] not in (1, views):
             raise ValueError(f"K: expected shape [1, 3, 3] or [{views}, 3, 3], got {list(K.shape)}")
-        if c2w.ndim != 3 or c2w.shape[1:] not in ((3, 4), (4, 4)):
-            raise ValueError(f"c2w: expected shape [V, 3, 4] or [V, 4, 4], got {list(c2w.shape)}")
+        check_same_device(K=K, c2w=c2w, occs=self.occs)
+        for name, value in (("K", K), ("c2w", c2w)):
+            if value.is_complex():
+                raise ValueError(f"{name}: expected real numbers, got {value.dtype}")
+        if chunk < 1:
+            raise ValueError(f"chunk: expected >= 1, got {chunk}")
         rotation, position = c2w[:, :3, :3].double(), c2w[:, None, :3, 3].double()
         for level, box in enumerate(self.aabbs.double()):
             occs = self.occs[level * self.cells_per_lvl : (level + 1) * self.cells_per_lvl]
@@ -267,6 +276,5 @@ class OccGridEstimator(AbstractEstimator):
 
 
 def _per_sample(name: str, values: Tensor, samples: PackedSamples) -> Tensor:
-    if values.shape != samples.t_starts.shape:
-        raise ValueError(f"{name}: expected shape {list(samples.t_starts.shape)}, got {list(values.shape)}")
+    check_returned(name, values, tuple(samples.t_starts.shape), device=samples.t_starts.device)
     return values.float()

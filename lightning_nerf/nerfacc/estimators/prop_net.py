@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -12,6 +13,8 @@ from lightning_nerf.nerfacc.data_specs import RayIntervals
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.pdf import importance_sampling, searchsorted
 from lightning_nerf.nerfacc.volrend import render_transmittance_from_density
+from lightning_nerf.ops._checks import check_returned, check_same_device, check_tensor
+from lightning_nerf.ops.scan import FLOATS
 
 SamplingType = Literal["uniform", "lindisp"]
 PropSigmaFn = Callable[[Tensor, Tensor], Tensor]
@@ -73,6 +76,11 @@ class PropNetEstimator(AbstractEstimator):
             raise ValueError(
                 f"prop_samples: expected one number for each of {len(prop_sigma_fns)} functions, got {len(prop_samples)}"
             )
+        if n_rays < 0:
+            raise ValueError(f"n_rays: expected >= 0, got {n_rays}")
+        for name, numbers in (("prop_samples", prop_samples), ("num_samples", [num_samples])):
+            if any(number < 0 for number in numbers):
+                raise ValueError(f"{name}: expected >= 0, got {min(numbers)}")
         if requires_grad:
             self.prop_cache.clear()
         cdfs = torch.linspace(0.0, 1.0, 2, device=self.device).repeat(n_rays, 1)
@@ -83,10 +91,7 @@ class PropNetEstimator(AbstractEstimator):
             t_starts, t_ends = t_vals[..., :-1], t_vals[..., 1:]
             with torch.set_grad_enabled(requires_grad):
                 sigmas = sigma_fn(t_starts, t_ends)
-                if sigmas.shape != t_starts.shape:
-                    raise ValueError(
-                        f"prop_sigma_fns: expected densities of shape {list(t_starts.shape)}, got {list(sigmas.shape)}"
-                    )
+                check_returned("prop_sigma_fns", sigmas, tuple(t_starts.shape), device=t_starts.device)
                 cdfs = _cdfs(render_transmittance_from_density(t_starts, t_ends, sigmas)[0])
             if requires_grad:
                 self.prop_cache.append((intervals, cdfs))
@@ -112,7 +117,11 @@ class PropNetEstimator(AbstractEstimator):
         loss = torch.zeros((), device=self.device)
         if not self.prop_cache:
             return loss
-        intervals, _ = self.prop_cache.pop()
+        intervals, _ = self.prop_cache[-1]
+        edges = intervals.vals
+        check_tensor("trans", trans, (*edges.shape[:-1], edges.shape[-1] - 1), FLOATS)
+        check_same_device(intervals=edges, trans=trans)
+        self.prop_cache.pop()
         cdfs = _cdfs(trans.detach())
         while self.prop_cache:
             prop_intervals, prop_cdfs = self.prop_cache.pop()
@@ -177,6 +186,9 @@ def _cdfs(trans: Tensor) -> Tensor:
 
 def _transform_stot(transform_type: SamplingType, s_vals: Tensor, t_min: float | Tensor, t_max: float | Tensor) -> Tensor:
     """t in [t_min, t_max] of s in [0, 1]: linear, or with 1 / t linear in s."""
+    for name, t in (("near_plane", t_min), ("far_plane", t_max)):
+        if not isinstance(t, Tensor) and (math.isnan(t) or (transform_type == "uniform" and math.isinf(t))):
+            raise ValueError(f"{name}: expected a finite number, got {t}")
     if transform_type == "uniform":
         return s_vals * t_max + (1 - s_vals) * t_min
     if transform_type != "lindisp":
