@@ -197,7 +197,8 @@ def accumulate_along_rays(
     """Sums of ``weights * values`` over each ray's samples, [R, D]; of the weights alone, [R, 1], without values.
 
     Packed: weights [N], values [N, D], ray_indices [N] in any order, n_rays. Batched: weights [..., S], values [..., S, D],
-    result [..., D]. Differentiable in weights and values.
+    result [..., D]. Differentiable in weights and values. An index that is no ray's is an error on a CPU; on CUDA, where
+    looking would synchronise, its sample is left out.
     """
     source = _weighted(weights, values)
     if ray_indices is None:
@@ -206,7 +207,7 @@ def accumulate_along_rays(
         raise ValueError("n_rays: expected a number with ray_indices, got None")
     _check_packed(weights, ray_indices)
     check_ray_indices(ray_indices, n_rays)
-    return source.new_zeros(n_rays, source.shape[-1]).index_add(0, ray_indices, source)
+    return source.new_zeros(n_rays, source.shape[-1]).index_add(0, *_in_range(ray_indices, n_rays, source))
 
 
 def accumulate_along_rays_(
@@ -226,7 +227,19 @@ def accumulate_along_rays_(
     if len(outputs) == 0 and len(ray_indices) > 0:
         raise ValueError(f"outputs: expected a row for each ray of {len(ray_indices)} samples, got none")
     check_ray_indices(ray_indices, len(outputs))
-    outputs.index_add_(0, ray_indices, source.to(outputs.dtype))
+    outputs.index_add_(0, *_in_range(ray_indices, len(outputs), source.to(outputs.dtype)))
+
+
+def _in_range(ray_indices: Tensor, n_rays: int, source: Tensor) -> tuple[Tensor, Tensor]:
+    """Samples of no ray count as nothing.
+
+    On a CPU they have been refused. On CUDA there is no looking without a wait, and an index out of range would end the
+    process's use of the device.
+    """
+    if not ray_indices.is_cuda or n_rays == 0:
+        return ray_indices, source
+    inside = (ray_indices >= 0) & (ray_indices < n_rays)
+    return torch.where(inside, ray_indices, 0), torch.where(inside[:, None], source, 0.0)
 
 
 def _check_samples(

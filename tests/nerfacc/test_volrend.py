@@ -312,3 +312,13 @@ def test_nerfacc_says_the_same() -> None:
             getattr(volrend, name)(*arguments, **ways), getattr(nerfacc, name)(*arguments, **ways), strict=True
         ):
             torch.testing.assert_close(mine, peer, rtol=4 * close["rtol"], atol=4 * close["atol"])
+
+
+@pytest.mark.gpu
+def test_samples_of_no_ray_are_left_out_on_cuda() -> None:
+    weights, values = torch.ones(4, device="cuda"), torch.full((4, 2), 3.0, device="cuda")
+    indices, expected = torch.tensor([-1, 0, 1, 2], device="cuda"), torch.full((2, 2), 3.0, device="cuda")
+    torch.testing.assert_close(volrend.accumulate_along_rays(weights, values, indices, 2), expected)
+    outputs = torch.zeros(2, 2, device="cuda")
+    volrend.accumulate_along_rays_(weights, values, indices, outputs)
+    torch.testing.assert_close(outputs, expected)
