@@ -124,6 +124,8 @@ def _check(uv: Tensor, params: Tensor, lengths: tuple[int, ...]) -> None:
         raise ValueError(
             f"params: expected {' or '.join(map(str, lengths))} parameters in the last dimension, got {list(params.shape)}"
         )
+    if params.is_complex():
+        raise ValueError(f"params: expected real numbers, got {params.dtype}")
     batch, points = params.shape[:-1], uv.shape[:-1]
     first = len(points) - len(batch)
     if first < 0 or any(n not in (1, m) for n, m in zip(batch, points[first:], strict=True)):

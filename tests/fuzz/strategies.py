@@ -35,7 +35,7 @@ TIMES = (0.0, 1e-45, 1e-7, 0.1, 0.1, 0.5, 1.0, 1.0 + 2**-23, 7.0, 1e6, 1e9, -1.0
 SECONDS = 20.0  # an example takes milliseconds
 
 fuzz = settings(
-    max_examples=int(os.environ.get("LIGHTNING_NERF_FUZZ_EXAMPLES", "25")),
+    max_examples=int(os.environ.get("LIGHTNING_NERF_FUZZ_EXAMPLES", "20")),
     derandomize=True,
     deadline=None,
     database=None,

@@ -25,16 +25,15 @@ from tests.fuzz.strategies import (
 )
 from tests.ops.harness import DEVICES
 
-EDGES = (0.0, 1e-45, 0.25, 0.25, 1.0, 1.0 + 2**-23, 1e6, 1e9)
+EDGES = (0.0, 1e-45, 0.25, 0.25, 1.0, 1.0 + 2**-23, 1e4, 1e9)
 
 
 def places(data: st.DataObject, device: str, rays: list[int] | None, dtype: torch.dtype, kind: type) -> object:
     """Ascending edges or samples of rays: in rows, or in one list for the given counts."""
-    most = torch.finfo(dtype).max  # finite ones: float16 ends at 65504
     if rays is None:
         shape = (data.draw(st.integers(0, 3)), data.draw(st.integers(0, 5)))
-        return kind(data.draw(tensors(shape, EDGES, device, [dtype])).clamp(max=most).sort(-1).values)
-    parts = [data.draw(tensors((n,), EDGES, device, [dtype])).clamp(max=most).sort().values for n in rays]
+        return kind(data.draw(tensors(shape, EDGES, device, [dtype])).clamp(max=6e4).sort(-1).values)
+    parts = [data.draw(tensors((n,), EDGES, device, [dtype])).clamp(max=6e4).sort().values for n in rays]
     vals = torch.cat(parts) if parts else torch.zeros(0, device=device, dtype=dtype)
     index = data.draw(st.sampled_from(INDICES))
     return kind(vals, packed_info_of(rays, device, index), indices_of(rays, device, index))

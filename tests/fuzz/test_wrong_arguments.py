@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -53,6 +54,14 @@ ALSO_CALLED = {
 }
 # On CUDA nobody looks whether indices are in range, which would synchronise, and torch's index_add_ does not bear others.
 OUT_OF_RANGE = [("outputs", "one entry"), ("outputs", "one entry less")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def every_warning() -> Iterator[None]:
+    """Torch would say some things once per process, so that only the first place were found."""
+    torch.set_warn_always(True)
+    yield
+    torch.set_warn_always(False)
 
 
 def spoilt(value: Any, device: str, *, alone: bool) -> dict[str, Any]:
