@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.nerfacc._rays import in_range
 from lightning_nerf.ops._checks import check_ray_indices, check_same_device, check_tensor
 from lightning_nerf.ops.scan import FLOATS, segmented_sum
 
@@ -45,4 +46,4 @@ def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: T
         up_to = segmented_sum(weights, ray_indices=ray_indices)[:-1]
         beyond = segmented_sum(weights, ray_indices=ray_indices, exclusive=True, reverse=True)[:-1]
         loss = torch.cat([loss[:-1] + 2 * gaps * up_to * beyond, loss[-1:]])
-    return loss.new_zeros(n_rays).index_add(0, ray_indices, loss)[:, None]
+    return loss.new_zeros(n_rays).index_add(0, *in_range(ray_indices, n_rays, loss))[:, None]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.nerfacc._rays import in_range
 from lightning_nerf.ops._checks import check_ray_indices, check_tensor
 
 
@@ -24,5 +25,5 @@ def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
         n_rays = int(ray_indices.max()) + 1 if len(ray_indices) else 0
     check_ray_indices(ray_indices, n_rays)
     counts = ray_indices.new_zeros(n_rays, dtype=torch.int64)
-    counts.scatter_add_(0, ray_indices.long(), counts.new_ones(1).expand(len(ray_indices)))
+    counts.index_add_(0, *in_range(ray_indices, n_rays, counts.new_ones(1).expand(len(ray_indices))))
     return torch.stack([counts.cumsum(0) - counts, counts], 1)

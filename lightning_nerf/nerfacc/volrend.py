@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.nerfacc._rays import in_range
 from lightning_nerf.ops._checks import check_ray_indices, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
@@ -207,7 +208,7 @@ def accumulate_along_rays(
         raise ValueError("n_rays: expected a number with ray_indices, got None")
     _check_packed(weights, ray_indices)
     check_ray_indices(ray_indices, n_rays)
-    return source.new_zeros(n_rays, source.shape[-1]).index_add(0, *_in_range(ray_indices, n_rays, source))
+    return source.new_zeros(n_rays, source.shape[-1]).index_add(0, *in_range(ray_indices, n_rays, source))
 
 
 def accumulate_along_rays_(
@@ -227,19 +228,7 @@ def accumulate_along_rays_(
     if len(outputs) == 0 and len(ray_indices) > 0:
         raise ValueError(f"outputs: expected a row for each ray of {len(ray_indices)} samples, got none")
     check_ray_indices(ray_indices, len(outputs))
-    outputs.index_add_(0, *_in_range(ray_indices, len(outputs), source.to(outputs.dtype)))
-
-
-def _in_range(ray_indices: Tensor, n_rays: int, source: Tensor) -> tuple[Tensor, Tensor]:
-    """Samples of no ray count as nothing.
-
-    On a CPU they have been refused. On CUDA there is no looking without a wait, and an index out of range would end the
-    process's use of the device.
-    """
-    if not ray_indices.is_cuda or n_rays == 0:
-        return ray_indices, source
-    inside = (ray_indices >= 0) & (ray_indices < n_rays)
-    return torch.where(inside, ray_indices, 0), torch.where(inside[:, None], source, 0.0)
+    outputs.index_add_(0, *in_range(ray_indices, len(outputs), source.to(outputs.dtype)))
 
 
 def _check_samples(
