@@ -85,7 +85,9 @@ def drivers() -> list[Line]:
     if not torch.cuda.is_available():
         hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
         why = f"CUDA_VISIBLE_DEVICES={hidden!r} hides them" if hidden is not None else "the driver may be too old for it"
-        advice = f"torch (CUDA {torch.version.cuda}) finds no GPU: {why}; python -c 'import torch; torch.cuda.init()' says more"
+        advice = (
+            f"torch (CUDA {torch.version.cuda}) finds no GPU: {why}; python -c 'import torch; torch.cuda.init()' says more"
+        )
         return [Line(text, advice)]
     return [Line(text)]
 
@@ -241,4 +243,6 @@ def _version(distribution: str) -> str:
 def _first(error: Any) -> str:
     """The first line of a message, which may be pages long."""
     text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0]}" if text and isinstance(error, Exception) else text[0] if text else repr(error)
+    return (
+        f"{type(error).__name__}: {text[0]}" if text and isinstance(error, Exception) else text[0] if text else repr(error)
+    )
