@@ -72,7 +72,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         channel of the field. Depth: mean distance of what is seen, violet (near) to yellow (far); opacity and extras: 0
         black, 1 white""")  # fmt: skip
     add("--depth_range", type=float, nargs=2, metavar=("NEAR", "FAR"), help="""distances that are violet and yellow;
-        default the least and the greatest from any of the cameras to the scene's box, the same for all frames""")  # fmt: skip
+        default the least and the greatest from any camera to the scene's box, the same for all frames""")  # fmt: skip
     add("--out", type=Path, metavar="FOLDER|FILE", help="""a folder for PNG files, FILE.gif, FILE.mp4 (needs
         imageio-ffmpeg), or FILE.png for a single frame; default the folder renders/PATH. Several channels get a folder or
         a file each""")  # fmt: skip

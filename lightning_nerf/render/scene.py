@@ -17,7 +17,9 @@ import yaml
 from lightning_nerf.cli import build
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
+from lightning_nerf.recipes import resolve_recipe
 
+_OF_SUBCOMMANDS = ("ckpt_path", "return_predictions", "verbose", "weights_only")
 _MODEL, _DATA = "hyper_parameters", "datamodule_hyper_parameters"
 
 
@@ -51,6 +53,9 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
             own = Path(folder, "checkpoint.yaml")
             own.write_text(yaml.safe_dump(described(checkpoint, content)))
             recipes = [str(own)]
+        recipes = [
+            _without_subcommand(resolve_recipe(recipe), Path(folder, f"{i}.yaml")) for i, recipe in enumerate(recipes)
+        ]
         cli = build([*(argument for recipe in recipes for argument in ("-c", recipe)), *rest])
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     data.prepare_data()
@@ -66,8 +71,17 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
     return TrainedScene(module, data, trainer)
 
 
+def _without_subcommand(recipe: str, copy: Path) -> str:
+    """The path of a recipe, or of its copy without what a run's ``config.yaml`` says of the subcommand that was run."""
+    content = yaml.safe_load(Path(recipe).read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or not any(name in content for name in _OF_SUBCOMMANDS):
+        return recipe
+    copy.write_text(yaml.safe_dump({name: value for name, value in content.items() if name not in _OF_SUBCOMMANDS}))
+    return str(copy)
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU. Only tensors and plain values are read: no code that a stranger's file brings."""
+    """What a checkpoint holds, on the CPU. Only tensors and plain values are read, no code that a file brings."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, zipfile.BadZipFile) as error:
@@ -87,7 +101,7 @@ def described(path: Path, content: dict[str, Any]) -> dict[str, Any]:
     if model is None or data is None:
         lacks = " nor ".join(name for name, found in (("its model", model), ("its data", data)) if found is None)
         raise ValueError(
-            f"{path} does not describe {lacks}: name the recipe that it was trained with, e.g. "
+            f"-c: {path} does not describe {lacks}: name the recipe that it was trained with, e.g. "
             f"lightning-nerf render -c blender/instant_ngp --data.root path/to/scene --ckpt {path}"
         )
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"

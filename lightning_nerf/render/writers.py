@@ -26,7 +26,7 @@ class Writer(ABC):
     def add(self, frame: np.ndarray, name: str) -> None:
         """The next frame."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  files of their own need no end
         """After the last frame; also where an error ended the row of frames before."""
 
 
@@ -93,9 +93,7 @@ def check_out(out: Path, n_frames: int | None = None) -> None:
     if suffix in _OTHERS:
         raise ValueError(f"--out: expected a folder (for PNG files), or a name that ends in {', '.join(FILES)}, got {out}")
     if suffix == ".mp4" and not find_spec("imageio_ffmpeg"):
-        raise ValueError(
-            f"--out: {out} needs imageio-ffmpeg: pip install 'imageio[ffmpeg]', or give a name that ends in .gif, or a folder"
-        )
+        raise ValueError(f"--out: {out} needs imageio-ffmpeg: pip install 'imageio[ffmpeg]', or name a .gif or a folder")
     if suffix == ".png" and n_frames is not None and n_frames > 1:
         raise ValueError(f"--out: {out} takes one picture, there are {n_frames}: give a folder, or --n_frames 1")
     if suffix not in FILES and out.is_file():
