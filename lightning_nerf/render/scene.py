@@ -56,7 +56,7 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
         recipes = [
             _without_subcommand(resolve_recipe(recipe), Path(folder, f"{i}.yaml")) for i, recipe in enumerate(recipes)
         ]
-        cli = build([*(argument for recipe in recipes for argument in ("-c", recipe)), *rest])
+        cli = build([*(argument for recipe in recipes for argument in ("-c", recipe)), "--seed_everything=false", *rest])
     module, data, trainer = cli.model, cli.datamodule, cli.trainer
     data.prepare_data()
     module.field.bind(data.scene_box)
