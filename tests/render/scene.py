@@ -13,7 +13,7 @@ from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.types import FieldOutput
 
 RADIUS = 0.5
-COLOUR = (0.25, 0.5, 0.75)
+COLOUR = (0.2, 0.4, 0.8)
 
 
 class Ball(RadianceField):
@@ -32,7 +32,7 @@ class Ball(RadianceField):
 
     def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
         rgb = positions.new_tensor(COLOUR).expand(len(positions), 3)
-        half = positions.new_full((len(positions), 1), 0.5)
+        half = positions.new_full((len(positions), 1), 0.6)
         # `warm` is beyond [0, 1] on purpose, `code` cannot be shown.
         extras = {"normal": rgb.flip(-1), "heat": half, "warm": 4 * half, "code": half.expand(-1, 5)}
         return FieldOutput(self.density(positions), rgb, extras if self.extras else {})
