@@ -107,6 +107,7 @@ def test_a_gif_has_the_frames_the_size_and_the_pace(ball: list[str]) -> None:
 
 
 @pytest.mark.skipif(not find_spec("imageio_ffmpeg"), reason="imageio-ffmpeg is not installed")
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # its reader leaves two pipes to the collector
 def test_an_mp4_has_the_frames_and_an_even_size(ball: list[str]) -> None:
     import imageio_ffmpeg
 
