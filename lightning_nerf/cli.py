@@ -88,6 +88,6 @@ def _command_line(**options: Any) -> NeRFCLI:
         subclass_mode_data=True,
         auto_configure_optimizers=False,
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"prog": "lightning-nerf", "epilog": "Benchmarks: lightning-nerf bench --help"},
+        parser_kwargs={"prog": "lightning-nerf", "epilog": "Also: lightning-nerf render | doctor | bench --help"},
         **options,
     )

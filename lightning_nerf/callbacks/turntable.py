@@ -12,8 +12,7 @@ import numpy as np
 
 from lightning_nerf.callbacks.colors import to_uint8
 from lightning_nerf.callbacks.run_folder import run_folder
-from lightning_nerf.data.cameras import turntable_poses
-from lightning_nerf.data.views import Views
+from lightning_nerf.data.camera_paths import cameras_on, orbit
 
 
 class Turntable(L.Callback):
@@ -40,15 +39,7 @@ class Turntable(L.Callback):
         if not trainer.is_global_zero:
             return
         datamodule = pl_module.datamodule
-        train: Views = datamodule.views("train")
-        centre = datamodule.scene_box.aabb.mean(0)
-        radius = float((train.c2w[:, :, 3].cpu() - centre).norm(dim=-1).mean())
-        poses = turntable_poses(self.n_frames, radius, self.elevation, target=centre.tolist())
-        views = Views(
-            images=train.images[:1].expand(self.n_frames, -1, -1, -1),  # for their size only
-            c2w=poses.to(train.c2w),
-            intrinsics=train.intrinsics[:1].expand(self.n_frames, -1),
-        )
+        views = cameras_on(orbit(datamodule, self.n_frames, self.elevation), pl_module.device)
         with trainer.precision_plugin.forward_context():
             frames = [to_uint8(pl_module.render_view(views, i).rgb).numpy() for i in range(self.n_frames)]
         save_video(folder / "turntable", np.stack(frames), self.fps)

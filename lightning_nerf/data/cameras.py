@@ -37,6 +37,19 @@ def spiral_poses(n: int, radius: float, elevations: tuple[float, float], turn: f
     return _poses(2 * math.pi * (turn + i * golden), low + (high - low) * (i + 0.5) / max(n, 1), radius)
 
 
+def helix_poses(
+    n: int, radius: float, elevations: tuple[float, float], turns: float = 2.0, target: Sequence[float] = (0.0, 0.0, 0.0)
+) -> Tensor:
+    """n cameras that wind around ``target``, ``turns`` times, from one elevation (degrees) to another at an even pace."""
+    if n < 1 or not radius > 0 or not all(-90 < e < 90 for e in elevations):
+        raise ValueError(
+            f"expected n >= 1, radius > 0 and -90 < elevations < 90, got n={n}, radius={radius}, elevations={elevations}"
+        )
+    share = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.full((1,), 0.5, dtype=torch.float64)
+    low, high = (math.radians(e) for e in elevations)
+    return _poses(2 * math.pi * turns * share, (low + (high - low) * share).sin(), radius, target)
+
+
 def _poses(azimuth: Tensor, height: Tensor, radius: float, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
     """``height``: the sine of the elevation."""
     level = (1 - height**2).sqrt()

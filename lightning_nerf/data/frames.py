@@ -24,10 +24,14 @@ class Frame(NamedTuple):
 
 
 class Transforms:
-    """What a ``transforms_*.json`` says. Frames whose picture or mask is missing are left out, with one warning."""
+    """What a ``transforms_*.json`` says. Frames whose picture or mask is missing are left out, with one warning.
 
-    def __init__(self, path: Path) -> None:
+    ``cameras_only``: no picture or mask is looked for, and a frame need not name one.
+    """
+
+    def __init__(self, path: Path, cameras_only: bool = False) -> None:
         self.path = path
+        self.cameras_only = cameras_only
         self.content = _read_json(path)
         entries = self.content.get("frames")
         if not isinstance(entries, list) or not entries:
@@ -60,6 +64,15 @@ class Transforms:
             raise ValueError(f"{self.path}: expected camera_angle_x (radians) or fl_x (pixels)")
         return [fx, fy, self._number("cx", 0.5 * width / scale) * scale, self._number("cy", 0.5 * height / scale) * scale]
 
+    def size(self) -> tuple[int, int] | None:
+        """Width and height where the file states both."""
+        if self.content.get("w") is None or self.content.get("h") is None:
+            return None
+        width, height = round(self._number("w")), round(self._number("h"))
+        if width < 1 or height < 1:
+            raise ValueError(f"{self.path}: expected w, h of at least one pixel, got {width}, {height}")
+        return width, height
+
     def _number(self, name: str, default: float | None = None) -> float:
         value = self.content.get(name, default)
         if not _is_number(value) or value <= 0:
@@ -70,6 +83,8 @@ class Transforms:
         """A frame, or the path that it needs and that does not exist."""
         where = f"{self.path}: frame {i}"
         name = entry.get("file_path") if isinstance(entry, dict) else None
+        if self.cameras_only and isinstance(entry, dict):
+            name = f"{i:04d}"
         if not isinstance(name, str) or not name:
             raise ValueError(f"{where}: expected a 'file_path', got {_short(entry)}")
         where = f"{where} ({name})"
@@ -84,6 +99,8 @@ class Transforms:
         time = entry.get("time")
         if time is not None and not _is_number(time):
             raise ValueError(f"{where}: expected a finite number for 'time', got {_short(time)}")
+        if self.cameras_only:
+            return Frame(Path(name), None, rows[:3], time)  # type: ignore[arg-type]
         image, mask = _find(self.path.parent, name), None
         if entry.get("mask_path"):
             mask = _find(self.path.parent, str(entry["mask_path"]))

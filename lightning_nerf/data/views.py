@@ -55,18 +55,21 @@ def pixel_rays(views: Views, image_index: Tensor, x: Tensor, y: Tensor, near: fl
     return Rays(origins, directions, _per_ray(near, origins), _per_ray(far, origins), times)
 
 
-def image_rays(views: Views, index: int, near: float, far: float) -> Rays:
-    """The rays of all pixels of one image, row by row: [H * W]."""
+def image_rays(views: Views, index: int, near: float, far: float, start: int = 0, stop: int | None = None) -> Rays:
+    """The rays of one image's pixels ``start`` to ``stop`` (by default all), row by row: [stop - start]."""
     n_views, height, width, _ = views.images.shape
     if not 0 <= index < n_views:
         raise IndexError(f"index: expected a view in 0 ... {n_views - 1}, got {index}")
-    pixel = torch.arange(height * width, device=views.images.device)
+    stop = height * width if stop is None else stop
+    if not 0 <= start <= stop <= height * width:
+        raise ValueError(f"start, stop: expected 0 <= start <= stop <= {height * width} pixels, got {start}, {stop}")
+    pixel = torch.arange(start, stop, device=views.images.device)
     y = torch.div(pixel, width, rounding_mode="floor")
     # One camera for all pixels: a gathered copy of it per ray would be most of the time.
     origin, directions = camera_rays(
         views.c2w[index, None], views.intrinsics[index].expand(len(y), 4), pixel - y * width, y
     )
-    times = None if views.times is None else views.times[index].expand(height * width)
+    times = None if views.times is None else views.times[index].expand(len(y))
     return Rays(origin.expand_as(directions), directions, _per_ray(near, directions), _per_ray(far, directions), times)
 
 

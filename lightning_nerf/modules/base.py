@@ -30,6 +30,7 @@ from lightning_nerf.renderers.volume import VolumeRenderer
 from lightning_nerf.types import PackedSamples, RayBatch, Rays, Render
 
 FUSED_SAMPLES = 2**25  # marched samples that a field's own render takes at once, at most: 12 bytes each
+VIEW_RAYS = 2**20  # rays of a view that exist at once, at most: some 150 bytes each while they are made
 
 
 def adam(params: Any) -> Optimizer:
@@ -297,11 +298,7 @@ class NeRFModule(L.LightningModule):
                 behind = background[start : start + len(chunk.origins)]
             chunks.append(render(chunk, samples, behind))
             start, size = start + max(1, fit), min(capacity, fit + fit // 2 + 1)
-        if len(chunks) == 1:
-            return chunks[0]
-        extras = {name: torch.cat([c.extras[name] for c in chunks]) for name in chunks[0].extras}
-        rgb, opacity, depth, n_samples = (torch.cat([c[i] for c in chunks]) for i in range(4))  # type: ignore[arg-type]
-        return Render(rgb, opacity, depth, n_samples, extras)
+        return _join(chunks)
 
     def _render_chunk(self, rays: Rays, marched: PackedSamples, background: Tensor | None) -> Render:
         """As in training: sample, evaluate, composite."""
@@ -331,10 +328,16 @@ class NeRFModule(L.LightningModule):
 
     def render_view(self, views: Views, index: int) -> Render:
         """Render one view, shaped as its image: rgb [H, W, 3], opacity, depth and n_samples [H, W], extras [H, W, k]."""
+        return self.render_camera(views, index, self.datamodule.near, self.datamodule.far, self.eval_background())
+
+    def render_camera(self, views: Views, index: int, near: float, far: float, background: Tensor | None = None) -> Render:
+        """:meth:`render_view` without a data module: of ``views.images`` only the shape is read. Views of any size fit."""
         height, width = views.images.shape[1:3]
-        rays = image_rays(views, index, self.datamodule.near, self.datamodule.far)
-        rays = rays.map(lambda t: t.to(self.device))
-        render = self.render(rays, self.eval_background())
+        bands: list[Render] = []
+        for start in range(0, height * width, VIEW_RAYS):
+            rays = image_rays(views, index, near, far, start, min(start + VIEW_RAYS, height * width))
+            bands.append(self.render(rays.map(lambda t: t.to(self.device)), background))
+        render = _join(bands)
         return Render(
             render.rgb.view(height, width, 3),
             render.opacity.view(height, width),
@@ -371,6 +374,14 @@ class NeRFModule(L.LightningModule):
 def _home(kind: type, name: str) -> type:
     """The class that defines a method."""
     return next(c for c in kind.__mro__ if name in vars(c))
+
+
+def _join(parts: list[Render]) -> Render:
+    if len(parts) == 1:
+        return parts[0]
+    extras = {name: torch.cat([p.extras[name] for p in parts]) for name in parts[0].extras}
+    rgb, opacity, depth, n_samples = (torch.cat([p[i] for p in parts]) for i in range(4))  # type: ignore[arg-type]
+    return Render(rgb, opacity, depth, n_samples, extras)
 
 
 def _slice(rays: Rays, start: int, stop: int) -> Rays:

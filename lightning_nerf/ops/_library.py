@@ -48,7 +48,7 @@ def _load() -> bool:
     try:
         torch.ops.load_library(path)
     except Exception as error:  # built for a newer torch, or another platform: import must not raise, the references serve
-        load_error = str(error)
+        load_error = str(error.__cause__ or error)  # torch only says that it could not; the loader says why
         return False
     return True
 

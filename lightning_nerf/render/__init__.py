@@ -1,0 +1,1 @@
+"""``lightning-nerf render``: pictures and films of a trained scene."""

@@ -1,0 +1,189 @@
+"""Renders a trained scene: held-out views, an orbit, a spiral or the cameras of a file, as PNG files, GIF or MP4.
+
+  lightning-nerf render -c blender/instant_ngp --data.root path/to/lego --ckpt last.ckpt
+  lightning-nerf render -c synthetic/instant_ngp --ckpt last.ckpt --path orbit --out orbit.mp4 --resolution 1920 1080
+  lightning-nerf render last.ckpt --path cameras.json --channels rgb depth --out frames/
+
+The last form needs a checkpoint that describes its model and data. All further arguments are LightningCLI's, as for
+`lightning-nerf test` (--data.root, --trainer.accelerator, ...).
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from lightning_nerf.data.base import BACKGROUNDS
+from lightning_nerf.data.camera_paths import box_distances, cameras_on, from_file, orbit, resized, spiral
+from lightning_nerf.data.views import Views, image_rays
+from lightning_nerf.render.pictures import CHANNELS, check_channels, picture
+from lightning_nerf.render.scene import TrainedScene, load
+from lightning_nerf.render.writers import check_out, open_writers
+from lightning_nerf.types import Render
+
+FRAMES = 120  # of a path that has no number of its own
+
+
+def main(args: Sequence[str] | None = None) -> list[Path]:
+    """Run ``lightning-nerf render ARGS``; prints and returns the paths of what it wrote, one per channel."""
+    options, rest = parse(list(sys.argv[2:] if args is None else args))
+    try:
+        check(options)
+        scene = load(options.ckpt, options.config, rest)
+        views, names = choose_views(options, scene)
+        check_out(options.out, len(names))
+        check_channels(options.channels, _one_ray(scene, views))
+        depth_range = _depth_range(options, scene, views)
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"lightning-nerf render: {error}")
+    return render(options, scene, views, names, depth_range)
+
+
+def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This command's options, and what is LightningCLI's."""
+    parser = argparse.ArgumentParser(
+        prog="lightning-nerf render",
+        usage="lightning-nerf render [CKPT | -c RECIPE --ckpt CKPT] [arguments]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("-c", "--config", action="append", default=[], metavar="RECIPE", help="a recipe's short name or file; repeatable")
+    add("--ckpt", type=Path, metavar="CKPT", help="the checkpoint with the weights")
+    add("--path", default="test", metavar="test|orbit|spiral|FILE.json", help="""the cameras: held-out views (default); a
+        turn around the scene that loops; two turns that rise from the lowest training camera to the highest; or the
+        cameras of a transforms.json, whose pictures need not exist""")  # fmt: skip
+    add("--n_frames", type=int, metavar="N", help=f"frames of an orbit or a spiral, default {FRAMES}; of the others, this "
+        "many, evenly spaced, default all")  # fmt: skip
+    add("--elevation", type=float, default=30.0, help="degrees of an orbit above the horizon; default 30")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--resolution", type=int, nargs=2, metavar=("W", "H"), help="""size of the frames; the vertical field
+        of view stays, a wider frame sees more on both sides. Default: that of the cameras""")  # fmt: skip
+    size.add_argument("--scale", type=float, metavar="S", help="size of the frames as a multiple of the cameras' own")
+    add("--fps", type=float, default=30.0, help="frames per second of GIF (rounded to 1/100 s a frame) and MP4; default 30")
+    add("--channels", nargs="+", default=["rgb"], metavar="CHANNEL", help="""rgb (default), depth, opacity, or an extra
+        channel of the field. Depth: mean distance of what is seen, violet (near) to yellow (far); opacity and extras: 0
+        black, 1 white""")  # fmt: skip
+    add("--depth_range", type=float, nargs=2, metavar=("NEAR", "FAR"), help="""distances that are violet and yellow;
+        default the least and the greatest from any camera to the scene's box, the same for all frames""")  # fmt: skip
+    add("--out", type=Path, metavar="FOLDER|FILE", help="""a folder for PNG files, FILE.gif, FILE.mp4 (needs
+        imageio-ffmpeg), or FILE.png for a single frame; default the folder renders/PATH. Several channels get a folder or
+        a file each""")  # fmt: skip
+    positional = (
+        [args.pop(0)] if args and not args[0].startswith("-") else []
+    )  # else the value of an unknown option fits too
+    options, rest = parser.parse_known_args(args)
+    if positional and options.ckpt is not None:
+        parser.error(f"--ckpt: the checkpoint is given twice, as {positional[0]} and as {options.ckpt}")
+    if positional:
+        options.ckpt = Path(positional[0])
+    if options.out is None:
+        options.out = Path("renders", Path(options.path).stem)
+    return options, rest
+
+
+def check(options: argparse.Namespace) -> None:
+    """What can be said before anything is loaded."""
+    if options.ckpt is None:
+        raise ValueError("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
+    if not options.ckpt.is_file():
+        raise FileNotFoundError(f"--ckpt: no file {options.ckpt}")
+    if options.path not in ("test", "orbit", "spiral"):
+        if not options.path.endswith(".json"):
+            raise ValueError(f"--path: expected test, orbit, spiral or the name of a .json file, got {options.path!r}")
+        if not Path(options.path).is_file():
+            raise FileNotFoundError(f"--path: no file {options.path}")
+    if options.n_frames is not None and options.n_frames < 1:
+        raise ValueError(f"--n_frames: expected >= 1, got {options.n_frames}")
+    if not -90 < options.elevation < 90:
+        raise ValueError(f"--elevation: expected degrees between -90 and 90, got {options.elevation}")
+    if options.resolution and min(options.resolution) < 1:
+        raise ValueError(f"--resolution: expected W >= 1 and H >= 1, got {' '.join(map(str, options.resolution))}")
+    if options.scale is not None and not 0 < options.scale < math.inf:
+        raise ValueError(f"--scale: expected a number > 0, got {options.scale}")
+    if not 0 < options.fps < math.inf:
+        raise ValueError(f"--fps: expected a number > 0, got {options.fps}")
+    if options.depth_range and not 0 <= options.depth_range[0] < options.depth_range[1] < math.inf:
+        raise ValueError(f"--depth_range: expected 0 <= NEAR < FAR, got {' '.join(map(str, options.depth_range))}")
+    check_out(options.out)
+
+
+def choose_views(options: argparse.Namespace, scene: TrainedScene) -> tuple[Views, list[str]]:
+    """The cameras of ``--path`` in the size asked for, on the module's device, and a name for each."""
+    data = scene.data
+    if options.path == "orbit":
+        views = orbit(data, options.n_frames or FRAMES, options.elevation)
+    elif options.path == "spiral":
+        views = spiral(data, options.n_frames or FRAMES)
+    else:
+        views = data.views("test") if options.path == "test" else from_file(Path(options.path), data)
+    found = len(views.c2w)
+    names = data.names("test") if options.path == "test" else [f"{i:04d}" for i in range(found)]
+    if found == 0:
+        raise ValueError(f"--path: the data has no {options.path} views")
+    n = options.n_frames or found
+    if n > found:
+        raise ValueError(f"--n_frames: expected at most {found}, the number of cameras of --path {options.path}, got {n}")
+    chosen = [i * found // n for i in range(n)]
+    images, c2w, intrinsics, times, _ = cameras_on(views, "cpu")
+    views = Views(images[:n], c2w[chosen], intrinsics[chosen], None if times is None else times[chosen])
+    height, width = images.shape[1:3]
+    if options.scale is not None:
+        width, height = round(width * options.scale), round(height * options.scale)
+        if min(width, height) < 1:
+            raise ValueError(f"--scale: {options.scale} leaves {width} x {height} pixels")
+    width, height = options.resolution or (width, height)
+    return cameras_on(resized(views, width, height), scene.module.device), [names[i] for i in chosen]
+
+
+def render(
+    options: argparse.Namespace, scene: TrainedScene, views: Views, names: list[str], depth_range: tuple[float, float]
+) -> list[Path]:
+    """Render all frames and write them, one at a time."""
+    background = _background(scene)
+    writers = open_writers(options.out, options.channels, options.fps)
+    clamped: set[str] = set()
+    height, width = views.images.shape[1:3]
+    try:
+        for i, name in enumerate(tqdm(names, desc=f"{options.path}, {width} x {height}", unit="frame")):
+            with scene.precision():
+                seen = scene.module.render_camera(views, i, scene.data.near, scene.data.far, background)
+            for channel, writer in writers.items():
+                writer.add(picture(seen, channel, depth_range).numpy(), name)
+                if channel not in CHANNELS and bool(((seen.extras[channel] < 0) | (seen.extras[channel] > 1)).any()):
+                    clamped.add(channel)
+    finally:
+        for writer in writers.values():
+            writer.close()
+    for channel in sorted(clamped):
+        print(f"lightning-nerf render: {channel} has values beyond [0, 1], shown as 0 or 1", file=sys.stderr)
+    paths = [writer.path for writer in writers.values()]
+    if "depth" in writers:
+        print(f"depth: violet at {depth_range[0]:.4g}, yellow at {depth_range[1]:.4g}")
+    for path in paths:
+        print(path)
+    return paths
+
+
+def _background(scene: TrainedScene) -> torch.Tensor:
+    return torch.full((3,), BACKGROUNDS[scene.data.eval_background], device=scene.module.device)
+
+
+def _one_ray(scene: TrainedScene, views: Views) -> Render:
+    """The render of one pixel: it has every channel that a frame has."""
+    with scene.precision():
+        return scene.module.render(image_rays(views, 0, scene.data.near, scene.data.far, 0, 1), _background(scene))
+
+
+def _depth_range(options: argparse.Namespace, scene: TrainedScene, views: Views) -> tuple[float, float]:
+    if options.depth_range:
+        return options.depth_range[0], options.depth_range[1]
+    low, high = box_distances(views, scene.data.scene_box.aabb, scene.data.near, scene.data.far)
+    return (low, high) if low < high else (scene.data.near, scene.data.far)  # cameras that see nothing of the scene

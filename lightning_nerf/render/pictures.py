@@ -1,0 +1,43 @@
+"""What a render says of a view, as pictures to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from lightning_nerf.callbacks.colors import colorize, to_uint8
+from lightning_nerf.types import Render
+
+CHANNELS = ("rgb", "depth", "opacity")  # and the names of the field's extras
+
+
+def check_channels(channels: Sequence[str], render: Render) -> None:
+    """Each must be a channel of ``render`` that can be shown, or a ValueError names it."""
+    known = [*CHANNELS, *(name for name in render.extras if name not in CHANNELS)]
+    for channel in channels:
+        if channel not in known:
+            raise ValueError(f"--channels: this model renders {', '.join(known)}, got {channel!r}")
+        if channel not in CHANNELS and render.extras[channel].shape[-1] not in (1, 3):
+            raise ValueError(
+                f"--channels: expected one or three numbers per pixel, {channel!r} has {render.extras[channel].shape[-1]}"
+            )
+    if len(set(channels)) < len(channels):
+        raise ValueError(f"--channels: expected each name once, got {' '.join(channels)}")
+
+
+def picture(render: Render, channel: str, depth_range: tuple[float, float]) -> Tensor:
+    """A channel of a view as [H, W, 3] uint8 on the CPU.
+
+    ``depth`` is the mean distance to the camera of what is seen (divided by the opacity), coloured from dark violet at
+    ``depth_range``'s lower end to yellow at its upper end and darkened by the transparency. ``opacity`` and an extra of one
+    number are grey, 0 black and 1 white; an extra of three is red, green and blue. What is beyond [0, 1] is clamped.
+    """
+    if channel == "rgb":
+        return to_uint8(render.rgb)
+    if channel == "depth":
+        low, high = depth_range
+        distance = render.depth.float() / render.opacity.float().clamp(min=1e-6)
+        return to_uint8(colorize((distance - low) / (high - low)) * render.opacity.float()[..., None].clamp(0, 1))
+    values = render.opacity[..., None] if channel == "opacity" else render.extras[channel]
+    return to_uint8(values.expand(*values.shape[:2], 3))

@@ -1,0 +1,115 @@
+"""Where frames go: PNG files in a folder, one GIF, one MP4. Frames are [H, W, 3] uint8, all of one size."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import imageio.v3 as imageio
+import numpy as np
+from PIL import Image
+
+FILES = (".png", ".gif", ".mp4")
+_OTHERS = (".apng", ".avi", ".jpeg", ".jpg", ".mkv", ".mov", ".npy", ".webm", ".webp")
+
+
+class Writer(ABC):
+    """Takes the frames of one channel one by one; ``path`` is what it leaves."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @abstractmethod
+    def add(self, frame: np.ndarray, name: str) -> None:
+        """The next frame."""
+
+    def close(self) -> None:  # noqa: B027  files of their own need no end
+        """After the last frame; also where an error ended the row of frames before."""
+
+
+class PNGs(Writer):
+    """``path/{name}.png``, or ``path`` itself where that ends in .png."""
+
+    def add(self, frame: np.ndarray, name: str) -> None:
+        """See :meth:`Writer.add`."""
+        imageio.imwrite(self.path if self.path.suffix == ".png" else self.path / f"{name}.png", frame, plugin="pillow")
+
+
+class GIF(Writer):
+    """An endless GIF, each frame in its own 256 colours; of finished frames, one byte a pixel is kept until the end."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        super().__init__(path)
+        self.fps = fps
+        self.frames: list[Image.Image] = []
+
+    def add(self, frame: np.ndarray, name: str) -> None:
+        """See :meth:`Writer.add`."""
+        self.frames.append(Image.fromarray(frame).convert("P", palette=Image.Palette.ADAPTIVE))
+
+    def close(self) -> None:
+        """Write what there is."""
+        if self.frames:
+            # The format counts hundredths of a second, and players take 0 and 1 for "slowly".
+            duration = 10 * max(2, round(100 / self.fps))
+            first, *others = self.frames
+            first.save(self.path, save_all=True, append_images=others, duration=duration, loop=0)
+
+
+class MP4(Writer):
+    """H.264 by imageio-ffmpeg, frame by frame. The codec wants even sides: an odd one repeats its last row or column."""
+
+    def __init__(self, path: Path, fps: float) -> None:
+        super().__init__(path)
+        self.fps = fps
+        self.sink: Any = None
+
+    def add(self, frame: np.ndarray, name: str) -> None:
+        """See :meth:`Writer.add`."""
+        height, width = frame.shape[:2]
+        frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        if self.sink is None:
+            import imageio_ffmpeg  # type: ignore[import-not-found]
+
+            size = frame.shape[1], frame.shape[0]
+            self.sink = imageio_ffmpeg.write_frames(
+                str(self.path), size, fps=self.fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
+            )
+            self.sink.send(None)
+        self.sink.send(np.ascontiguousarray(frame))
+
+    def close(self) -> None:
+        """Have the file finished."""
+        if self.sink is not None:
+            self.sink.close()
+
+
+def check_out(out: Path, n_frames: int | None = None) -> None:
+    """Can frames be written there? A ValueError says why not, before anything is rendered."""
+    suffix = out.suffix.lower()
+    if suffix in _OTHERS:
+        raise ValueError(f"--out: expected a folder (for PNG files), or a name that ends in {', '.join(FILES)}, got {out}")
+    if suffix == ".mp4" and not find_spec("imageio_ffmpeg"):
+        raise ValueError(f"--out: {out} needs imageio-ffmpeg: pip install 'imageio[ffmpeg]', or name a .gif or a folder")
+    if suffix == ".png" and n_frames is not None and n_frames > 1:
+        raise ValueError(f"--out: {out} takes one picture, there are {n_frames}: give a folder, or --n_frames 1")
+    if suffix not in FILES and out.is_file():
+        raise ValueError(f"--out: expected a folder, {out} is a file")
+    if suffix in FILES and out.is_dir():
+        raise ValueError(f"--out: expected a file, {out} is a folder")
+
+
+def open_writers(out: Path, channels: Sequence[str], fps: float) -> dict[str, Writer]:
+    """A writer for each channel. Of several, each has its name in the path: ``out/depth/``, or ``out_depth.mp4``."""
+    suffix = out.suffix.lower()
+    writers: dict[str, Writer] = {}
+    for channel in channels:
+        path = out
+        if len(channels) > 1:
+            path = out.with_name(f"{out.stem}_{channel}{suffix}") if suffix in FILES else out / channel
+        (path.parent if suffix in FILES else path).mkdir(parents=True, exist_ok=True)
+        writers[channel] = GIF(path, fps) if suffix == ".gif" else MP4(path, fps) if suffix == ".mp4" else PNGs(path)
+    return writers
