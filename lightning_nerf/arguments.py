@@ -176,10 +176,15 @@ def _path(value: Any) -> str:
 
 def _importable(value: Any) -> str | None:
     """Where a class or function can be imported from; None: nowhere."""
-    found: Any = sys.modules.get(getattr(value, "__module__", None) or "")
-    for part in getattr(value, "__qualname__", "<none>").split("."):
-        found = getattr(found, part, None)
-    return _path(value) if found is value else None
+    own, short = getattr(value, "__qualname__", ""), getattr(value, "__name__", "")
+    # torch's built-in functions do not know where they are.
+    for module, name in ((getattr(value, "__module__", None), own), ("torch", short), ("torch.nn.functional", short)):
+        found: Any = sys.modules.get(module or "")
+        for part in name.split("."):
+            found = getattr(found, part, None)
+        if found is value:
+            return f"{module}.{name}"
+    return None
 
 
 # -- from plain data ---------------------------------------------------------------------------------------------------
