@@ -156,15 +156,15 @@ def test_only_what_is_expected_is_called(monkeypatch: pytest.MonkeyPatch) -> Non
     inner = {"class_path": "subprocess.Popen", "init_args": {"args": "false"}}
     with pytest.raises(ValueError, match=r"^part: .*subprocess\.Popen"):
         build({"class_path": f"{HERE}.Whole", "init_args": {"part": inner}}, Recorded)
-    with pytest.raises(ValueError, match="expected a subclass of .*Whole"):
+    with pytest.raises(ValueError, match=r"expected a subclass of .*Whole"):
         build(described(Part()), Whole)
 
 
 @pytest.mark.parametrize("path", [f"{HERE}.Gone", "no_such_package.fields.Mine", "__main__.Mine", "", 3])
 def test_a_class_that_is_gone_is_named(path: Any) -> None:
-    with pytest.raises(ValueError, match="class_path: .*not to be found"):
+    with pytest.raises(ValueError, match=r"class_path: .*not to be found"):
         build({"class_path": path, "init_args": {}}, Recorded)
-    with pytest.raises(ValueError, match="part: .*not to be found.*pass part="):
+    with pytest.raises(ValueError, match=r"part: .*not to be found.*pass part="):
         build({"class_path": f"{HERE}.Whole", "init_args": {"part": {"class_path": path, "init_args": {}}}}, Recorded)
 
 
