@@ -39,10 +39,13 @@ class CheckpointedModule(Recorded, L.LightningModule):
     def record_arguments(self) -> None:
         """Put the constructor's arguments into ``hparams``; a constructor calls it last.
 
-        A field, estimator or renderer that was left to the constructor is described as it came out.
+        A field, estimator or renderer left to one of our constructors is described as it came out: our defaults may
+        change. What another constructor does with None is its own affair.
         """
-        own = described(self)
-        parameters = inspect.signature(type(self).__init__).parameters
+        own, constructor = described(self), type(self).__init__
+        parameters = (
+            inspect.signature(constructor).parameters if constructor.__module__.startswith("lightning_nerf.") else ()
+        )
         for name in PARTS:
             if name in parameters and own.get("init_args", {}).get(name, 0) is None:
                 own["init_args"][name] = described(getattr(self, name))

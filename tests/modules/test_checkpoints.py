@@ -170,6 +170,22 @@ def test_what_has_no_name_is_missed_by_loading_and_by_nothing_else(
     assert resumed.global_step == 6
 
 
+def test_a_modules_class_without_a_name_is_missed_by_loading_and_by_nothing_else(tmp_path: Path, scene_cache: Path) -> None:
+    class Local(InstantNGP):
+        pass
+
+    path = saved(Local(field(), OccupancyGrid(16), **SMALL), tmp_path, scene_cache)
+    with pytest.raises(ValueError, match=r"class_path: the checkpoint has none.*Local.*state_dict"):
+        InstantNGP.load_from_checkpoint(path)
+    trainer(tmp_path, max_steps=6).fit(Local(field(), OccupancyGrid(16), **SMALL), tiny_scene(scene_cache), ckpt_path=path)
+
+
+def test_what_a_constructor_does_with_none_stays_its_own(tmp_path: Path) -> None:
+    module = BlobModule(5, **SMALL)
+    assert module.hparams["init_args"]["field"] is None
+    assert InstantNGP().hparams["init_args"]["estimator"]["init_args"]["resolution"] == 128
+
+
 # -- another architecture, another scene -------------------------------------------------------------------------------
 
 
