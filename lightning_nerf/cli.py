@@ -35,6 +35,12 @@ def resolve_arguments(args: Sequence[str]) -> list[str]:
 class NeRFCLI(LightningCLI):
     """LightningCLI over any NeRFModule and any NeRFDataModule; ``fit`` ends with a test of the final weights."""
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the model as the command line says; modules refuse a checkpoint that does not fit.
+
+        LightningCLI would silently put all of the checkpoint's settings in place of those that were typed.
+        """
+
     def after_fit(self) -> None:
         """Render the held-out views with the final weights; callbacks score and save them."""
         if self.trainer.interrupted:

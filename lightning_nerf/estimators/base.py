@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_nerf.arguments import Recorded
 from lightning_nerf.ops._checks import check_returned, check_same_device, check_tensor
 from lightning_nerf.ops.composite import composite_alphas
 from lightning_nerf.ops.random import key_from_torch
@@ -28,7 +29,7 @@ SampleFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-class Estimator(nn.Module, ABC):
+class Estimator(Recorded, nn.Module, ABC):
     """Decides where along its rays a field is evaluated.
 
     An estimator never sees a field, only a density function of plain tensors: a field's ``density`` method will do, and so

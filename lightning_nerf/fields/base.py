@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from lightning_nerf.arguments import Recorded
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render, SceneBox
 
 
-class RadianceField(nn.Module, ABC):
+class RadianceField(Recorded, nn.Module, ABC):
     """A function from positions (and directions, and times) to density and colour.
 
     Subclasses implement :meth:`density` and :meth:`forward`. Both take plain tensors and any number of points, zero
     included, and return densities >= 0 per unit length of world space. The scene's box arrives by :meth:`bind`, is saved in
     the ``aabb`` buffer, and so travels with the checkpoint.
     """
+
+    free_arguments: Collection[str] = ()
+    """Constructor arguments that may differ between a checkpoint and the field that takes it: the weights mean the same."""
 
     aabb: Tensor  # [2, 3]
     _to_unit: Tensor  # [2, 3] factor and summand that take world space to the unit cube; follows aabb

@@ -47,6 +47,8 @@ class InstantNGPField(RadianceField):
     SIGGRAPH 2022, section 5.4.
     """
 
+    free_arguments = ("fused",)
+
     def __init__(
         self,
         n_levels: int = 16,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -21,6 +20,7 @@ from lightning_nerf.data.views import Views, image_rays, image_truth
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.executors import EAGER, Executor
 from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.modules.checkpoints import CheckpointedModule, refuse_another_box
 from lightning_nerf.modules.schedule import WarmupDecay
 from lightning_nerf.ops.random import make_key
 from lightning_nerf.ops.ray_loss import ray_loss
@@ -43,7 +43,7 @@ def adam(params: Any) -> Optimizer:
     return FusedAdam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **average)
 
 
-class NeRFModule(L.LightningModule):
+class NeRFModule(CheckpointedModule):
     """A radiance field, an estimator that says where to sample it, and a renderer, trained on posed images.
 
     The loader yields step numbers; rays, pixels, jitter and background are drawn on the device inside the step, each a
@@ -119,6 +119,7 @@ class NeRFModule(L.LightningModule):
         self.register_buffer("n_rays", torch.tensor(initial_rays, dtype=torch.int32))
         self.register_buffer("samples_seen", torch.zeros((), dtype=torch.int64), persistent=False)
         self._named = (-1, -1)  # the step that `key` holds, and the version of `key` that does
+        self.record_arguments()
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook some forty times a step; nn.Module would take 2 us for each.
@@ -138,8 +139,10 @@ class NeRFModule(L.LightningModule):
         return datamodule
 
     def setup(self, stage: str) -> None:
-        """Tell field and estimator where the scene is."""
+        """Tell field and estimator where the scene is. A field that knows another scene's box is refused."""
         box = self.datamodule.scene_box
+        refuse_another_box(box.aabb, self.field.aabb, "the data module's")
+        self.write_atomically()
         self.field.bind(box)
         self.estimator.bind(box)
         self._named = (-1, -1)

@@ -6,10 +6,11 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from lightning_nerf.arguments import Recorded
 from lightning_nerf.types import FieldOutput, PackedSamples, Render
 
 
-class Renderer(nn.Module, ABC):
+class Renderer(Recorded, nn.Module, ABC):
     """A function from a field's output at packed samples to per-ray values, always fully shaped."""
 
     @abstractmethod
