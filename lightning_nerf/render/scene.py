@@ -59,10 +59,10 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
     data.prepare_data()
     module.field.bind(data.scene_box)
     module.estimator.bind(data.scene_box)
-    module.on_load_checkpoint(content)
     try:
+        module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=module.strict_loading)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise ValueError(f"--ckpt: {checkpoint} does not fit the model ({' '.join(str(error).split())})") from error
     trainer.precision_plugin.convert_module(module)
     module.to(trainer.strategy.root_device).eval()
