@@ -60,6 +60,8 @@ def sample(
     limit: int | None = None,
 ) -> PackedSamples:
     """All samples, or each ray's first ``limit``; see :func:`lightning_nerf.nerfacc.grid.traverse_grids`."""
+    if math.isnan(step_size):
+        raise ValueError(f"step_size: expected a number, got {step_size}")
     marched = step_size > 0 and len(aabbs) <= _MAX_LEVELS and max(binaries.shape[1:]) <= _MAX_RESOLUTION
     if marched and are_nested(aabbs):
         aabb = aabbs[0].view(2, 3)

@@ -69,7 +69,7 @@ def rendering(
     rgbs, absorbers, further = _returned(name, function(t_starts, t_ends, ray_indices), t_starts)
     n_channels = rgbs.shape[-1]
     behind = None if render_bkgd is None else _background(render_bkgd, rays, n_channels, t_starts.device)
-    flat = [c.reshape(-1, c.shape[-1]) for c in (rgbs, *further.values())]
+    flat = [c.reshape(t_starts.numel(), c.shape[-1]) for c in (rgbs, *further.values())]
     dtype = torch.float64 if any(t.dtype is torch.float64 for t in (absorbers, *flat)) else torch.float32
     if dtype is torch.float64:
         absorbers_, flat = absorbers.double(), [c.double() for c in flat]

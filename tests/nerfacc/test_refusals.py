@@ -122,3 +122,9 @@ def test_undistortion_stays_within_the_dtype(device: str, dtype: torch.dtype) ->
         params = torch.tensor([0, 1e20, 0, 0, 0, 0, 0, last], device=device)
         assert opencv_lens_undistortion(uv, params).isfinite().all()
         assert opencv_lens_undistortion_fisheye(uv, params[4:]).isfinite().all()
+
+
+def test_a_step_that_is_no_number() -> None:
+    grid = nerfacc.OccGridEstimator([-1.0, -1, -1, 1, 1, 1], resolution=2)
+    with pytest.raises(ValueError, match="step_size"):
+        grid.sampling(torch.zeros(1, 3), torch.ones(1, 3), render_step_size=float("nan"))

@@ -259,3 +259,15 @@ def test_bad_arguments_are_named() -> None:
         arguments = {"t_starts": t_starts, "t_ends": t_ends, "ray_indices": rays, "n_rays": 2, "rgb_sigma_fn": good}
         with pytest.raises(ValueError, match=message):
             rendering(**(arguments | options))  # type: ignore[arg-type]
+
+
+def test_no_channels() -> None:
+    """A field of densities alone, and an extra of no width."""
+    t, sigmas = torch.rand(2, 5).sort(-1).values, torch.rand(2, 5)
+
+    def densities(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor | None) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        return torch.empty(2, 5, 0), sigmas, {"nothing": torch.empty(2, 5, 0)}
+
+    colors, opacities, _, extras = rendering(t, t + 0.1, rgb_sigma_fn=densities)
+    assert colors.shape == extras["nothing"].shape == (2, 0)
+    torch.testing.assert_close(opacities, 1 - torch.exp(-(sigmas * 0.1).sum(-1, keepdim=True)))
