@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.arguments import Recorded
-from lightning_nerf.ops._checks import check_returned, check_same_device, check_tensor
+from lightning_nerf.ops._checks import FLOATS, check_returned, check_same_device, check_tensor
 from lightning_nerf.ops.composite import composite_alphas
 from lightning_nerf.ops.random import key_from_torch
 from lightning_nerf.ops.visibility import prune
@@ -25,8 +25,6 @@ Where a ray has less than ``early_stop_eps`` of its light left, both may be anyt
 
 SampleFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``fn(t_starts [N], t_ends [N], ray_indices [N] int64)`` gives densities or opacities [N]."""
-
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 class Estimator(Recorded, nn.Module, ABC):
@@ -170,12 +168,12 @@ def corners(scene_box: SceneBox | Tensor | Sequence[float]) -> Tensor:
 def _rays(
     rays_o: Tensor, rays_d: Tensor, near_plane: float, far_plane: float, t_min: Tensor | None, t_max: Tensor | None
 ) -> Rays:
-    check_tensor("rays_o", rays_o, ("R", 3), _FLOATS)
+    check_tensor("rays_o", rays_o, ("R", 3), FLOATS)
     n = rays_o.shape[0]
-    check_tensor("rays_d", rays_d, (n, 3), _FLOATS)
+    check_tensor("rays_d", rays_d, (n, 3), FLOATS)
     for name, limit in [("t_min", t_min), ("t_max", t_max)]:
         if limit is not None:
-            check_tensor(name, limit, (n,), _FLOATS)
+            check_tensor(name, limit, (n,), FLOATS)
     check_same_device(rays_o=rays_o, rays_d=rays_d, t_min=t_min, t_max=t_max)
     near = torch.full((n,), float(near_plane), device=rays_o.device)
     far = torch.full((n,), float(far_plane), device=rays_o.device)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.nerfacc._rays import in_range
-from lightning_nerf.ops._checks import check_ray_indices, check_same_device, check_tensor
-from lightning_nerf.ops.scan import FLOATS, segmented_sum
+from lightning_nerf.ops._checks import FLOATS, check_ray_indices, check_same_device, check_tensor
+from lightning_nerf.ops.scan import segmented_sum
 
 
 def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_same_device, check_tensor
-from lightning_nerf.ops.scan import FLOATS, segmented_product, segmented_sum
+from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
+from lightning_nerf.ops.scan import segmented_product, segmented_sum
 
 
 def inclusive_sum(inputs: Tensor, packed_info: Tensor | None = None, indices: Tensor | None = None) -> Tensor:

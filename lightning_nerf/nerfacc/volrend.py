@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.nerfacc._rays import in_range
-from lightning_nerf.ops._checks import check_ray_indices, check_same_device, check_tensor, needs_grad
+from lightning_nerf.ops._checks import FLOATS, check_ray_indices, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
-from lightning_nerf.ops.scan import FLOATS
 from lightning_nerf.renderers.rendering import rendering as _rendering
 
 __all__ = [

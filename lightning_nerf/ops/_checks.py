@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
 
 def check_tensor(
     name: str, value: Tensor, shape: tuple[int | str, ...], dtype: torch.dtype | tuple[torch.dtype, ...]

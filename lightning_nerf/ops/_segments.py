@@ -1,4 +1,4 @@
-"""Where the segments of a packed list lie: what the references of the ops by segment share."""
+"""Where the segments of a packed list lie, and sums along them: what the references of the ops by segment share."""
 
 from __future__ import annotations
 
@@ -56,3 +56,9 @@ def ranks(n: int, segments: Tensor, *, reverse: bool) -> Tensor:
     owner = owners(n, torch.stack([begins, ends - begins], 1))
     rank = ends[owner] - 1 - entries if reverse else entries - begins[owner]
     return torch.where(owner >= 0, rank, -1)
+
+
+def exclusive_sum(values: Tensor, owner: Tensor, offsets: Tensor) -> Tensor:
+    """Sum of the earlier values of the same ray; a global cumulative sum, so of float64 values."""
+    before = torch.cat([values.new_zeros(1), values.cumsum(0)])
+    return before[:-1] - before[offsets.long()[owner]]

@@ -8,12 +8,11 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
 from lightning_nerf.ops.composite_reference import backward_reference, reference
 
 MAX_CHANNELS = 32  # per call of the op; the public functions take more in passes
 _HALVES = (torch.bfloat16, torch.float16)
-_FLOATS = (torch.float32, *_HALVES, torch.float64)
 
 
 class Composite(NamedTuple):
@@ -148,7 +147,7 @@ def _composite(
     background: Tensor | None,
 ) -> Composite:
     name, densities = absorbers
-    check_tensor(name, densities, ("N",), _FLOATS)
+    check_tensor(name, densities, ("N",), FLOATS)
     n, double = densities.shape[0], densities.dtype is torch.float64
     check_tensor("channels", channels, (n, "C"), torch.float64 if double else (torch.float32, *_HALVES))
     for each, t in intervals.items():
@@ -157,7 +156,7 @@ def _composite(
     if offsets.shape[0] == 0:
         raise ValueError("offsets: expected shape [R + 1] with R >= 0, got [0]")
     if background is not None:
-        check_tensor("background", background, (3,) if background.ndim == 1 else (offsets.shape[0] - 1, 3), _FLOATS)
+        check_tensor("background", background, (3,) if background.ndim == 1 else (offsets.shape[0] - 1, 3), FLOATS)
         if channels.shape[1] < 3:
             raise ValueError(f"background: expected at least 3 channels in front of it, got {channels.shape[1]}")
         background = background.to(torch.float64 if double else torch.float32).contiguous()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.ops._segments import exclusive_sum
+
 _OPAQUE = 800.0  # exp(-800) is 0 in float64: a finite stand-in for infinite optical depth
 
 Outputs = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -15,12 +17,6 @@ def owners(n: int, offsets: Tensor) -> Tensor:
     return torch.searchsorted(
         offsets[1:].contiguous(), torch.arange(n, device=offsets.device, dtype=torch.int32), right=True
     )
-
-
-def exclusive_sum(values: Tensor, owner: Tensor, offsets: Tensor) -> Tensor:
-    """Sum of the earlier values of the same ray; a global cumulative sum, so of float64 values."""
-    before = torch.cat([values.new_zeros(1), values.cumsum(0)])
-    return before[:-1] - before[offsets.long()[owner]]
 
 
 def exclusive_product(values: Tensor, owner: Tensor, offsets: Tensor) -> Tensor:

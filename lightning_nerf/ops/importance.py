@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
 from lightning_nerf.ops._segments import check_packed_info, owners
-from lightning_nerf.ops.scan import FLOATS
 
 
 class Resampled(NamedTuple):

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
 from lightning_nerf.ops._segments import check_packed_info, ranks
-
-FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def segmented_sum(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._segments import exclusive_sum
 from lightning_nerf.ops.pack import check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
 from lightning_nerf.types import PackedSamples
@@ -104,16 +105,10 @@ def _visible(
     # infinite depth would make later rays' differences of the running sum NaN: sum the finite, count the infinite.
     depths = inside.clamp(max=2 * max(limit, 0.0) + 1)
     opaque = depths.isinf()
-    before = _exclusive_sums(torch.where(opaque, 0.0, depths), ray, offsets)
-    before = torch.where(_exclusive_sums(opaque.double(), ray, offsets) > 0, math.inf, before)
+    before = exclusive_sum(torch.where(opaque, 0.0, depths), ray, offsets)
+    before = torch.where(exclusive_sum(opaque.double(), ray, offsets) > 0, math.inf, before)
     index = ((before <= limit) & (inside >= -torch.log1p(-alpha_thre.double()))).nonzero()[:, 0]
     return index, ray[index]
-
-
-def _exclusive_sums(x: Tensor, ray: Tensor, offsets: Tensor) -> Tensor:
-    """Sum over the earlier entries of the same ray."""
-    sums = torch.cat([x.new_zeros(1), x.cumsum(0)])
-    return sums[:-1] - sums[offsets[:-1].long()][ray]
 
 
 def count_reference(

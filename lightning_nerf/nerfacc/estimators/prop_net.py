@@ -13,8 +13,7 @@ from lightning_nerf.nerfacc.data_specs import RayIntervals
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.pdf import importance_sampling, searchsorted
 from lightning_nerf.nerfacc.volrend import render_transmittance_from_density
-from lightning_nerf.ops._checks import check_returned, check_same_device, check_tensor
-from lightning_nerf.ops.scan import FLOATS
+from lightning_nerf.ops._checks import FLOATS, check_returned, check_same_device, check_tensor
 
 SamplingType = Literal["uniform", "lindisp"]
 PropSigmaFn = Callable[[Tensor, Tensor], Tensor]
