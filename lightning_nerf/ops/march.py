@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._checks import check_same_device, check_tensor
-from lightning_nerf.ops.pack import check_capacity, pack
+from lightning_nerf.ops._exact import write_exactly
+from lightning_nerf.ops.pack import MAX_COUNT, check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
 from lightning_nerf.types import PackedSamples, Rays
 
@@ -19,6 +21,8 @@ _MAX_LEVELS = 8
 _MAX_RESOLUTION = 2**18
 _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST_STEP = 2.0**-149  # the smallest float32
+
+_per_ray: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # occupancy -> samples a ray in its last exact march on CUDA
 
 
 def march(
@@ -141,24 +145,25 @@ def _march(
         raise ValueError(f"limit: expected None or >= 0, got {limit}")
     counts, plan = count(*arguments)
     offsets, kept = pack(counts if limit is None else counts.clamp(max=limit), capacity)
-    total = _total(offsets, kept) if capacity is None else capacity
-    t_starts, t_ends, ray_indices = write(*arguments, counts, plan, offsets, total)
-    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
-
-
-def _total(offsets: Tensor, kept: Tensor) -> int:
-    """The number of samples, with one synchronisation, or an error where they do not hold all rays."""
-    n = len(kept)
-    if n == 0:
-        return 0
-    total, last_kept = torch.cat([offsets[-1:], kept[-1:]]).tolist()
-    if not last_kept:  # from the first ray that doesn't fit on, none is kept
+    if capacity is not None:
+        return PackedSamples(*write(*arguments, counts, plan, offsets, capacity), offsets, kept)
+    per_ray = _per_ray.get(occupancy)
+    total, complete, lists = write_exactly(
+        offsets,
+        kept,
+        lambda size: write(*arguments, counts, plan, offsets, size),
+        None if per_ray is None else min(int(1.125 * per_ray * n) + 1024, MAX_COUNT),
+    )
+    if not complete:
         excess = int((~kept).sum())
         raise ValueError(
             f"march: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
             "take a larger step_size, or restrict near and far"
         )
-    return total
+    if occupancy.is_cuda and n > 0:
+        _per_ray[occupancy] = total / n
+    t_starts, t_ends, ray_indices = lists
+    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
 
 
 # The reference looks up each lattice sample by itself, with the same float operations as csrc/march.cuh. Candidates, those

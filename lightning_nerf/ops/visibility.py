@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._exact import write_exactly
 from lightning_nerf.ops._segments import exclusive_sum
 from lightning_nerf.ops.pack import check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
@@ -70,7 +71,8 @@ def prune_from(
     if capacity is None:
         arguments = (*contiguous, *thresholds)
         offsets, kept = pack(ops.visibility_count(*arguments))
-        t_starts, t_ends, ray_indices, sources = ops.visibility_write(*arguments, offsets, int(offsets[-1]))
+        _, _, lists = write_exactly(offsets, kept, lambda size: ops.visibility_write(*arguments, offsets, size), expected=n)
+        t_starts, t_ends, ray_indices, sources = lists
         kept = kept & samples.kept
     else:
         check_capacity(capacity)
