@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import torch
 import lightning_nerf
 from lightning_nerf.ops import _library
 from tests.ops_table import CUDA_ONLY, OPS
+from tests.wheel.audit import foreign_libraries, unstable_symbols
 
 
 def run(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -72,6 +74,13 @@ def test_every_op_has_its_kernels(op: str) -> None:
         if backend == "CPU" and op in CUDA_ONLY:
             continue
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lightning_nerf::{op}", backend), backend
+
+
+@pytest.mark.skipif(not _library.loaded or shutil.which("nm") is None, reason="no compiled library, or no binutils")
+def test_the_library_needs_torchs_stable_abi_only() -> None:
+    library = _library.library_path()
+    assert unstable_symbols(library) == []
+    assert foreign_libraries(library) == []
 
 
 USE_AN_OP_TWICE = (
