@@ -42,7 +42,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         _sync_folder(target.parent)
 
 
-def read_checkpoint(path: str | Path | IO[bytes], map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path | IO[bytes], map_location: Any = None, weights_only: bool | None = None
+) -> dict[str, Any]:
     """What a checkpoint holds: of a file, local or remote, or of an open one, which is left where it was.
 
     ``map_location`` and ``weights_only`` are as of :func:`torch.load`; None: the CPU where torch sees no GPU.

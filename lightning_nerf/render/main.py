@@ -4,8 +4,8 @@
   lightning-nerf render last.ckpt --path cameras.json --channels rgb depth --out frames/ --data.root moved/to/lego
   lightning-nerf render -c blender/instant_ngp --data.root path/to/lego --ckpt last.ckpt
 
-The checkpoint says what model and data it is of; a recipe takes the place of that. All further arguments are LightningCLI's,
-as for `lightning-nerf test` (--data.root, --trainer.accelerator, ...).
+The checkpoint says what model and data it is of; a recipe takes the place of that. All further arguments are as for
+`lightning-nerf test` (--data.root, --trainer.accelerator, ...).
 """
 
 from __future__ import annotations

@@ -96,7 +96,9 @@ def _by_itself(path: Path, content: dict[str, Any], rest: Sequence[str]) -> Trai
     """As the checkpoint describes itself, on one device of this machine."""
     kinds = {"model": NeRFModule, "data": NeRFDataModule}
     specs = {name: content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY) for name, kind in kinds.items()}
-    lacks = [name for name, spec in specs.items() if not isinstance(spec, dict) or not {"class_path", "unnamed"} & spec.keys()]
+    lacks = [
+        name for name, spec in specs.items() if not isinstance(spec, dict) or not {"class_path", "unnamed"} & spec.keys()
+    ]
     if lacks:
         raise ValueError(
             f"-c: {path} does not describe its {' nor its '.join(lacks)}: name the recipe that it was trained with, e.g. "
