@@ -16,11 +16,13 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_nerf import strategies
 from lightning_nerf.cli import main
-from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy
+from lightning_nerf.executors import EagerExecutor
+from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy, ExecutorStrategy
 from tests.executors.replay import replay_without_gpu
 from tests.scenes import tiny_module, tiny_scene, trainer
 
@@ -125,6 +127,33 @@ def test_messages_have_the_strategys_own_name(monkeypatch: pytest.MonkeyPatch, k
     strategy.optimizers = [torch.optim.LBFGS([torch.zeros(1)])]
     with pytest.raises(ValueError, match=f"^strategy='{name}'.*LBFGS"):
         strategy.setup(run)
+
+
+class Counting(EagerExecutor):
+    steps = 0
+
+    def step(self, module: Any, batch: Any) -> Any:
+        self.steps += 1
+        return super().step(module, batch)
+
+
+def test_any_executor_by_object_and_by_name(tmp_path: Path, scene_cache: Path) -> None:
+    by_object, by_name = Counting(), Counting()
+    StrategyRegistry.register("counting", ExecutorStrategy, override=True, executor=by_name)
+    for executor, strategy in [(by_object, ExecutorStrategy(by_object)), (by_name, "counting")]:
+        run = trainer(tmp_path, max_steps=3, strategy=strategy)
+        assert run.strategy.root_device == torch.device("cpu")
+        run.fit(tiny_module(), tiny_scene(scene_cache))
+        assert executor.steps == 3
+    StrategyRegistry.remove("counting")
+
+
+def test_an_executor_strategy_drives_one_device_of_one_node(tmp_path: Path, scene_cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"strategy=ExecutorStrategy.*one device, got 2.*ExecutorDDPStrategy"):
+        L.Trainer(accelerator="cpu", devices=2, strategy=ExecutorStrategy(Counting()), logger=False)
+    run = trainer(tmp_path, max_steps=2, strategy=ExecutorStrategy(Counting()), num_nodes=2)
+    with pytest.raises(ValueError, match=r"strategy=ExecutorStrategy.*num_nodes=2.*ExecutorDDPStrategy"):
+        run.fit(tiny_module(), tiny_scene(scene_cache))
 
 
 def test_several_nodes_are_refused(tmp_path: Path, scene_cache: Path) -> None:
