@@ -202,6 +202,37 @@ torch.save({"keys": keep.keys, "grads": keep.grads, "state": module.state_dict()
 """
 
 
+EXECUTOR_DDP = """
+import sys
+from pathlib import Path
+import torch
+from tests.scenes import tiny_module, tiny_scene, trainer
+from tests.test_strategies import Counting
+from lightning_nerf.strategies import ExecutorDDPStrategy
+
+folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
+executor, module = Counting(), tiny_module()
+run = trainer(folder, max_steps=3, devices=2, strategy=ExecutorDDPStrategy(executor, find_unused_parameters=False))
+run.fit(module, tiny_scene(cache))
+torch.save({"steps": executor.steps, "rank": int(module.key[1]), "weights": list(module.parameters())},
+           folder / f"{run.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_an_executor_each(tmp_path: Path, scene_cache: Path) -> None:
+    (tmp_path / "run.py").write_text(EXECUTOR_DDP)
+    tiny_scene(scene_cache).setup("fit")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "run.py", str(tmp_path), str(scene_cache)]
+    subprocess.run(arguments, check=True, cwd=tmp_path, env=environment, timeout=300)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert [rank["steps"] for rank in ranks] == [3, 3]
+    assert [rank["rank"] for rank in ranks] == [0, 1]
+    for a, b in zip(*(rank["weights"] for rank in ranks), strict=True):
+        assert torch.equal(a, b)
+
+
 @pytest.mark.slow
 def test_two_processes_agree(tmp_path: Path, scene_cache: Path) -> None:
     """Eagerly, over gloo: the same weights and grid on both ranks, other rays, and what DDP's wrapper would give."""

@@ -94,11 +94,9 @@ def _by_recipes(recipes: Sequence[str], rest: Sequence[str]) -> TrainedScene:
 
 def _by_itself(path: Path, content: dict[str, Any], rest: Sequence[str]) -> TrainedScene:
     """As the checkpoint describes itself, on one device of this machine."""
-    kinds = {"model": NeRFModule, "data": NeRFDataModule}
-    specs = {name: content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY) for name, kind in kinds.items()}
-    lacks = [
-        name for name, spec in specs.items() if not isinstance(spec, dict) or not {"class_path", "unnamed"} & spec.keys()
-    ]
+    kinds: dict[str, Any] = {"model": NeRFModule, "data": NeRFDataModule}
+    specs = {name: content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY) or {} for name, kind in kinds.items()}
+    lacks = [name for name, spec in specs.items() if not {"class_path", "unnamed"} & set(spec)]
     if lacks:
         raise ValueError(
             f"-c: {path} does not describe its {' nor its '.join(lacks)}: name the recipe that it was trained with, e.g. "
@@ -111,7 +109,7 @@ def _by_itself(path: Path, content: dict[str, Any], rest: Sequence[str]) -> Trai
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
     trainer = {"devices": 1, "precision": precision, "logger": False, "enable_checkpointing": False}
     parser.set_defaults({f"trainer.{name}": value for name, value in trainer.items()})
-    options = parser.instantiate_classes(parser.parse_args(list(rest)))
+    options: Any = parser.instantiate_classes(parser.parse_args(list(rest)))
     module, data = (build(_replaced(specs[name], options[name]), kind) for name, kind in kinds.items())
     module.configure_model()
     return TrainedScene(module, data, options.trainer)
