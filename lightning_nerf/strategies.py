@@ -39,8 +39,6 @@ class ExecutorStrategy(SingleDeviceStrategy):
         accelerator, checkpoint_io, precision_plugin: as in Lightning's strategies.
     """
 
-    _devices: list[torch.device] | None = None
-
     def __init__(
         self,
         executor: Executor,
@@ -50,7 +48,7 @@ class ExecutorStrategy(SingleDeviceStrategy):
         precision_plugin: Precision | None = None,
     ) -> None:
         super().__init__("cpu" if device is None else device, accelerator, checkpoint_io, precision_plugin)
-        self.executor = executor
+        self.executor = _checked(executor)
         self._devices = None if device is None else [self._root_device]
 
     @property
@@ -90,7 +88,7 @@ class ExecutorDDPStrategy(DDPStrategy):
 
     def __init__(self, executor: Executor, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.executor = executor
+        self.executor = _checked(executor)
 
 
 class _CUDAGraphs(Strategy):
@@ -319,6 +317,12 @@ class CUDAGraphDDPStrategy(_CUDAGraphs, DDPStrategy):
                     "all parameters take part in every loss, or use strategy='ddp_find_unused_parameters_true'"
                 )
         self._checked = True
+
+
+def _checked(executor: Executor) -> Executor:
+    if not isinstance(executor, Executor):
+        raise TypeError(f"executor: expected a lightning_nerf.Executor, got {type(executor).__name__}")
+    return executor
 
 
 def _no_profile(action_name: str) -> Any:

@@ -22,7 +22,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning_nerf import strategies
 from lightning_nerf.cli import main
 from lightning_nerf.executors import EagerExecutor
-from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy, ExecutorStrategy
+from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy, ExecutorDDPStrategy, ExecutorStrategy
 from tests.executors.replay import replay_without_gpu
 from tests.scenes import tiny_module, tiny_scene, trainer
 
@@ -146,6 +146,12 @@ def test_any_executor_by_object_and_by_name(tmp_path: Path, scene_cache: Path) -
         run.fit(tiny_module(), tiny_scene(scene_cache))
         assert executor.steps == 3
     StrategyRegistry.remove("counting")
+
+
+@pytest.mark.parametrize("kind", [ExecutorStrategy, ExecutorDDPStrategy])
+def test_what_is_no_executor_is_refused(kind: Any) -> None:
+    with pytest.raises(TypeError, match="executor: expected a lightning_nerf.Executor, got str"):
+        kind("eager")
 
 
 def test_an_executor_strategy_drives_one_device_of_one_node(tmp_path: Path, scene_cache: Path) -> None:

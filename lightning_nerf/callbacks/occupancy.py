@@ -69,10 +69,7 @@ class OccupancyGridUpdate(L.Callback):
             return
         pl_module.name_step()
         executor, name, kind = EAGER, "the estimator's update", type(estimator)
-        ours = isinstance(estimator, OccupancyGrid) and (kind.cells, kind.update) == (
-            OccupancyGrid.cells,
-            OccupancyGrid.update,
-        )
+        ours = issubclass(kind, OccupancyGrid) and kind.cells is OccupancyGrid.cells and kind.update is OccupancyGrid.update
         if ours and trainer.world_size == 1:  # a reduction over ranks is not for a graph
             warming = step < estimator.warmup_steps  # what an update does depends on the step's number through this alone
             executor, name = pl_module.executor, f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"

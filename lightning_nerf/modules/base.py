@@ -196,7 +196,7 @@ class NeRFModule(CheckpointedModule):
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and device scalars: mse, n_rays, n_samples. Without a batch the step's rays are drawn here.
 
-        :meth:`losses` says what is lost; override it to change or add to that.
+        :meth:`losses` compares; override that one to change the loss or to add to it.
         """
         batch = self.draw() if batch is None else batch
         rays = batch.rays

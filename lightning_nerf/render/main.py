@@ -42,7 +42,11 @@ def main(args: Sequence[str] | None = None) -> list[Path]:
         depth_range = _depth_range(options, scene, views)
     except (FileNotFoundError, ValueError) as error:
         of_data = isinstance(error, FileNotFoundError) and not options.config and not str(error).startswith("--")
-        hint = f" (as {options.ckpt} says; --data.root, or what else it is called, says otherwise)" if of_data else ""
+        hint = (
+            f" (as {options.ckpt} has it; if that has moved, --data.root=... or the like says where it is)"
+            if of_data
+            else ""
+        )
         sys.exit(f"lightning-nerf render: {error}{hint}")
     return render(options, scene, views, names, depth_range)
 

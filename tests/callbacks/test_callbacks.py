@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nerf_plugin import UniformSamples
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, PSNRLogger, RayBudget, Telemetry
 from lightning_nerf.callbacks.images import comparison
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.turntable import save_video
-from lightning_nerf.estimators import OccupancyGrid
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 
@@ -81,9 +81,7 @@ def test_telemetry_reads_the_step_it_names(tmp_path: Path, scene_cache: Path) ->
     assert 0 < latest["train/occupied"] <= 1
 
 
-class Learner(OccupancyGrid):
-    """Another kind of estimator to the callback, but for what it inherits."""
-
+class Learner(UniformSamples):
     def update(self, density_fn: Any, *, step: int, key: torch.Tensor | None = None) -> None:
         assert key is not None
         self.updates = [*getattr(self, "updates", []), (step, int(key[2]), tuple(density_fn(torch.zeros(2, 3)).shape))]
@@ -91,7 +89,7 @@ class Learner(OccupancyGrid):
 
 @pytest.mark.parametrize("needs_update", [True, False])
 def test_estimators_that_learn_are_updated(needs_update: bool, tmp_path: Path, scene_cache: Path) -> None:
-    estimator = Learner(resolution=8, step_size=0.1)
+    estimator = Learner(4)
     estimator.needs_update = needs_update
     callback = OccupancyGridUpdate(every_n_steps=2)
     trainer(tmp_path, max_steps=5, callbacks=[callback]).fit(tiny_module(estimator=estimator), tiny_scene(scene_cache))
