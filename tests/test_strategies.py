@@ -150,7 +150,7 @@ def test_any_executor_by_object_and_by_name(tmp_path: Path, scene_cache: Path) -
 
 @pytest.mark.parametrize("kind", [ExecutorStrategy, ExecutorDDPStrategy])
 def test_what_is_no_executor_is_refused(kind: Any) -> None:
-    with pytest.raises(TypeError, match="executor: expected a lightning_nerf.Executor, got str"):
+    with pytest.raises(TypeError, match=r"executor: expected a lightning_nerf\.Executor, got str"):
         kind("eager")
 
 
