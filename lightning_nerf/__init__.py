@@ -28,24 +28,29 @@ _HOME = {
     "Renderer": "renderers",
     "VolumeRenderer": "renderers",
     "rendering": "renderers.rendering",
+    "Executor": "executors",
+    "ExecutorStrategy": "strategies",
     "NeRFModule": "modules",
     "InstantNGP": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
     "SyntheticScene": "data",
+    "Views": "data",
 }
 
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from lightning_nerf.data import BlenderData, NeRFDataModule, SyntheticScene
+    from lightning_nerf.data import BlenderData, NeRFDataModule, SyntheticScene, Views
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
     from lightning_nerf.estimators import Estimator, OccupancyGrid
+    from lightning_nerf.executors import Executor
     from lightning_nerf.fields import InstantNGPField, RadianceField
     from lightning_nerf.modules import InstantNGP, NeRFModule
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import Renderer, VolumeRenderer
     from lightning_nerf.renderers.rendering import rendering
+    from lightning_nerf.strategies import ExecutorStrategy
     from lightning_nerf.types import FieldOutput, PackedSamples, RayBatch, Rays, Render, SceneBox
 
 

@@ -1,10 +1,10 @@
-"""Checkpoints that are whole or not there."""
+"""Checkpoints that are whole or not there, and the reading of them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
@@ -40,6 +40,23 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             temporary.unlink(missing_ok=True)
             raise
         _sync_folder(target.parent)
+
+
+def read_checkpoint(
+    path: str | Path | IO[bytes], map_location: Any = None, weights_only: bool | None = None
+) -> dict[str, Any]:
+    """What a checkpoint holds: of a file, local or remote, or of an open one, which is left where it was.
+
+    ``map_location`` and ``weights_only`` are as of :func:`torch.load`; None: the CPU where torch sees no GPU.
+    """
+    if map_location is None and not torch.cuda.is_available():
+        map_location = "cpu"
+    if isinstance(path, (str, os.PathLike)):
+        return TorchCheckpointIO().load_checkpoint(path, map_location=map_location, weights_only=weights_only)
+    start = path.tell()
+    checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    path.seek(start)
+    return checkpoint
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,7 +1,7 @@
-"""Lightning strategies that replay training steps from CUDA graphs: ``nerf_cuda_graph`` and ``nerf_cuda_graph_ddp``.
+"""Lightning strategies with an executor: any, or the one that replays training steps from CUDA graphs.
 
-Importing this module, or ``lightning_nerf.modules``, registers the names for ``Trainer(strategy=...)``. docs/cuda-graphs.md
-has the measurements behind it.
+Importing this module, or ``lightning_nerf.modules``, registers ``nerf_cuda_graph`` and ``nerf_cuda_graph_ddp``, names for
+``Trainer(strategy=...)``. docs/cuda-graphs.md has the measurements behind them.
 """
 
 from __future__ import annotations
@@ -28,6 +28,67 @@ from lightning_nerf.executors import EAGER, CUDAGraphExecutor, Executor
 
 LARGE = 2**18  # elements from which on a gradient is reduced where it lies
 _NOTHING = nullcontext()
+
+
+class ExecutorStrategy(SingleDeviceStrategy):
+    """One device, on which ``executor`` runs the steps; the backward pass and the update are Lightning's.
+
+    Args:
+        executor: by ``class_path`` in a recipe, an object in a script.
+        device: None: the Trainer's.
+        accelerator, checkpoint_io, precision_plugin: as in Lightning's strategies.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        device: str | torch.device | None = None,
+        accelerator: Any = None,
+        checkpoint_io: Any = None,
+        precision_plugin: Precision | None = None,
+    ) -> None:
+        super().__init__("cpu" if device is None else device, accelerator, checkpoint_io, precision_plugin)
+        self.executor = _checked(executor)
+        self._devices = None if device is None else [self._root_device]
+
+    @property
+    def parallel_devices(self) -> list[torch.device] | None:
+        """The device, once known. The Trainer sets its devices here."""
+        return self._devices
+
+    @parallel_devices.setter
+    def parallel_devices(self, devices: list[torch.device]) -> None:
+        if len(devices) != 1:
+            one, all_of_them = self._names()
+            raise ValueError(
+                f"{one} drives one device, got {len(devices)}: set devices=1, or {all_of_them} for all of them"
+            )
+        self._devices, self._root_device = list(devices), devices[0]
+
+    def setup(self, trainer: Any) -> None:
+        """See :meth:`Strategy.setup`; refuses several nodes."""
+        nodes = trainer._accelerator_connector._num_nodes_flag
+        if nodes > 1:  # Lightning would start each by itself, and all would write the same files
+            one, several = self._names()
+            raise ValueError(f"{one} trains on one node, got num_nodes={nodes}: use {several}")
+        super().setup(trainer)
+
+    def _names(self) -> tuple[str, str]:
+        """This strategy and the one for several devices, as messages call them."""
+        return f"strategy={type(self).__name__}(...)", ExecutorDDPStrategy.__name__
+
+
+class ExecutorDDPStrategy(DDPStrategy):
+    """Lightning's DDPStrategy with an executor that runs each process's steps.
+
+    Args:
+        executor: by ``class_path`` in a recipe, an object in a script.
+        kwargs: of DDPStrategy.
+    """
+
+    def __init__(self, executor: Executor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.executor = _checked(executor)
 
 
 class _CUDAGraphs(Strategy):
@@ -155,7 +216,7 @@ class _CUDAGraphs(Strategy):
             scaler.update()
 
 
-class CUDAGraphStrategy(_CUDAGraphs, SingleDeviceStrategy):
+class CUDAGraphStrategy(_CUDAGraphs, ExecutorStrategy):
     """One device; training steps are replayed from CUDA graphs. On a CPU every step runs eagerly, with one message.
 
     So does a step that makes the host wait for the device, if torch's synchronisation debug mode sees it in the last eager
@@ -178,32 +239,12 @@ class CUDAGraphStrategy(_CUDAGraphs, SingleDeviceStrategy):
         precision_plugin: Precision | None = None,
         warmup_steps: int = 3,
     ) -> None:
-        super().__init__("cpu" if device is None else device, accelerator, checkpoint_io, precision_plugin)
+        super().__init__(EAGER, device, accelerator, checkpoint_io, precision_plugin)
         CUDAGraphExecutor(warmup_steps)  # refuses a bad number now
         self.warmup_steps = warmup_steps
-        self._devices = None if device is None else [self._root_device]
 
-    @property
-    def parallel_devices(self) -> list[torch.device] | None:
-        """The device, once known. The Trainer sets its devices here."""
-        return self._devices
-
-    def setup(self, trainer: Any) -> None:
-        """See :meth:`Strategy.setup`; refuses what cannot work."""
-        nodes = trainer._accelerator_connector._num_nodes_flag
-        if nodes > 1:  # Lightning would start each by itself, and all would write the same files
-            name = self.strategy_name
-            raise ValueError(f"strategy={name!r} trains on one node, got num_nodes={nodes}: use strategy='{name}_ddp'")
-        super().setup(trainer)
-
-    @parallel_devices.setter
-    def parallel_devices(self, devices: list[torch.device]) -> None:
-        if len(devices) != 1:
-            raise ValueError(
-                f"strategy='nerf_cuda_graph' drives one device, got {len(devices)}: set devices=1, or "
-                "strategy='nerf_cuda_graph_ddp' for all of them"
-            )
-        self._devices, self._root_device = list(devices), devices[0]
+    def _names(self) -> tuple[str, str]:
+        return f"strategy={self.strategy_name!r}", f"strategy='{self.strategy_name}_ddp'"
 
 
 class CUDAGraphDDPStrategy(_CUDAGraphs, DDPStrategy):
@@ -276,6 +317,12 @@ class CUDAGraphDDPStrategy(_CUDAGraphs, DDPStrategy):
                     "all parameters take part in every loss, or use strategy='ddp_find_unused_parameters_true'"
                 )
         self._checked = True
+
+
+def _checked(executor: Executor) -> Executor:
+    if not isinstance(executor, Executor):
+        raise TypeError(f"executor: expected a lightning_nerf.Executor, got {type(executor).__name__}")
+    return executor
 
 
 def _no_profile(action_name: str) -> Any:

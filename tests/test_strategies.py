@@ -16,11 +16,13 @@ import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
 from lightning_nerf import strategies
 from lightning_nerf.cli import main
-from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy
+from lightning_nerf.executors import EagerExecutor
+from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy, ExecutorDDPStrategy, ExecutorStrategy
 from tests.executors.replay import replay_without_gpu
 from tests.scenes import tiny_module, tiny_scene, trainer
 
@@ -127,6 +129,39 @@ def test_messages_have_the_strategys_own_name(monkeypatch: pytest.MonkeyPatch, k
         strategy.setup(run)
 
 
+class Counting(EagerExecutor):
+    steps = 0
+
+    def step(self, module: Any, batch: Any) -> Any:
+        self.steps += 1
+        return super().step(module, batch)
+
+
+def test_any_executor_by_object_and_by_name(tmp_path: Path, scene_cache: Path) -> None:
+    by_object, by_name = Counting(), Counting()
+    StrategyRegistry.register("counting", ExecutorStrategy, override=True, executor=by_name)
+    for executor, strategy in [(by_object, ExecutorStrategy(by_object)), (by_name, "counting")]:
+        run = trainer(tmp_path, max_steps=3, strategy=strategy)
+        assert run.strategy.root_device == torch.device("cpu")
+        run.fit(tiny_module(), tiny_scene(scene_cache))
+        assert executor.steps == 3
+    StrategyRegistry.remove("counting")
+
+
+@pytest.mark.parametrize("kind", [ExecutorStrategy, ExecutorDDPStrategy])
+def test_what_is_no_executor_is_refused(kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"executor: expected a lightning_nerf\.Executor, got str"):
+        kind("eager")
+
+
+def test_an_executor_strategy_drives_one_device_of_one_node(tmp_path: Path, scene_cache: Path) -> None:
+    with pytest.raises(ValueError, match=r"strategy=ExecutorStrategy.*one device, got 2.*ExecutorDDPStrategy"):
+        L.Trainer(accelerator="cpu", devices=2, strategy=ExecutorStrategy(Counting()), logger=False)
+    run = trainer(tmp_path, max_steps=2, strategy=ExecutorStrategy(Counting()), num_nodes=2)
+    with pytest.raises(ValueError, match=r"strategy=ExecutorStrategy.*num_nodes=2.*ExecutorDDPStrategy"):
+        run.fit(tiny_module(), tiny_scene(scene_cache))
+
+
 def test_several_nodes_are_refused(tmp_path: Path, scene_cache: Path) -> None:
     run = trainer(tmp_path, max_steps=2, strategy="nerf_cuda_graph", num_nodes=2)
     with pytest.raises(ValueError, match=r"strategy='nerf_cuda_graph'.*num_nodes=2.*nerf_cuda_graph_ddp"):
@@ -171,6 +206,37 @@ if rank == 1:
 run.fit(module, tiny_scene(cache))
 torch.save({"keys": keep.keys, "grads": keep.grads, "state": module.state_dict()}, folder / f"{strategy}.{rank}.pt")
 """
+
+
+EXECUTOR_DDP = """
+import sys
+from pathlib import Path
+import torch
+from tests.scenes import tiny_module, tiny_scene, trainer
+from tests.test_strategies import Counting
+from lightning_nerf.strategies import ExecutorDDPStrategy
+
+folder, cache = Path(sys.argv[1]), Path(sys.argv[2])
+executor, module = Counting(), tiny_module()
+run = trainer(folder, max_steps=3, devices=2, strategy=ExecutorDDPStrategy(executor, find_unused_parameters=False))
+run.fit(module, tiny_scene(cache))
+torch.save({"steps": executor.steps, "rank": int(module.key[1]), "weights": list(module.parameters())},
+           folder / f"{run.global_rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_have_an_executor_each(tmp_path: Path, scene_cache: Path) -> None:
+    (tmp_path / "run.py").write_text(EXECUTOR_DDP)
+    tiny_scene(scene_cache).setup("fit")
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    arguments = [sys.executable, "run.py", str(tmp_path), str(scene_cache)]
+    subprocess.run(arguments, check=True, cwd=tmp_path, env=environment, timeout=300)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    assert [rank["steps"] for rank in ranks] == [3, 3]
+    assert [rank["rank"] for rank in ranks] == [0, 1]
+    for a, b in zip(*(rank["weights"] for rank in ranks), strict=True):
+        assert torch.equal(a, b)
 
 
 @pytest.mark.slow

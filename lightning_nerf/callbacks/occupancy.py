@@ -1,4 +1,4 @@
-"""Keeps the occupancy grid up with the field."""
+"""Keeps the occupancy grid, or another estimator that learns, up with the field."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from lightning_nerf.executors import EAGER
 class OccupancyGridUpdate(L.Callback):
     """Update the module's occupancy grid, in place, before every ``every_n_steps``-th training step.
 
-    A module whose estimator is no :class:`OccupancyGrid` is left alone.
+    Any other estimator that has ``needs_update`` is updated in the same steps, never within a CUDA graph; those that have
+    not are left alone.
 
     Args:
         every_n_steps: steps between updates, >= 1.
@@ -61,22 +62,19 @@ class OccupancyGridUpdate(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Update the grid where it is due."""
-        grid = pl_module.estimator
+        estimator = pl_module.estimator
         step = trainer.fit_loop.epoch_loop.total_batch_idx
         every = self.every_n_steps if step < self.late else self.late_every_n_steps
-        if not isinstance(grid, OccupancyGrid) or step % every != 0:
+        if not estimator.needs_update or step % every != 0:
             return
         pl_module.name_step()
-        executor = pl_module.executor
-        warming = step < grid.warmup_steps  # what an update does depends on the step's number through this alone
-        ours = type(grid).cells is OccupancyGrid.cells and type(grid).update is OccupancyGrid.update
-        if not ours or trainer.world_size > 1:  # nor is a reduction over ranks for a graph
-            executor = EAGER
+        executor, name, kind = EAGER, "the estimator's update", type(estimator)
+        ours = issubclass(kind, OccupancyGrid) and kind.cells is OccupancyGrid.cells and kind.update is OccupancyGrid.update
+        if ours and trainer.world_size == 1:  # a reduction over ranks is not for a graph
+            warming = step < estimator.warmup_steps  # what an update does depends on the step's number through this alone
+            executor, name = pl_module.executor, f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            executor.run(
-                f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)",
-                lambda: grid.update(pl_module.field.density, step=step, key=pl_module.key),
-            )
+            executor.run(name, lambda: estimator.update(pl_module.field.density, step=step, key=pl_module.key))
 
 
 def maximum_over_ranks(newest: Tensor) -> Tensor:

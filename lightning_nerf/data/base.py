@@ -5,26 +5,36 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_nerf.arguments import Recorded, build
+from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.data.views import Views, draw_rays
 from lightning_nerf.ops.draw_rays import draw_background
 from lightning_nerf.types import RayBatch, SceneBox
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 SPLITS = ("train", "val", "test")
 BACKGROUNDS = {"white": 1.0, "black": 0.0}  # and "random"
 _SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
-class NeRFDataModule(L.LightningDataModule, ABC):
+class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
     """Posed images in splits "train", "val" and "test", and training rays drawn from them on the device.
 
     A training batch is a step number and an evaluation batch a view's ``(index, name)``: rays and pixels are looked up on
     the device, with :meth:`draw` and :meth:`lend`, from images that stay there. A subclass implements :meth:`load`.
+
+    What the constructor was given is in the checkpoints of :class:`~lightning_nerf.modules.NeRFModule`, as the module's own
+    arguments are; a subclass does nothing for it.
 
     Args:
         aabb: minimum and maximum corner of the box that holds the scene, ``[[x, y, z], [x, y, z]]``.
@@ -56,6 +66,30 @@ class NeRFDataModule(L.LightningDataModule, ABC):
         self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")
         self._loaded: dict[str, tuple[Views, list[str]]] = {}
         self._lent: dict[str, Views] = {}
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]
+        cls,
+        checkpoint_path: str | Path | IO[bytes],
+        map_location: Any = None,
+        weights_only: bool | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """The data module that a checkpoint was trained on, of the class that it names: this one or a subclass.
+
+        Args:
+            checkpoint_path: a file, local or remote, or an open one.
+            map_location, weights_only: as of :func:`torch.load`.
+            kwargs: arguments of the constructor in place of the recorded ones, such as where the pictures are now.
+
+        Raises:
+            ValueError: the checkpoint names no data module or one of another class, or an argument has no name and is not
+                given here.
+        """
+        spec = read_checkpoint(checkpoint_path, map_location, weights_only).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
+        if spec is None:
+            raise ValueError(f"checkpoint_path: {checkpoint_path} names no data module; build {cls.__name__} yourself")
+        return build(spec, cls, **kwargs)
 
     @property
     def scene_name(self) -> str:

@@ -13,16 +13,21 @@ from torch import Tensor
 class Executor(ABC):
     """Runs what a training step and its callbacks do on the device. A strategy owns one; ``NeRFModule.executor`` finds it.
 
+    In a script and in a recipe, :class:`~lightning_nerf.strategies.ExecutorStrategy` gives one to the Trainer. A subclass
+    implements :meth:`step` and :meth:`run`.
+
     What it runs takes tensors and gives tensors: no host synchronisation, no logging, and nothing in Python that differs
     from step to step, since it may be recorded once and repeated.
     """
 
     replayed: bool = False
-    """Whether this batch's step was replayed, its backward pass included."""
+    """Whether this batch's step was replayed, its backward pass included; only the strategies of CUDA graphs ask."""
 
     @abstractmethod
     def step(self, module: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """One batch of a :class:`~lightning_nerf.modules.NeRFModule`: its loss and the scalars beside it.
+
+        In the simplest case ``module.name_step()``, which keys all draws, and then ``module.step_loss(batch)``.
 
         Args:
             module: in the middle of a fit.
@@ -46,5 +51,5 @@ class Executor(ABC):
         """Say that a Python value which the step reads has changed. Tensors may be changed in place without a word."""
 
     def watch_backward(self) -> AbstractContextManager[Any]:
-        """Goes around an eager backward pass."""
+        """Goes around an eager backward pass; only the strategies of CUDA graphs ask."""
         return nullcontext()

@@ -194,10 +194,9 @@ class NeRFModule(CheckpointedModule):
         return self.datamodule.draw_background(self.key, len(batch.rays.origins), self.random_background_steps)
 
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean Huber loss over the rays that count, and device scalars: mse, n_rays, n_samples.
+        """The loss of a batch, and device scalars: mse, n_rays, n_samples. Without a batch the step's rays are drawn here.
 
-        Without a batch the step's rays are drawn here. Rays count that are active and whose samples fit; the mean is over
-        them.
+        :meth:`losses` compares; override that one to change the loss or to add to it.
         """
         batch = self.draw() if batch is None else batch
         rays = batch.rays
@@ -213,16 +212,17 @@ class NeRFModule(CheckpointedModule):
         background = self._background(batch)
         output = self.field.at_samples(rays, samples)
         render = self.renderer(output, samples, background=background)
-        loss, mse, n_rays = ray_loss(
-            render.rgb,
-            batch.rgb,
-            kept=samples.kept,
-            mask=batch.mask,
-            alpha=batch.alpha,
-            background=background,
-            delta=self.huber_delta,
-        )
-        return loss, {"mse": mse, "n_rays": n_rays, "n_samples": samples.offsets[-1]}
+        loss, logs = self.losses(render, batch, samples.kept, background)
+        return loss, {**logs, "n_samples": samples.offsets[-1]}
+
+    def losses(self, render: Render, batch: RayBatch, kept: Tensor, background: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean Huber loss over the rays that count, and mse and n_rays; tensors in, tensors out, as :meth:`render_loss`.
+
+        A ray counts if its samples fit (``kept`` [R]) and it is active (``batch.mask``).
+        """
+        behind = {"alpha": batch.alpha, "background": background}
+        loss, mse, n_rays = ray_loss(render.rgb, batch.rgb, kept=kept, mask=batch.mask, delta=self.huber_delta, **behind)
+        return loss, {"mse": mse, "n_rays": n_rays}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""

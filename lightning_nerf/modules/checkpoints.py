@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_nerf.arguments import Recorded, build, described, differences
-from lightning_nerf.checkpoint_io import AtomicCheckpointIO
+from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_nerf.data.base import NeRFDataModule
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,8 +62,11 @@ class CheckpointedModule(Recorded, L.LightningModule):
             super().save_hyperparameters(*args, logger=logger)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the module was made of; ``on_load_checkpoint`` compares."""
+        """Say what the module was made of, which ``on_load_checkpoint`` compares, and what data it was trained on."""
         checkpoint[PARTS_KEY] = {name: described(getattr(self, name)) for name in PARTS}
+        datamodule = getattr(self._trainer, "datamodule", None)
+        if isinstance(datamodule, NeRFDataModule):
+            checkpoint[NeRFDataModule.CHECKPOINT_HYPER_PARAMS_KEY] = described(datamodule)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another architecture's or another scene's checkpoint.
@@ -103,7 +107,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
             ValueError: the checkpoint is of another class, or an argument has no name (a lambda, a class within a
                 function) and is not given here.
         """
-        checkpoint = _read(checkpoint_path, map_location, weights_only)
+        checkpoint = read_checkpoint(checkpoint_path, map_location, weights_only)
         spec = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
         if hparams_file is not None or not {"class_path", "unnamed"} & spec.keys():  # not of our making
             return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
@@ -151,14 +155,3 @@ def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
 
 def _shape(value: Tensor | None) -> list[int] | str:
     return "nothing" if value is None else list(value.shape) if isinstance(value, Tensor) else type(value).__name__
-
-
-def _read(path: Any, map_location: Any, weights_only: bool | None) -> dict[str, Any]:
-    if map_location is None and not torch.cuda.is_available():
-        map_location = "cpu"
-    if not hasattr(path, "seek"):
-        return TorchCheckpointIO().load_checkpoint(path, map_location=map_location, weights_only=weights_only)
-    start = path.tell()
-    checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
-    path.seek(start)
-    return checkpoint

@@ -1,10 +1,10 @@
 """Renders a trained scene: held-out views, an orbit, a spiral or the cameras of a file, as PNG files, GIF or MP4.
 
+  lightning-nerf render last.ckpt --path orbit --out orbit.mp4 --resolution 1920 1080
+  lightning-nerf render last.ckpt --path cameras.json --channels rgb depth --out frames/ --data.root moved/to/lego
   lightning-nerf render -c blender/instant_ngp --data.root path/to/lego --ckpt last.ckpt
-  lightning-nerf render -c synthetic/instant_ngp --ckpt last.ckpt --path orbit --out orbit.mp4 --resolution 1920 1080
-  lightning-nerf render last.ckpt --path cameras.json --channels rgb depth --out frames/
 
-The last form needs a checkpoint that describes its model and data. All further arguments are LightningCLI's, as for
+The checkpoint says what model and data it is of; a recipe takes the place of that. All further arguments are as for
 `lightning-nerf test` (--data.root, --trainer.accelerator, ...).
 """
 
@@ -41,7 +41,13 @@ def main(args: Sequence[str] | None = None) -> list[Path]:
         check_channels(options.channels, _one_ray(scene, views))
         depth_range = _depth_range(options, scene, views)
     except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"lightning-nerf render: {error}")
+        of_data = isinstance(error, FileNotFoundError) and not options.config and not str(error).startswith("--")
+        hint = (
+            f" (as {options.ckpt} has it; if that has moved, --data.root=... or the like says where it is)"
+            if of_data
+            else ""
+        )
+        sys.exit(f"lightning-nerf render: {error}{hint}")
     return render(options, scene, views, names, depth_range)
 
 

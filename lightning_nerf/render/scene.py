@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 
-from lightning_nerf.cli import build
+from lightning_nerf.arguments import build
+from lightning_nerf.cli import build as build_cli
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.recipes import resolve_recipe
 
 _OF_SUBCOMMANDS = ("ckpt_path", "return_predictions", "verbose", "weights_only")
-_MODEL, _DATA = "hyper_parameters", "datamodule_hyper_parameters"
 
 
 class TrainedScene(NamedTuple):
@@ -38,24 +39,16 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
 
     Args:
         checkpoint: written by a fit of the recipe.
-        recipes: what follows each ``-c``; none: the checkpoint's own hyper-parameters say what model and data it is of.
-        rest: further arguments of LightningCLI, such as ``--data.root``.
+        recipes: what follows each ``-c``; none: the checkpoint itself says what model and data it is of.
+        rest: further arguments as LightningCLI's, such as ``--data.root``.
 
     Raises:
         FileNotFoundError: no such recipe.
         ValueError: the file is no checkpoint, does not describe itself, or does not fit the model.
     """
     content = read_checkpoint(checkpoint)
-    with tempfile.TemporaryDirectory() as folder:
-        if not recipes:
-            own = Path(folder, "checkpoint.yaml")
-            own.write_text(yaml.safe_dump(described(checkpoint, content)))
-            recipes = [str(own)]
-        recipes = [
-            _without_subcommand(resolve_recipe(recipe), Path(folder, f"{i}.yaml")) for i, recipe in enumerate(recipes)
-        ]
-        cli = build([*(argument for recipe in recipes for argument in ("-c", recipe)), "--seed_everything=false", *rest])
-    module, data, trainer = cli.model, cli.datamodule, cli.trainer
+    scene = _by_recipes(recipes, rest) if recipes else _by_itself(checkpoint, content, rest)
+    module, data, trainer = scene
     data.prepare_data()
     module.field.bind(data.scene_box)
     module.estimator.bind(data.scene_box)
@@ -66,7 +59,7 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
         raise ValueError(f"--ckpt: {checkpoint} does not fit the model ({' '.join(str(error).split())})") from error
     trainer.precision_plugin.convert_module(module)
     module.to(trainer.strategy.root_device).eval()
-    return TrainedScene(module, data, trainer)
+    return scene
 
 
 def _without_subcommand(recipe: str, copy: Path) -> str:
@@ -90,31 +83,44 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
-def described(path: Path, content: dict[str, Any]) -> dict[str, Any]:
-    """The recipe by which a checkpoint describes itself, for one device of this machine.
+def _by_recipes(recipes: Sequence[str], rest: Sequence[str]) -> TrainedScene:
+    with tempfile.TemporaryDirectory() as folder:
+        recipes = [
+            _without_subcommand(resolve_recipe(recipe), Path(folder, f"{i}.yaml")) for i, recipe in enumerate(recipes)
+        ]
+        cli = build_cli([*(arg for recipe in recipes for arg in ("-c", recipe)), "--seed_everything=false", *rest])
+    return TrainedScene(cli.model, cli.datamodule, cli.trainer)
 
-    Raises:
-        ValueError: it does not.
-    """
-    model, data = (_class_and_arguments(content.get(key)) for key in (_MODEL, _DATA))
-    if model is None or data is None:
-        lacks = " nor ".join(name for name, found in (("its model", model), ("its data", data)) if found is None)
+
+def _by_itself(path: Path, content: dict[str, Any], rest: Sequence[str]) -> TrainedScene:
+    """As the checkpoint describes itself, on one device of this machine."""
+    kinds: dict[str, Any] = {"model": NeRFModule, "data": NeRFDataModule}
+    specs = {name: content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY) or {} for name, kind in kinds.items()}
+    lacks = [name for name, spec in specs.items() if not {"class_path", "unnamed"} & set(spec)]
+    if lacks:
         raise ValueError(
-            f"-c: {path} does not describe {lacks}: name the recipe that it was trained with, e.g. "
+            f"-c: {path} does not describe its {' nor its '.join(lacks)}: name the recipe that it was trained with, e.g. "
             f"lightning-nerf render -c blender/instant_ngp --data.root path/to/scene --ckpt {path}"
         )
+    parser = ArgumentParser(prog="lightning-nerf render")
+    for name in kinds:
+        parser.add_argument(f"--{name}", type=dict[str, Any], default={})
+    parser.add_class_arguments(L.Trainer, "trainer", fail_untyped=False)
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
-    trainer = {"accelerator": "auto", "devices": 1, "precision": precision, "logger": False, "enable_checkpointing": False}
-    return {"trainer": trainer, "model": model, "data": data}
+    trainer = {"devices": 1, "precision": precision, "logger": False, "enable_checkpointing": False}
+    parser.set_defaults({f"trainer.{name}": value for name, value in trainer.items()})
+    options: Any = parser.instantiate_classes(parser.parse_args(list(rest)))
+    module, data = (build(_replaced(specs[name], options[name]), kind) for name, kind in kinds.items())
+    module.configure_model()
+    return TrainedScene(module, data, options.trainer)
 
 
-def _class_and_arguments(saved: Any) -> dict[str, Any] | None:
-    """``class_path`` and ``init_args`` of saved hyper-parameters; None where they do not name their class."""
-    if not isinstance(saved, dict):
-        return None
-    if "_class_path" in saved:  # LightningCLI's own way of writing it
-        arguments = {name: value for name, value in saved.items() if name not in ("_class_path", "_instantiator")}
-        return {"class_path": saved["_class_path"], "init_args": arguments}
-    if "class_path" not in saved:
-        return None
-    return {"class_path": saved["class_path"], "init_args": dict(saved.get("init_args") or {})}
+def _replaced(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+    """A description with other arguments, also of the parts in it."""
+    arguments = dict(spec.get("init_args", {}))
+    for name, value in values.items():
+        part = arguments.get(name)
+        if isinstance(value, dict) and isinstance(part, dict) and "init_args" in part:  # of a part, the parser gives words
+            value = _replaced(part, {k: yaml.safe_load(v) if isinstance(v, str) else v for k, v in value.items()})
+        arguments[name] = value
+    return {**spec, "init_args": arguments}

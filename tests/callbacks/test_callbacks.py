@@ -2,10 +2,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from nerf_plugin import UniformSamples
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, PSNRLogger, RayBudget, Telemetry
 from lightning_nerf.callbacks.images import comparison
@@ -77,6 +79,21 @@ def test_telemetry_reads_the_step_it_names(tmp_path: Path, scene_cache: Path) ->
     assert latest["train/psnr"] == pytest.approx(-10 * np.log10(latest["train/mse"]))
     assert latest["train/samples_per_second"] > 0
     assert 0 < latest["train/occupied"] <= 1
+
+
+class Learner(UniformSamples):
+    def update(self, density_fn: Any, *, step: int, key: torch.Tensor | None = None) -> None:
+        assert key is not None
+        self.updates = [*getattr(self, "updates", []), (step, int(key[2]), tuple(density_fn(torch.zeros(2, 3)).shape))]
+
+
+@pytest.mark.parametrize("needs_update", [True, False])
+def test_estimators_that_learn_are_updated(needs_update: bool, tmp_path: Path, scene_cache: Path) -> None:
+    estimator = Learner(4)
+    estimator.needs_update = needs_update
+    callback = OccupancyGridUpdate(every_n_steps=2)
+    trainer(tmp_path, max_steps=5, callbacks=[callback]).fit(tiny_module(estimator=estimator), tiny_scene(scene_cache))
+    assert getattr(estimator, "updates", []) == ([(s, s, (2,)) for s in (0, 2, 4)] if needs_update else [])
 
 
 @pytest.mark.parametrize("every", [0, -1])

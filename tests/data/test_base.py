@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -9,6 +10,8 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
+from lightning_nerf.arguments import described
+from lightning_nerf.data import SyntheticScene
 from lightning_nerf.data.base import NeRFDataModule, StepNumbers, ViewIndices
 from lightning_nerf.data.views import Views
 from lightning_nerf.ops.random import make_key
@@ -206,6 +209,17 @@ def test_backgrounds(background: str, given: str | None, expected: str) -> None:
 def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         NumberedData(**kwargs)
+
+
+def test_a_checkpoint_that_names_no_data_is_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {}}, tmp_path / "it.ckpt")
+    with pytest.raises(ValueError, match=r"it\.ckpt names no data module"):
+        NumberedData.load_from_checkpoint(tmp_path / "it.ckpt")
+    torch.save({"datamodule_hyper_parameters": described(NumberedData())}, tmp_path / "it.ckpt")
+    assert type(NeRFDataModule.load_from_checkpoint(tmp_path / "it.ckpt")) is NumberedData
+    assert NeRFDataModule.load_from_checkpoint(tmp_path / "it.ckpt", far=5.0).far == 5.0
+    with pytest.raises(ValueError, match=r"class_path: expected a subclass of .*SyntheticScene.*NumberedData"):
+        SyntheticScene.load_from_checkpoint(tmp_path / "it.ckpt")
 
 
 def test_an_unknown_split_is_named() -> None:

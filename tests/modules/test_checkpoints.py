@@ -12,10 +12,12 @@ import pytest
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_nerf.callbacks import PSNRLogger
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO
 from lightning_nerf.cli import main
+from lightning_nerf.data import NeRFDataModule, SyntheticScene
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.fields import InstantNGPField
 from lightning_nerf.modules import InstantNGP, NeRFModule, WarmupDecay
@@ -141,6 +143,25 @@ def test_a_checkpoint_without_arguments_takes_them_as_lightning_does(tmp_path: P
     buffer.seek(0)
     loaded = InstantNGP.load_from_checkpoint(buffer, field=field(), estimator=OccupancyGrid(16))
     same(dict(module.state_dict()), dict(loaded.state_dict()), "state_dict")
+
+
+# -- the data module ---------------------------------------------------------------------------------------------------
+
+
+class Tutorial(SyntheticScene):
+    def __init__(self, cache: Path) -> None:
+        super().__init__(24, 6, 2, cache_dir=cache)
+        self.save_hyperparameters()
+
+
+def test_a_data_module_that_saves_hyperparameters_changes_no_checkpoint(tmp_path: Path, scene_cache: Path) -> None:
+    """As Lightning's tutorials have it; nor do its keys clash with those of the module."""
+    logger = CSVLogger(tmp_path)
+    fit = trainer(tmp_path, max_steps=1, logger=logger)
+    fit.fit(tiny_module(), Tutorial(scene_cache))
+    fit.save_checkpoint(tmp_path / "it.ckpt")
+    assert type(NeRFDataModule.load_from_checkpoint(tmp_path / "it.ckpt")) is Tutorial
+    assert "InstantNGP" in logger.experiment.hparams["class_path"]
 
 
 # -- what has no name --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,11 +14,13 @@ from PIL import Image
 
 from lightning_nerf.callbacks.colors import to_uint8
 from lightning_nerf.cli import build
+from lightning_nerf.data import BlenderData, NeRFDataModule
 from lightning_nerf.data.cameras import turntable_poses
 from lightning_nerf.render import writers
 from lightning_nerf.render.main import main
 from lightning_nerf.render.scene import load
-from tests.render.scene import COLOUR, RADIUS, write_checkpoint, write_recipe
+from tests.modules.thirdparty import BlobModule
+from tests.render.scene import COLOUR, RADIUS, Ball, write_checkpoint, write_recipe
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 SHOWN = tuple(round(255 * c) for c in COLOUR)
@@ -213,20 +216,69 @@ def test_a_view_of_many_bands_is_the_same(ball: list[str], monkeypatch: pytest.M
     torch.testing.assert_close(banded.extras, whole.extras)
 
 
-@pytest.mark.parametrize("form", ["plain", "lightning"])
-def test_a_checkpoint_that_describes_itself_is_enough(form: str, ball: list[str]) -> None:
-    recipe = yaml.safe_load(Path(ball[1]).read_text())
+@pytest.fixture
+def own(scene_cache: Path) -> str:
+    """A checkpoint that a script wrote, of a module that LightningCLI cannot parse: its class takes ``*widths``."""
+    module, data = BlobModule(5, field=Ball(), eval_samples=2**14), tiny_scene(scene_cache)
+    module.field.bind(data.scene_box)
+    module.estimator.bind(data.scene_box)
+    module.field.radius.fill_(RADIUS)
+    script = trainer(Path("."))
+    script.test(module, data, verbose=False)
+    script.save_checkpoint("own.ckpt")
+    return "own.ckpt"
 
-    def hyper_parameters(part: dict) -> dict:
-        if form == "plain":
-            return part
-        return {"_class_path": part["class_path"], **part["init_args"], "_instantiator": "lightning.pytorch.cli.x"}
 
-    further = {"hyper_parameters": hyper_parameters(recipe["model"])}
-    further["datamodule_hyper_parameters"] = hyper_parameters(recipe["data"])
-    write_checkpoint(Path("own.ckpt"), Path(ball[1]), **further)
-    (folder,) = main(["own.ckpt", "--trainer.accelerator", "cpu", "--n_frames", "1"])
+def test_a_checkpoint_is_enough(own: str) -> None:
+    assert sorted(torch.load(own, weights_only=True)["datamodule_hyper_parameters"]) == ["class_path", "init_args"]
+    (folder,) = main([own])
+    assert sorted(p.name for p in folder.iterdir()) == ["r_0.png", "r_1.png"]
     assert tuple(iio.imread(folder / "r_0.png")[12, 12]) == SHOWN
+
+
+def test_arguments_go_before_the_checkpoints(own: str) -> None:
+    arguments = ["--data.resolution=20", "--data.n_test", "1", "--data.background", "black"]
+    (folder,) = main([own, *arguments, "--trainer.accelerator", "cpu"])
+    (picture,) = (iio.imread(path) for path in folder.iterdir())
+    assert picture.shape == (20, 20, 3)
+    assert tuple(picture[0, 0]) == (0, 0, 0)
+    assert load(Path(own), [], ["--model.eval_samples", "99"]).module.eval_samples == 99
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--data.n_tests=1"], ["n_tests", "SyntheticScene"]),
+        (["--data.n_test=-1"], ["n_test: expected", "-1"]),
+        (["--model.eval_samples=0"], ["eval_samples: expected >= 1, got 0"]),
+        (["--model.field.colour=0"], ["field.colour", "Ball"]),
+        (["--trainer.precision=3"], ["precision"]),
+        (["--date.n_test=1"], ["--date.n_test=1"]),
+        (["--model.field.extras=false"], ["does not fit the model", "field.extras: came True, expected False"]),
+    ],
+)
+def test_bad_arguments_beside_a_checkpoint_are_named(
+    arguments: list[str], said: list[str], own: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = refused([own, *arguments], capsys)
+    for words in said:
+        assert words in message
+
+
+def test_pictures_that_have_moved_are_named(capsys: pytest.CaptureFixture[str], scene_cache: Path) -> None:
+    (pictures,) = (p for p in scene_cache.iterdir() if "24px-6-5-2" in p.name)
+    box = [[-1.12, -1.12, -0.75], [1.12, 1.12, 1.01]]
+    script = trainer(Path("."), max_steps=1)
+    shutil.copytree(pictures, "lego")
+    script.fit(tiny_module(), BlenderData("lego", aabb=box, n_test=1))
+    script.save_checkpoint("lego.ckpt")
+    Path("lego").rename("moved")
+    message = refused(["lego.ckpt"], capsys)
+    assert "root: no folder lego" in message
+    assert "--data.root" in message
+    (folder,) = main(["lego.ckpt", "--data.root", "moved"])
+    assert len(list(folder.iterdir())) == 1
+    assert NeRFDataModule.load_from_checkpoint("lego.ckpt", root="moved").names("test") == ["r_0"]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +321,7 @@ def test_bad_checkpoints_are_named(ball: list[str], capsys: pytest.CaptureFixtur
     torch.save({"weights": torch.zeros(1)}, "other.ckpt")
     assert "other.ckpt is no Lightning checkpoint" in refused(["-c", recipe, "--ckpt", "other.ckpt"], capsys)
     assert "--ckpt: expected a checkpoint, got none" in refused(["-c", recipe], capsys)
-    assert "does not describe its model nor its data" in refused([checkpoint], capsys)
+    assert "does not describe its model nor its data: name the recipe" in refused([checkpoint], capsys)
     assert "given twice" in refused([checkpoint, "--ckpt", checkpoint], capsys)
     cli = build(["-c", recipe])
     torch.save({"state_dict": {"field.colour": torch.zeros(1), **cli.model.state_dict()}}, "more.ckpt")

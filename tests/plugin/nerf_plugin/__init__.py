@@ -1,0 +1,10 @@
+"""What a third party brings to lightning-nerf, each by its class_path."""
+
+from nerf_plugin.callback import LabelAccuracy
+from nerf_plugin.data import TwoBalls
+from nerf_plugin.estimator import UniformSamples
+from nerf_plugin.executor import OffloadExecutor
+from nerf_plugin.field import LabelField
+from nerf_plugin.module import LabelNeRF
+
+__all__ = ["LabelAccuracy", "LabelField", "LabelNeRF", "OffloadExecutor", "TwoBalls", "UniformSamples"]
