@@ -225,7 +225,9 @@ def test_rendering_is_the_plain_one(device: str) -> None:
         assert all(torch.equal(a, b) for a, b in zip(mine[:3], plain[:3], strict=True))
         assert set(mine[3]) == {*NAMES, "sigmas", "rgbs"}
     black = run(plain_rendering)
-    for broadcast in (torch.ones(1, device=device), torch.ones((), device=device), 1.0, torch.ones(1, 3, device=device)):
+    integers = [torch.ones(3, dtype=dtype, device=device) for dtype in (torch.int64, torch.uint8, torch.bool)]
+    ones = [torch.ones(shape, device=device) for shape in ((), (1,), (1, 3))]
+    for broadcast in (*ones, *integers, 1.0, 1):
         torch.testing.assert_close(run(volrend.rendering, render_bkgd=broadcast)[0], black[0] + (1 - black[1]))
     both = volrend.rendering(t_starts, t_ends, rays, len(COUNT), lambda *_: (channels, densities), lambda *_: None)
     assert torch.equal(both[0], black[0])
