@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lightning_nerf.nerfacc._rays import in_range
 from lightning_nerf.ops._checks import FLOATS, check_ray_indices, check_same_device, check_tensor, needs_grad
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
 from lightning_nerf.renderers.rendering import in_unit_steps
@@ -36,6 +37,7 @@ __all__ = [
 _INDICES = (torch.int64, torch.int32)
 
 
+@names_types
 def rendering(
     t_starts: Tensor,
     t_ends: Tensor,
@@ -77,6 +79,7 @@ def _is_plain(render_bkgd: Tensor, t_starts: Tensor, n_rays: int | None) -> bool
     return per_ray and render_bkgd.is_floating_point()
 
 
+@names_types
 def render_transmittance_from_alpha(
     alphas: Tensor,
     packed_info: Tensor | None = None,
@@ -91,6 +94,7 @@ def render_transmittance_from_alpha(
     return render_weight_from_alpha(alphas, packed_info, ray_indices, n_rays, prefix_trans)[1]
 
 
+@names_types
 def render_transmittance_from_density(
     t_starts: Tensor,
     t_ends: Tensor,
@@ -104,6 +108,7 @@ def render_transmittance_from_density(
     return render_weight_from_density(t_starts, t_ends, sigmas, packed_info, ray_indices, n_rays, prefix_trans)[1:]
 
 
+@names_types
 def render_weight_from_alpha(
     alphas: Tensor,
     packed_info: Tensor | None = None,
@@ -122,6 +127,7 @@ def render_weight_from_alpha(
     return weights, trans
 
 
+@names_types
 def render_weight_from_density(
     t_starts: Tensor,
     t_ends: Tensor,
@@ -159,6 +165,7 @@ def render_weight_from_density(
     return weights, trans, alphas
 
 
+@names_types
 @torch.no_grad()
 def render_visibility_from_alpha(
     alphas: Tensor,
@@ -174,6 +181,7 @@ def render_visibility_from_alpha(
     return _visible(trans, alphas, early_stop_eps, alpha_thre)
 
 
+@names_types
 @torch.no_grad()
 def render_visibility_from_density(
     t_starts: Tensor,
@@ -192,6 +200,7 @@ def render_visibility_from_density(
     return _visible(trans, alphas, early_stop_eps, alpha_thre)
 
 
+@names_types
 def accumulate_along_rays(
     weights: Tensor, values: Tensor | None = None, ray_indices: Tensor | None = None, n_rays: int | None = None
 ) -> Tensor:
@@ -211,6 +220,7 @@ def accumulate_along_rays(
     return source.new_zeros(n_rays, source.shape[-1]).index_add(0, *in_range(ray_indices, n_rays, source))
 
 
+@names_types
 def accumulate_along_rays_(
     weights: Tensor, values: Tensor | None = None, ray_indices: Tensor | None = None, outputs: Tensor | None = None
 ) -> None:

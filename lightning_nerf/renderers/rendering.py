@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_grad
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
 
@@ -19,6 +20,7 @@ SampleFn = Callable[[Tensor, Tensor, Tensor | None], Any]
 _OURS = ("weights", "trans", "alphas", "sigmas", "rgbs")
 
 
+@names_types
 def rendering(
     t_starts: Tensor,
     t_ends: Tensor,
