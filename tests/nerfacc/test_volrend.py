@@ -282,41 +282,6 @@ def test_bad_arguments_are_named() -> None:
 
 
 @pytest.mark.gpu
-def test_nerfacc_says_the_same() -> None:
-    nerfacc = pytest.importorskip("nerfacc", exc_type=ImportError)
-    counts = [0, *[(7 * i) % 90 for i in range(300)], 0]
-    densities, channels, t_starts, t_ends, _ = to("cuda", make(counts))
-    rays, close = indices(counts).cuda(), tolerance(make(counts))
-    ways = {"ray_indices": rays, "n_rays": len(counts)}
-
-    def run(module: Any) -> list[Tensor]:
-        leaves = [densities.clone().requires_grad_(), channels.clone().requires_grad_()]
-        colors, opacities, depths, extras = module.rendering(
-            t_starts, t_ends, rays, n_rays=len(counts), rgb_sigma_fn=lambda *_: (leaves[1], leaves[0]),
-            render_bkgd=torch.ones(3, device="cuda"),
-        )  # fmt: skip
-        per_sample = [extras[name] for name in NAMES]
-        loss = colors.sum() + opacities.sum() + extras["weights"].pow(2).sum()
-        return [colors, opacities, depths * opacities, *per_sample, *torch.autograd.grad(loss, leaves)]
-
-    try:
-        theirs = run(nerfacc)
-    except Exception as error:  # its kernels are compiled on first use
-        pytest.skip(f"NerfAcc does not run here: {error}")
-    for mine, peer in zip(run(volrend), theirs, strict=True):
-        torch.testing.assert_close(mine, peer, rtol=4 * close["grad_rtol"], atol=4 * close["grad_atol"])
-    alphas = -torch.expm1(-densities * (t_ends - t_starts))
-    for name, arguments in [
-        ("render_weight_from_alpha", (alphas,)),
-        ("render_weight_from_density", (t_starts, t_ends, densities)),
-    ]:
-        for mine, peer in zip(
-            getattr(volrend, name)(*arguments, **ways), getattr(nerfacc, name)(*arguments, **ways), strict=True
-        ):
-            torch.testing.assert_close(mine, peer, rtol=4 * close["rtol"], atol=4 * close["atol"])
-
-
-@pytest.mark.gpu
 def test_samples_of_no_ray_are_left_out_on_cuda() -> None:
     weights, values = torch.ones(4, device="cuda"), torch.full((4, 2), 3.0, device="cuda")
     indices, expected = torch.tensor([-1, 0, 1, 2], device="cuda"), torch.full((2, 2), 3.0, device="cuda")
