@@ -58,6 +58,13 @@ def test_every_snippet_is_one_that_runs_or_says_why_not() -> None:
         assert text.count(long) == 1
 
 
+def test_the_short_examples_are_short() -> None:
+    snippets = [snippet for _, snippet in SNIPPET.findall(read("docs/bring-your-own-field.md"))]
+    (trainer,) = [snippet for snippet in snippets if "L.Trainer" in snippet]
+    for snippet, most in ((snippets[0], 10), (trainer, 20)):
+        assert len([line for line in snippet.splitlines() if line.strip()]) <= most
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", read(page)):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lightning_nerf.arguments import Recorded
 from lightning_nerf.ops._checks import FLOATS, check_returned, check_same_device, check_tensor
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.composite import composite_alphas
 from lightning_nerf.ops.random import key_from_torch
 from lightning_nerf.ops.visibility import prune
@@ -38,7 +39,7 @@ class Estimator(Recorded, nn.Module, ABC):
     """Whether :meth:`update` must be called during training."""
 
     @abstractmethod
-    def bind(self, scene_box: SceneBox | Tensor | Sequence[float]) -> Estimator:
+    def bind(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Estimator:
         """Learn where the scene is; called before training. Saved buffers are written in place. Returns the estimator.
 
         Args:
@@ -82,6 +83,7 @@ class Estimator(Recorded, nn.Module, ABC):
                 raise ValueError(f"{name}: {type(self).__name__} has no such setting, expected None, got {value}")
         return self.sample(rays, key=key)
 
+    @names_types
     @torch.no_grad()
     def sampling(
         self,
@@ -157,7 +159,7 @@ class Estimator(Recorded, nn.Module, ABC):
         """
 
 
-def corners(scene_box: SceneBox | Tensor | Sequence[float]) -> Tensor:
+def corners(scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Tensor:
     """[2, 3] float32 of what :meth:`Estimator.bind` takes."""
     aabb = scene_box.aabb if isinstance(scene_box, SceneBox) else torch.as_tensor(scene_box)
     if aabb.shape not in ((2, 3), (6,)) or aabb.is_complex():

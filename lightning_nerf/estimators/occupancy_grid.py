@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn, corners
 from lightning_nerf.ops import occupancy
 from lightning_nerf.ops._checks import check_returned
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
@@ -109,8 +110,9 @@ class OccupancyGrid(Estimator):
         self.register_buffer("_zero", torch.zeros(()), persistent=False)
         self._diagonal: float | None = None  # of the scene box, for the host; None while unbound
 
+    @names_types
     @torch.no_grad()
-    def bind(self, scene_box: SceneBox | Tensor | Sequence[float]) -> OccupancyGrid:
+    def bind(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> OccupancyGrid:
         """Lay the first level over the scene box. Binding the same box again changes nothing; another starts afresh."""
         box = corners(scene_box).to(self.aabb)
         if not bool(box.isfinite().all() & (box[0] < box[1]).all()):
@@ -201,6 +203,7 @@ class OccupancyGrid(Estimator):
         # fields are when they start, must not lose every sample for that.
         return self._zero if alpha_threshold == 0 else (self.mean * 0.5).clamp(max=alpha_threshold)
 
+    @names_types
     @torch.no_grad()
     def update(self, density_fn: DensityFn, *, step: int, key: Tensor | None = None) -> None:
         """Evaluate ``density_fn(positions [M, 3])`` in cells chosen by ``step`` and ``key``, and renew the grid in place.

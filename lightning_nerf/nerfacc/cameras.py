@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops._checks import check_same_device
+from lightning_nerf.ops._types import names_types
 
 _N_PARAMS = (0, 1, 2, 4, 5, 8, 12)
 
 
+@names_types
 @torch.no_grad()
 def opencv_lens_undistortion(uv: Tensor, params: Tensor, eps: float = 1e-6, iters: int = 10) -> Tensor:
     """Where points would be without the lens: the inverse of OpenCV's distortion.
@@ -59,6 +61,7 @@ def opencv_lens_undistortion(uv: Tensor, params: Tensor, eps: float = 1e-6, iter
 _opencv_lens_undistortion = opencv_lens_undistortion
 
 
+@names_types
 @torch.no_grad()
 def opencv_lens_undistortion_fisheye(uv: Tensor, params: Tensor, eps: float = 1e-6, iters: int = 10) -> Tensor:
     """The inverse of OpenCV's fisheye distortion.

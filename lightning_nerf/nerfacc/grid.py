@@ -10,10 +10,12 @@ from torch import Tensor
 from lightning_nerf.nerfacc._traverse import sample, termination_planes
 from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
 from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.types import PackedSamples, Rays
 
 
+@names_types
 @torch.no_grad()
 def ray_aabb_intersect(
     rays_o: Tensor,
@@ -67,6 +69,7 @@ def _clamp(
     return t_mins, t_maxs, hits
 
 
+@names_types
 @torch.no_grad()
 def traverse_grids(
     rays_o: Tensor,

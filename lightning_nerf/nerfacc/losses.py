@@ -7,9 +7,11 @@ from torch import Tensor
 
 from lightning_nerf.nerfacc._rays import in_range
 from lightning_nerf.ops._checks import FLOATS, check_ray_indices, check_same_device, check_tensor
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.scan import segmented_sum
 
 
+@names_types
 def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor, n_rays: int) -> Tensor:
     """How far the weight along each ray is spread, a regulariser against floaters and background collapse.
 

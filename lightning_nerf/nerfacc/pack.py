@@ -7,8 +7,10 @@ from torch import Tensor
 
 from lightning_nerf.nerfacc._rays import in_range
 from lightning_nerf.ops._checks import check_ray_indices, check_tensor
+from lightning_nerf.ops._types import names_types
 
 
+@names_types
 @torch.no_grad()
 def pack_info(ray_indices: Tensor, n_rays: int | None = None) -> Tensor:
     """Begin and count of each ray's samples in a list that is sorted by ray.

@@ -13,8 +13,10 @@ from lightning_nerf.nerfacc.pack import pack_info
 from lightning_nerf.ops import importance
 from lightning_nerf.ops._checks import check_tensor
 from lightning_nerf.ops._segments import owners
+from lightning_nerf.ops._types import names_types
 
 
+@names_types
 def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayIntervals | RaySamples) -> tuple[Tensor, Tensor]:
     """Indices of each value's neighbours in its ray's ascending sequence: ``sequence[left] <= value < sequence[right]``.
 
@@ -26,6 +28,7 @@ def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayInterval
         ids_left and ids_right, int64 in the shape of ``values.vals``.
     """
     packed_info, query_rays = _packed_info(sorted_sequence), None
+    _check_vals("values", values)
     if values.vals.ndim == 1:
         query_rays = values.ray_indices
         if query_rays is None:
@@ -37,6 +40,7 @@ def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayInterval
     return importance.searchsorted(sorted_sequence.vals, values.vals, packed_info=packed_info, query_rays=query_rays)
 
 
+@names_types
 @torch.no_grad()
 def importance_sampling(
     intervals: RayIntervals, cdfs: Tensor, n_intervals_per_ray: Tensor | int, stratified: bool = False
@@ -82,6 +86,7 @@ def importance_sampling(
 
 def _packed_info(values: RayIntervals | RaySamples) -> Tensor | None:
     """[n_rays, 2] int64 of values in one list; None for rows."""
+    _check_vals("vals", values)
     if values.vals.ndim != 1:
         return None
     if values.packed_info is not None:
@@ -90,6 +95,11 @@ def _packed_info(values: RayIntervals | RaySamples) -> Tensor | None:
     if values.ray_indices is not None:
         return pack_info(values.ray_indices)
     raise ValueError("vals: expected packed_info or ray_indices with values in one list, got neither")
+
+
+def _check_vals(name: str, values: RayIntervals | RaySamples) -> None:
+    if not isinstance(values.vals, Tensor):
+        raise TypeError(f"{name}: expected a tensor of values, got {type(values.vals).__name__}")
 
 
 def _sample_from_weighted(

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.scan import segmented_product, segmented_sum
 
 
+@names_types
 def inclusive_sum(inputs: Tensor, packed_info: Tensor | None = None, indices: Tensor | None = None) -> Tensor:
     """Sum of the entries up to this one."""
     if packed_info is None and indices is None:
@@ -23,6 +25,7 @@ def inclusive_sum(inputs: Tensor, packed_info: Tensor | None = None, indices: Te
     return _scan(segmented_sum, inputs, packed_info, indices, exclusive=False)
 
 
+@names_types
 def exclusive_sum(inputs: Tensor, packed_info: Tensor | None = None, indices: Tensor | None = None) -> Tensor:
     """Sum of the entries before this one, 0 for the first."""
     if packed_info is None and indices is None:
@@ -30,6 +33,7 @@ def exclusive_sum(inputs: Tensor, packed_info: Tensor | None = None, indices: Te
     return _scan(segmented_sum, inputs, packed_info, indices, exclusive=True)
 
 
+@names_types
 def inclusive_prod(inputs: Tensor, packed_info: Tensor | None = None, indices: Tensor | None = None) -> Tensor:
     """Product of the entries up to this one."""
     if packed_info is None and indices is None:
@@ -37,6 +41,7 @@ def inclusive_prod(inputs: Tensor, packed_info: Tensor | None = None, indices: T
     return _scan(segmented_product, inputs, packed_info, indices, exclusive=False)
 
 
+@names_types
 def exclusive_prod(inputs: Tensor, packed_info: Tensor | None = None, indices: Tensor | None = None) -> Tensor:
     """Product of the entries before this one, 1 for the first."""
     if packed_info is None and indices is None:

@@ -16,8 +16,10 @@ from torch import Tensor
 
 from lightning_nerf.nerfacc._rays import in_range
 from lightning_nerf.ops._checks import FLOATS, check_ray_indices, check_same_device, check_tensor, needs_grad
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
+from lightning_nerf.renderers.rendering import in_unit_steps
 from lightning_nerf.renderers.rendering import rendering as _rendering
 
 __all__ = [
@@ -33,9 +35,9 @@ __all__ = [
 ]
 
 _INDICES = (torch.int64, torch.int32)
-_OPAQUE = 800.0  # exp(-800) is 0 in float64
 
 
+@names_types
 def rendering(
     t_starts: Tensor,
     t_ends: Tensor,
@@ -73,9 +75,11 @@ def rendering(
 def _is_plain(render_bkgd: Tensor, t_starts: Tensor, n_rays: int | None) -> bool:
     """A colour, or one for each ray; more than one channel, since one may be meant for all."""
     rays = t_starts.shape[:-1] if t_starts.ndim > 1 else (n_rays,)
-    return render_bkgd.shape[-1:] != (1,) and render_bkgd.shape[:-1] in ((), rays) and render_bkgd.ndim > 0
+    per_ray = render_bkgd.shape[-1:] != (1,) and render_bkgd.shape[:-1] in ((), rays) and render_bkgd.ndim > 0
+    return per_ray and render_bkgd.is_floating_point()
 
 
+@names_types
 def render_transmittance_from_alpha(
     alphas: Tensor,
     packed_info: Tensor | None = None,
@@ -90,6 +94,7 @@ def render_transmittance_from_alpha(
     return render_weight_from_alpha(alphas, packed_info, ray_indices, n_rays, prefix_trans)[1]
 
 
+@names_types
 def render_transmittance_from_density(
     t_starts: Tensor,
     t_ends: Tensor,
@@ -103,6 +108,7 @@ def render_transmittance_from_density(
     return render_weight_from_density(t_starts, t_ends, sigmas, packed_info, ray_indices, n_rays, prefix_trans)[1:]
 
 
+@names_types
 def render_weight_from_alpha(
     alphas: Tensor,
     packed_info: Tensor | None = None,
@@ -121,6 +127,7 @@ def render_weight_from_alpha(
     return weights, trans
 
 
+@names_types
 def render_weight_from_density(
     t_starts: Tensor,
     t_ends: Tensor,
@@ -138,17 +145,17 @@ def render_weight_from_density(
             raise ValueError(f"{name}: expected real numbers, got {t.dtype}")
     _check_samples("sigmas", sigmas, packed_info, ray_indices, prefix_trans)
     check_same_device(sigmas=sigmas, t_starts=t_starts, t_ends=t_ends)
-    if needs_grad(t_starts, t_ends):  # the op gives none
-        alphas = _alphas(t_starts, t_ends, sigmas)
-        return *render_weight_from_alpha(alphas, packed_info, ray_indices, n_rays, prefix_trans), alphas
     offsets = _offsets(sigmas, packed_info, ray_indices, n_rays)
-    flat = sigmas.reshape(-1)
+    flat, dtype = sigmas.reshape(-1), torch.float64 if sigmas.dtype is torch.float64 else torch.float32
+    starts, ends = t_starts.reshape(-1).to(dtype), t_ends.reshape(-1).to(dtype)
+    intervals: dict[str, Any] = {"t_starts": starts, "t_ends": ends}
+    if needs_grad(starts, ends):
+        flat, intervals = in_unit_steps(flat, starts, ends)
     out = composite(
         flat,
         flat.new_empty(len(flat), 0),
-        _like(t_starts, flat),
-        _like(t_ends, flat),
-        offsets,
+        offsets=offsets,
+        **intervals,
         return_weights=True,
         return_trans=True,
         return_alphas=True,
@@ -158,6 +165,7 @@ def render_weight_from_density(
     return weights, trans, alphas
 
 
+@names_types
 @torch.no_grad()
 def render_visibility_from_alpha(
     alphas: Tensor,
@@ -173,6 +181,7 @@ def render_visibility_from_alpha(
     return _visible(trans, alphas, early_stop_eps, alpha_thre)
 
 
+@names_types
 @torch.no_grad()
 def render_visibility_from_density(
     t_starts: Tensor,
@@ -191,6 +200,7 @@ def render_visibility_from_density(
     return _visible(trans, alphas, early_stop_eps, alpha_thre)
 
 
+@names_types
 def accumulate_along_rays(
     weights: Tensor, values: Tensor | None = None, ray_indices: Tensor | None = None, n_rays: int | None = None
 ) -> Tensor:
@@ -210,6 +220,7 @@ def accumulate_along_rays(
     return source.new_zeros(n_rays, source.shape[-1]).index_add(0, *in_range(ray_indices, n_rays, source))
 
 
+@names_types
 def accumulate_along_rays_(
     weights: Tensor, values: Tensor | None = None, ray_indices: Tensor | None = None, outputs: Tensor | None = None
 ) -> None:
@@ -278,21 +289,6 @@ def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor 
 def _places(absorbers: Tensor) -> Tensor:
     """Places that nobody asks for: any finite floats of the right type. A gradient of zero is multiplied by them."""
     return torch.zeros_like(absorbers, dtype=torch.float64 if absorbers.dtype is torch.float64 else torch.float32)
-
-
-def _alphas(t_starts: Tensor, t_ends: Tensor, sigmas: Tensor) -> Tensor:
-    """Opacities that have a gradient for the edges too; void and opaque samples as ``composite`` treats them."""
-    dtype = torch.float64 if sigmas.dtype is torch.float64 else torch.float32
-    sigmas, deltas = sigmas.to(dtype), (t_ends - t_starts).to(dtype)
-    void, opaque = ~((sigmas >= 0) & (deltas > 0)), sigmas == torch.inf
-    # Masked before they are multiplied: the derivative of what is left out would be 0 * inf.
-    sigmas, deltas = sigmas.masked_fill(void | opaque, 0.0), deltas.masked_fill(void | opaque, 0.0)
-    alphas = -torch.expm1(-(sigmas * deltas).clamp(max=_OPAQUE))
-    return alphas.masked_fill(opaque & ~void, 1.0)
-
-
-def _like(t: Tensor, sigmas: Tensor) -> Tensor:
-    return t.detach().reshape(-1).to(torch.float64 if sigmas.dtype is torch.float64 else torch.float32)
 
 
 def _with_prefix(out: Composite, shape: torch.Size, prefix_trans: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:

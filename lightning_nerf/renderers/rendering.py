@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_same_device, check_tensor
+from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_grad
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
 
@@ -19,6 +20,7 @@ SampleFn = Callable[[Tensor, Tensor, Tensor | None], Any]
 _OURS = ("weights", "trans", "alphas", "sigmas", "rgbs")
 
 
+@names_types
 def rendering(
     t_starts: Tensor,
     t_ends: Tensor,
@@ -31,8 +33,8 @@ def rendering(
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
     """Render rays from what a function says of their samples.
 
-    Samples are packed, ``[N]`` with the ray of each, or batched, ``[R, S]`` (any leading shape in place of R). See
-    :func:`~lightning_nerf.ops.composite.composite` for the equations.
+    Samples are packed, ``[N]`` with the ray of each, or batched, ``[R, S]`` (any leading shape in place of R; ``[S]`` is a
+    single ray). See :func:`~lightning_nerf.ops.composite.composite` for the equations.
 
     Args:
         t_starts: [N] or [R, S], where samples begin.
@@ -52,8 +54,9 @@ def rendering(
         float32, whatever the function gives, but float64 if that is. Without samples, the background and zeros, and no
         further channels; C is then the background's, or 3.
 
-    Differentiable in what the function returns and in render_bkgd, through all outputs; t_starts and t_ends get no
-    gradient. Where no ray has samples, ``backward`` of a loss works too and leaves the function's gradients as they are.
+    Differentiable (once, in float64 twice) in what the function returns, in render_bkgd and, where they require it, in
+    t_starts and t_ends, through all outputs; an interval without length has no gradient. Where no ray has samples,
+    ``backward`` of a loss works too and leaves the function's gradients as they are.
 
     Raises:
         ValueError: an argument or what the function returned has the wrong shape, dtype or device, or not exactly one
@@ -72,23 +75,30 @@ def rendering(
     flat = [c.reshape(t_starts.numel(), c.shape[-1]) for c in (rgbs, *further.values())]
     dtype = torch.float64 if any(t.dtype is torch.float64 for t in (absorbers, *flat)) else torch.float32
     if dtype is torch.float64:
-        absorbers_, flat = absorbers.double(), [c.double() for c in flat]
+        flat_absorbers, flat = absorbers.double().reshape(-1), [c.double() for c in flat]
     else:
-        absorbers_ = absorbers
+        flat_absorbers = absorbers.reshape(-1)
+    starts, ends = t_starts.reshape(-1).to(dtype), t_ends.reshape(-1).to(dtype)
+    intervals: dict[str, Any] = {"t_starts": starts, "t_ends": ends}
+    learned = needs_grad(starts, ends)
+    if learned:  # to the op they are constants
+        flat.append(0.5 * (starts + ends)[:, None])
+        if rgb_alpha_fn is None:
+            flat_absorbers, intervals = in_unit_steps(flat_absorbers, starts, ends)
     inside = behind if n_channels == 3 else None  # the op puts a background behind three channels
     out = (composite if rgb_alpha_fn is None else _composite_alphas)(
-        absorbers_.reshape(-1),
+        flat_absorbers,
         flat[0] if len(flat) == 1 else torch.cat(flat, dim=1),
-        t_starts.reshape(-1).to(dtype),
-        t_ends.reshape(-1).to(dtype),
-        offsets,
+        offsets=offsets,
+        **intervals,
         return_weights=True,
         return_trans=True,
         return_alphas=True,
         background=inside,
     )
-    opacities, depths = out.opacity[:, None], out.depth[:, None]
-    colors, *integrals = out.channels.split([c.shape[1] for c in flat], dim=1) if further else (out.channels,)
+    opacities = out.opacity[:, None]
+    colors, *integrals = out.channels.split([c.shape[1] for c in flat], dim=1) if len(flat) > 1 else (out.channels,)
+    depths = integrals.pop() if learned else out.depth[:, None]
     if behind is not None and inside is None:
         colors = colors + behind * (1 - opacities)
     if expected_depths:
@@ -117,8 +127,10 @@ def layout(
         if n_rays is None:
             raise ValueError("n_rays: expected a number with ray_indices, got None")
         return ray_offsets(ray_indices, n_rays), (n_rays,)
-    if t_starts.ndim < 2:
-        raise ValueError(f"ray_indices: expected with packed t_starts {list(t_starts.shape)}, got None")
+    if t_starts.ndim == 0:
+        raise ValueError("t_starts: expected shape [N] or [..., S], got []")
+    if t_starts.ndim == 1 and n_rays not in (None, 1):
+        raise ValueError(f"ray_indices: expected with {t_starts.shape[0]} samples of {n_rays} rays, got None")
     check_same_device(t_starts=t_starts, t_ends=t_ends)
     rays, length = tuple(t_starts.shape[:-1]), t_starts.shape[-1]
     if t_starts.numel() >= 2**31:
@@ -164,6 +176,20 @@ def _background(render_bkgd: Tensor, rays: tuple[int, ...], n_channels: int, dev
         expected = f"[{n_channels}] or {[*rays, n_channels]}"
         raise ValueError(f"render_bkgd: expected shape {expected}, got {list(render_bkgd.shape)}")
     return render_bkgd.reshape(-1, n_channels)
+
+
+def in_unit_steps(sigmas: Tensor, t_starts: Tensor, t_ends: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Samples [N] as steps of length 1, so that gradients reach their edges through what is then their density.
+
+    Returns densities [N] and intervals for ``composite``, to which the same samples are void and opaque as before.
+    """
+    deltas = t_ends - t_starts
+    void, opaque = ~((sigmas >= 0) & (deltas > 0)), sigmas == torch.inf
+    odd = void | opaque  # masked before they are multiplied: their derivative would be 0 * inf
+    densities = sigmas.masked_fill(odd, 0.0) * deltas.masked_fill(odd, 0.0)
+    densities = densities.masked_fill(opaque, torch.inf).masked_fill(void, -1.0)
+    places = (0.5 * (t_starts + t_ends)).detach()
+    return densities, {"t_starts": None, "t_ends": None, "deltas": torch.ones_like(deltas), "ts": places}
 
 
 def _composite_alphas(*args: Tensor, return_alphas: bool, **options: Any) -> Composite:

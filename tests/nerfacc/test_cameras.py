@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import importlib
 import math
 
 import pytest
@@ -13,7 +12,6 @@ from lightning_nerf.nerfacc.cameras import (
     opencv_lens_undistortion,
     opencv_lens_undistortion_fisheye,
 )
-from tests.nerfacc.peer import nerfacc
 from tests.ops.harness import DEVICES, assert_detected, rand
 
 N_PARAMS = [1, 2, 4, 5, 8, 12]
@@ -131,16 +129,3 @@ def test_wrong_arguments_are_named() -> None:
         for function in (opencv_lens_undistortion, opencv_lens_undistortion_fisheye):
             with pytest.raises(ValueError, match=name):
                 function(*arguments)
-
-
-@pytest.mark.gpu
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # its import
-def test_the_same_as_nerfacc() -> None:
-    nerfacc()
-    peer = importlib.import_module("nerfacc.cameras")
-    uv = rand(1000, 2, seed=0, low=-0.5, high=0.5).cuda()  # further out some points have no inverse
-    for n, name in ((1, ""), (2, ""), (4, ""), (8, ""), (4, "_fisheye")):
-        params = rand(n, seed=1, low=-0.05, high=0.05).cuda()
-        ours = (opencv_lens_undistortion_fisheye if name else opencv_lens_undistortion)(uv, params)
-        theirs = getattr(peer, f"opencv_lens_undistortion{name}")(uv, params)
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=3e-6)  # its steps end below eps = 1e-6, in float32

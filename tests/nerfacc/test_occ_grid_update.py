@@ -6,9 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.nerfacc import OccGridEstimator
-from tests.nerfacc.occ_grids import BOX, SHAPE, cells_of, estimator, random_rays
-from tests.nerfacc.peer import nerfacc
+from tests.nerfacc.occ_grids import SHAPE, cells_of, estimator, random_rays
 from tests.ops.harness import DEVICES, generator, rand
 
 NAN, INF = math.nan, math.inf
@@ -202,36 +200,3 @@ def test_updates_do_not_synchronise_and_sampling_does_for_its_count() -> None:
             assert sum("synchronizing" in str(warning.message) for warning in record) == times
     finally:
         torch.cuda.set_sync_debug_mode(mode)
-
-
-@pytest.mark.gpu
-def test_the_same_as_nerfacc() -> None:
-    peer = nerfacc()
-    grids = [cls(BOX, resolution=list(SHAPE), levels=2).cuda() for cls in (OccGridEstimator, peer.OccGridEstimator)]
-    assert {k: (v.dtype, v.shape) for k, v in grids[0].state_dict().items()} == {
-        k: (v.dtype, v.shape) for k, v in grids[1].state_dict().items()
-    }
-
-    def by_cell(points: Tensor) -> Tensor:
-        """The same for all points of a cell, so that draws do not matter."""
-        level = int(points.abs().amax() > 2.0)
-        return (cells_of(grids[0], points, level).float() * 12.9898).sin().abs()[:, None] * 0.02
-
-    for step in (0, 16):
-        for grid in grids:
-            grid.update_every_n_steps(step, by_cell)
-        torch.testing.assert_close(grids[0].occs, grids[1].occs, rtol=0, atol=0)
-        assert torch.equal(grids[0].binaries, grids[1].binaries)
-    grids[0].load_state_dict(grids[1].state_dict())
-    origins, directions = random_rays("cuda", 300)
-
-    def densities(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
-        return 5 + t_starts.sin()
-
-    for function in (None, densities):
-        lengths = [torch.zeros(300, device="cuda") for _ in grids]
-        for grid, length in zip(grids, lengths, strict=True):
-            ray_indices, t_starts, t_ends = grid.sampling(origins, directions, function, render_step_size=0.01)
-            length.index_add_(0, ray_indices, t_ends - t_starts)
-        # It sums its lattice up in float32: samples may change sides at some of the planes that a ray crosses.
-        assert (lengths[0] - lengths[1]).abs().mean() < 0.01

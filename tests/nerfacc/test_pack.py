@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from lightning_nerf.nerfacc.pack import pack_info
-from tests.nerfacc.peer import nerfacc
 from tests.ops.harness import DEVICES
 
 
@@ -48,11 +47,3 @@ def test_with_a_number_of_rays_nothing_synchronises() -> None:
         pack_info(indices, 4)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("n_rays", [None, 1000])
-def test_nerfacc_says_the_same(n_rays: int | None) -> None:
-    theirs = nerfacc()
-    indices = torch.randint(0, 900, (5000,), generator=torch.Generator().manual_seed(1)).sort().values.cuda()
-    assert torch.equal(pack_info(indices, n_rays), theirs.pack_info(indices, n_rays))

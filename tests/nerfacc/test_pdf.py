@@ -6,7 +6,6 @@ from torch import Tensor
 
 from lightning_nerf.nerfacc import RayIntervals, RaySamples, importance_sampling, searchsorted
 from lightning_nerf.nerfacc.pdf import _sample_from_weighted
-from tests.nerfacc.peer import nerfacc
 from tests.ops.harness import DEVICES, rand
 
 EXACT = {"rtol": 0.0, "atol": 0.0}
@@ -176,34 +175,3 @@ def test_errors() -> None:
         importance_sampling(RayIntervals(edges), cdfs[:, 1:], 3)
     with pytest.raises(TypeError):
         importance_sampling(RayIntervals(edges), cdfs, 2.5)  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("n", [2, 16, 100])
-def test_nerfacc_draws_the_same(n: int) -> None:
-    theirs = nerfacc()
-    edges, cdfs = rows(500, 65, "cuda")
-    a = importance_sampling(RayIntervals(edges), cdfs, n)
-    b = theirs.importance_sampling(theirs.RayIntervals(edges), cdfs, n)
-    # u to 4 roundings; t moves by 1 while u moves by 0.3 / 65 at the least.
-    atol = 4 * 2**-24 * 65 / 0.3
-    torch.testing.assert_close(a[1].vals, b[1].vals, rtol=0, atol=atol)
-    torch.testing.assert_close(a[0].vals, b[0].vals, rtol=0, atol=2 * atol)
-    flat = as_list(edges)
-    a = importance_sampling(flat, cdfs.flatten(), n)
-    b = theirs.importance_sampling(theirs.RayIntervals(flat.vals, flat.packed_info), cdfs.flatten(), n)
-    torch.testing.assert_close(a[1].vals, b[1].vals, rtol=0, atol=atol)
-    torch.testing.assert_close(a[0].vals, b[0].vals, rtol=0, atol=2 * atol)
-
-
-@pytest.mark.gpu
-def test_nerfacc_finds_the_same() -> None:
-    theirs = nerfacc()
-    keys, _ = rows(200, 40, "cuda")
-    queries = keys[:, :1] + rand(200, 30, seed=4, high=1.5).cuda()  # none below the keys: there it contradicts its own text
-    for sequence, values in [(RayIntervals(keys), RayIntervals(queries)), (as_list(keys), as_list(queries))]:
-        expected = theirs.searchsorted(
-            theirs.RayIntervals(sequence.vals, sequence.packed_info), theirs.RayIntervals(values.vals, values.packed_info)
-        )
-        for a, b in zip(searchsorted(sequence, values), expected, strict=True):
-            assert torch.equal(a, b)

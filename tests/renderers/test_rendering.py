@@ -83,6 +83,21 @@ def test_batched_samples_are_packed_ones(device: str, shape: tuple[int, ...], dt
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("n", [0, 1, 9])
+def test_one_ray_needs_no_indices(device: str, n: int) -> None:
+    densities, channels, t_starts, t_ends, _ = to(device, make([n]))
+    background = rand(3, seed=1).to(device)
+    packed, alone = (
+        rendering(t_starts, t_ends, *where, lambda *_: (channels, densities), render_bkgd=background)
+        for where in ((indices([n]).to(device), 1), (None, None))
+    )
+    for a, b in zip(packed[:3], alone[:3], strict=True):
+        assert torch.equal(a[0], b)
+    for name, value in alone[3].items():
+        assert torch.equal(value, packed[3][name])
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_alphas_are_rendered_as_by_a_loop(device: str) -> None:
     counts = COUNTS["ragged"]
     densities, channels, t_starts, t_ends, offsets = args = make(counts)
@@ -248,7 +263,8 @@ def test_bad_arguments_are_named() -> None:
         ({"rgb_alpha_fn": good}, "rgb_sigma_fn, rgb_alpha_fn: expected exactly one"),
         ({"n_rays": None}, "n_rays: expected a number with ray_indices"),
         ({"n_rays": 1}, r"ray_indices: expected indices in \[0, 1\), got 0 to 1"),
-        ({"ray_indices": None}, r"ray_indices: expected with packed t_starts \[5\], got None"),
+        ({"ray_indices": None}, "ray_indices: expected with 5 samples of 2 rays, got None"),
+        ({"t_starts": t_starts[0], "t_ends": t_ends[0], "ray_indices": None}, r"t_starts: expected shape .*, got \[\]"),
         ({"ray_indices": rays[:4]}, r"ray_indices: expected shape \[5\], got \[4\]"),
         ({"ray_indices": rays.to("meta")}, r"ray_indices: expected a tensor on cpu .* got meta"),
         ({"t_ends": t_ends[:4]}, r"t_ends: expected the shape of t_starts, \[5\], got \[4\]"),

@@ -12,6 +12,7 @@ from lightning_nerf.nerfacc._traverse import sample
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.grid import _enlarge_aabb
 from lightning_nerf.ops._checks import check_returned, check_same_device, check_tensor
+from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.occupancy import cell_points, occupancy_cover, occupancy_newest, occupancy_update_
 from lightning_nerf.ops.visibility import prune, prune_from
 from lightning_nerf.types import PackedSamples, Rays
@@ -44,6 +45,7 @@ class OccGridEstimator(AbstractEstimator):
     grid_indices: Tensor  # [X * Y * Z] int64
     _mean: Tensor  # [] float32, of the visible cells' occs in the last update
 
+    @names_types
     def __init__(
         self,
         roi_aabb: Sequence[float] | Tensor,
@@ -79,6 +81,7 @@ class OccGridEstimator(AbstractEstimator):
         self.register_buffer("grid_indices", torch.arange(self.cells_per_lvl), persistent=False)
         self.register_buffer("_mean", torch.zeros(()), persistent=False)
 
+    @names_types
     @torch.no_grad()
     def sampling(
         self,
@@ -155,6 +158,7 @@ class OccGridEstimator(AbstractEstimator):
         visible, sources = prune_from(-torch.log1p(-alphas), unit, early_stop_eps=early_stop_eps, alpha_thre=thinner)
         return visible._replace(t_starts=samples.t_starts[sources], t_ends=samples.t_ends[sources])
 
+    @names_types
     @torch.no_grad()
     def update_every_n_steps(
         self,
@@ -216,6 +220,7 @@ class OccGridEstimator(AbstractEstimator):
         newest = occupancy_newest(cells, found * (found > 0), self.occs.numel())
         occupancy_update_(self.occs, self.binaries, self._mean, newest, decay=ema_decay, threshold=occ_thre)
 
+    @names_types
     @torch.no_grad()
     def mark_invisible_cells(
         self,

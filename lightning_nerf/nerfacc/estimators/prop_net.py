@@ -14,6 +14,7 @@ from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.pdf import importance_sampling, searchsorted
 from lightning_nerf.nerfacc.volrend import render_transmittance_from_density
 from lightning_nerf.ops._checks import FLOATS, check_returned, check_same_device, check_tensor
+from lightning_nerf.ops._types import names_types
 
 SamplingType = Literal["uniform", "lindisp"]
 PropSigmaFn = Callable[[Tensor, Tensor], Tensor]
@@ -41,6 +42,7 @@ class PropNetEstimator(AbstractEstimator):
         # the edges of the samples.
         self.prop_cache: list[tuple[RayIntervals, Tensor | None]] = []
 
+    @names_types
     @torch.no_grad()
     def sampling(
         self,
@@ -100,6 +102,7 @@ class PropNetEstimator(AbstractEstimator):
         t_vals = _transform_stot(sampling_type, intervals.vals, near_plane, far_plane)
         return t_vals[..., :-1], t_vals[..., 1:]
 
+    @names_types
     @torch.enable_grad()
     def compute_loss(self, trans: Tensor, loss_scaler: float = 1.0) -> Tensor:
         """How much of the field's weights the networks' histograms do not cover; see :func:`_pdf_loss`.
@@ -129,6 +132,7 @@ class PropNetEstimator(AbstractEstimator):
             loss = loss + excess.sum() / max(excess.numel(), 1)
         return loss * loss_scaler
 
+    @names_types
     @torch.enable_grad()
     def update_every_n_steps(self, trans: Tensor, requires_grad: bool = False, loss_scaler: float = 1.0) -> float:
         """Train the networks in those steps that sampled with gradients; step the scheduler in all.
