@@ -1,9 +1,8 @@
-"""Lists of exactly as many samples as there are, without an idle device."""
+"""Lists of exactly as many samples as there are, with as short a wait for their number as can be."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ _SPARSE = 4  # so many times as long as what it holds, and a list is copied to l
 
 
 def write_exactly(
-    offsets: Tensor, kept: Tensor, write: Callable[[int], tuple[Tensor, ...]], expected: int | None = None
+    offsets: Tensor, kept: Tensor | None, write: Callable[[int], tuple[Tensor, ...]], expected: int | None = None
 ) -> tuple[int, bool, tuple[Tensor, ...]]:
     """How many samples R rays have, whether that is all rays' samples, and the lists that ``write`` makes of so many.
 
@@ -21,23 +20,24 @@ def write_exactly(
 
     Args:
         offsets: [R + 1] int32, as :func:`~lightning_nerf.ops.pack.pack` gives them.
-        kept: [R] bool, likewise.
+        kept: [R] bool, likewise; None: all.
         write: from a length to lists of that length; cleared behind ``offsets[-1]``.
         expected: how many samples there may be; None: no idea. Where there are more, they are written once more.
     """
-    if len(kept) == 0:
+    if len(offsets) == 1:
         return 0, True, write(0)
-    count = torch.cat([offsets[-1:], kept[-1:]])  # from the first ray that doesn't fit on, none is kept
-    if expected is None or not offsets.is_cuda:
-        total, complete = count.tolist()
-        return total, bool(complete), write(total)
-    on_host = count.to("cpu", non_blocking=True)
-    arrived = torch.cuda.current_stream(offsets.device).record_event()
-    lists: tuple[Any, ...] = write(expected)
-    arrived.synchronize()
-    total, complete = on_host.tolist()
-    if total > expected:
+    # From the first ray that doesn't fit on, none is kept.
+    count = offsets[-1:] if kept is None else torch.cat([offsets[-1:], kept[-1:]])
+    lists = None
+    # Where torch looks out for waits (as a CUDA graph's warm-up does), wait where it sees it.
+    if offsets.is_cuda and torch.cuda.get_sync_debug_mode() == 0:
+        count = count.to("cpu", non_blocking=True)  # pinned memory, a tenth of a millisecond sooner than other
+        arrived = torch.cuda.current_stream(offsets.device).record_event()
+        lists = None if expected is None else write(expected)
+        arrived.synchronize()
+    total, *complete = count.tolist()
+    if lists is None or expected is None or total > expected:
         lists = write(total)
     else:
         lists = tuple(t[:total].clone() if _SPARSE * total < expected else t[:total] for t in lists)
-    return total, bool(complete), lists
+    return total, all(complete), lists

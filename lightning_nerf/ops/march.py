@@ -157,8 +157,8 @@ def _march(
     if not complete:
         excess = int((~kept).sum())
         raise ValueError(
-            f"march: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
-            "take a larger step_size, or restrict near and far"
+            f"step_size: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
+            f"expected a larger one than {step_size}, or near and far closer together"
         )
     if occupancy.is_cuda and n > 0:
         _per_ray[occupancy] = total / n

@@ -65,13 +65,15 @@ def prune_from(
         **{f"samples.{name}": getattr(samples, name) for name in ("t_starts", "t_ends", "offsets", "kept")},
         alpha_thre=threshold,
     )
+    # Between two waits for the device, each call here is time in which it idles.
     tensors = (densities, samples.t_starts, samples.t_ends, samples.offsets)
-    contiguous, thresholds = tuple(t.detach().contiguous() for t in tensors), (float(early_stop_eps), threshold)
+    contiguous = tuple((t.detach() if t.requires_grad else t).contiguous() for t in tensors)
+    thresholds = (float(early_stop_eps), threshold)
     ops = torch.ops.lightning_nerf
     if capacity is None:
         arguments = (*contiguous, *thresholds)
         offsets, kept = pack(ops.visibility_count(*arguments))
-        _, _, lists = write_exactly(offsets, kept, lambda size: ops.visibility_write(*arguments, offsets, size), expected=n)
+        _, _, lists = write_exactly(offsets, None, lambda size: ops.visibility_write(*arguments, offsets, size))
         t_starts, t_ends, ray_indices, sources = lists
         kept = kept & samples.kept
     else:

@@ -1,7 +1,7 @@
 """Inputs that nobody should pass, and what every public function must make of them.
 
 The contract: outputs of the documented shapes and dtypes, finite where the inputs are or what is not finite is declared
-harmless, with gradients that are finite too; or a ValueError that names the argument. Never a crash, a hang, or an error
+harmless, with gradients that are finite too; or a ValueError (of a wrong type: a TypeError) that names the argument. Never a crash, a hang, or an error
 from deep inside. ``LIGHTNING_NERF_FUZZ_EXAMPLES`` sets the number of examples per test.
 """
 
@@ -58,11 +58,11 @@ def bounded(seconds: float = SECONDS) -> Iterator[None]:
 
 
 def answer(names: Sequence[str], call: Callable[[], Any]) -> Any:
-    """What the call returns, or None where it was refused by a ValueError that names one of the arguments."""
+    """What the call returns, or None where it was refused by an error that names one of the arguments."""
     try:
         with bounded():
             return call()
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         refusal = str(error)
     if not set(re.findall(r"\w+", refusal.split(":")[0])) & set(names):
         raise AssertionError(f"which argument? {refusal}")

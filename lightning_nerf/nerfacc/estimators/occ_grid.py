@@ -44,6 +44,7 @@ class OccGridEstimator(AbstractEstimator):
     grid_coords: Tensor  # [X * Y * Z, 3] int64, not saved, like those below
     grid_indices: Tensor  # [X * Y * Z] int64
     _mean: Tensor  # [] float32, of the visible cells' occs in the last update
+    _zero: Tensor  # [] float32
 
     @names_types
     def __init__(
@@ -80,6 +81,7 @@ class OccGridEstimator(AbstractEstimator):
         self.register_buffer("grid_coords", coords, persistent=False)
         self.register_buffer("grid_indices", torch.arange(self.cells_per_lvl), persistent=False)
         self.register_buffer("_mean", torch.zeros(()), persistent=False)
+        self.register_buffer("_zero", torch.zeros(()), persistent=False)
 
     @names_types
     @torch.no_grad()
@@ -143,9 +145,7 @@ class OccGridEstimator(AbstractEstimator):
         early_stop_eps: float,
         alpha_thre: float,
     ) -> PackedSamples:
-        threshold: float | Tensor = 0.0
-        if alpha_thre > 0:
-            threshold = self.occs.mean().clamp(max=alpha_thre).to(samples.t_starts.device)
+        threshold = self.occs.mean().clamp(max=alpha_thre) if alpha_thre > 0 else self._zero
         arguments = (samples.t_starts, samples.t_ends, samples.ray_indices.long())
         if sigma_fn is not None:
             densities = _per_sample("sigma_fn", sigma_fn(*arguments), samples)
