@@ -71,4 +71,4 @@ def _words(hint: Any) -> str:
         return "a function"
     if origin is collections.abc.Sequence:
         return f"a sequence (each {_words(typing.get_args(hint)[0])})"
-    return _WORDS.get(hint, (origin or hint).__name__)
+    return _WORDS.get(hint) or str((origin or hint).__name__)
