@@ -1,8 +1,8 @@
 """Inputs that nobody should pass, and what every public function must make of them.
 
 The contract: outputs of the documented shapes and dtypes, finite where the inputs are or what is not finite is declared
-harmless, with gradients that are finite too; or a ValueError (of a wrong type: a TypeError) that names the argument. Never a crash, a hang, or an error
-from deep inside. ``LIGHTNING_NERF_FUZZ_EXAMPLES`` sets the number of examples per test.
+harmless, with gradients that are finite too; or a ValueError, of a wrong type a TypeError, that names the argument. Never a
+crash, a hang, or an error from deep inside. ``LIGHTNING_NERF_FUZZ_EXAMPLES`` sets the number of examples per test.
 """
 
 from __future__ import annotations
