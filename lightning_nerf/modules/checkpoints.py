@@ -9,10 +9,12 @@ from typing import IO, TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_nerf.arguments import Recorded, build, described, differences
+from lightning_nerf.callbacks.loggers import WANDB_RUN_KEY, wandb_run
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO
 
 if TYPE_CHECKING:
@@ -61,8 +63,10 @@ class CheckpointedModule(Recorded, L.LightningModule):
             super().save_hyperparameters(*args, logger=logger)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the module was made of; ``on_load_checkpoint`` compares."""
+        """Say what the module was made of, ``on_load_checkpoint`` compares; and which W&B run this is."""
         checkpoint[PARTS_KEY] = {name: described(getattr(self, name)) for name in PARTS}
+        if (run := wandb_run(self.trainer)) is not None:
+            checkpoint[WANDB_RUN_KEY] = run
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another architecture's or another scene's checkpoint.
@@ -72,6 +76,14 @@ class CheckpointedModule(Recorded, L.LightningModule):
         """
         if self.strict_loading:
             refuse_another(self, checkpoint)
+        former, run = checkpoint.get(WANDB_RUN_KEY), None
+        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
+            run = wandb_run(self.trainer)
+        if run not in (None, former) and former is not None:
+            rank_zero_warn(
+                f"the checkpoint was written by the W&B run {former!r}, and this fit logs to {run!r}; "
+                "WandbLogger(id=lightning_nerf.callbacks.loggers.wandb_run_id(path)) would go on in the former"
+            )
 
     def write_atomically(self) -> None:
         """Have this Trainer's checkpoints written whole or not at all, unless it was given a CheckpointIO."""

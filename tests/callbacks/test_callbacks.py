@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, PSNRLogger, RayBudget, Telemetry
-from lightning_nerf.callbacks.images import comparison
+from lightning_nerf.callbacks.image_logger import comparison
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.turntable import save_video
 from tests.scenes import tiny_module, tiny_scene, trainer
