@@ -56,9 +56,10 @@ def run_goes_on(what: str) -> Iterator[None]:
         rank_zero_warn(f"{what} is lost, the run goes on: {type(error).__name__}: {error}")
 
 
-def wandb_run(trainer: L.Trainer) -> str | None:
+def wandb_run(trainer: L.Trainer | None) -> str | None:
     """The id of the W&B run that a Trainer logs to, if there is one."""
-    return next((logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
+    loggers = [] if trainer is None else trainer.loggers
+    return next((logger.version for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
 def wandb_run_id(checkpoint: str | Path) -> str | None:

@@ -65,7 +65,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Say what the module was made of, ``on_load_checkpoint`` compares; and which W&B run this is."""
         checkpoint[PARTS_KEY] = {name: described(getattr(self, name)) for name in PARTS}
-        if (run := wandb_run(self.trainer)) is not None:
+        if (run := wandb_run(self._trainer)) is not None:
             checkpoint[WANDB_RUN_KEY] = run
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -76,10 +76,8 @@ class CheckpointedModule(Recorded, L.LightningModule):
         """
         if self.strict_loading:
             refuse_another(self, checkpoint)
-        former, run = checkpoint.get(WANDB_RUN_KEY), None
-        if self._trainer is not None and self.trainer.state.fn == TrainerFn.FITTING:
-            run = wandb_run(self.trainer)
-        if run not in (None, former) and former is not None:
+        former, run = checkpoint.get(WANDB_RUN_KEY), wandb_run(self._trainer)
+        if None not in (former, run) and former != run and self.trainer.state.fn == TrainerFn.FITTING:
             rank_zero_warn(
                 f"the checkpoint was written by the W&B run {former!r}, and this fit logs to {run!r}; "
                 "WandbLogger(id=lightning_nerf.callbacks.loggers.wandb_run_id(path)) would go on in the former"
