@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import pytest
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 from lightning_nerf.callbacks import ImageLogger, RunResults
@@ -71,6 +73,19 @@ def test_runs_leave_each_others_files_alone(tmp_path: Path, scene_cache: Path, l
         assert kept == {path: path.read_bytes() for path in kept}
         kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     assert len(list(tmp_path.rglob("*.ckpt"))) == 2
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .*checkpoints exists and")
+def test_a_run_of_known_id_goes_on_in_its_folder(tmp_path: Path, scene_cache: Path) -> None:
+    for steps in (2, 3):
+        run = trainer(
+            tmp_path, max_steps=steps, logger=Remote(tmp_path / "runs", "a1"), enable_checkpointing=True,
+            callbacks=[ModelCheckpoint(save_last=True)],
+        )  # fmt: skip
+        with nullcontext() if steps == 3 else pytest.warns(UserWarning, match="no last checkpoint available"):
+            run.fit(tiny_module(), tiny_scene(scene_cache), ckpt_path="last")
+        assert [path.name for path in (run_folder(run) / "checkpoints").glob("last*")] == ["last.ckpt"]
+    assert run.ckpt_path == str(tmp_path / "runs/project/a1/checkpoints/last.ckpt")
 
 
 @pytest.mark.parametrize("callback", [ImageLogger, RunResults])
