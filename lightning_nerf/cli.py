@@ -61,15 +61,14 @@ class NeRFCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Have a resumed fit go on in the W&B run that wrote the checkpoint, unless another id is given."""
-        config = self.config.get(str(self.subcommand), self.config)
-        path, loggers = config.get("ckpt_path"), config.trainer.logger
-        if self.subcommand != "fit" or path is None or "WANDB_RUN_ID" in os.environ:
+        if self.subcommand != "fit" or self.config.fit.ckpt_path is None or "WANDB_RUN_ID" in os.environ:
             return
+        loggers = self.config.fit.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
-            given = getattr(logger, "init_args", {})
-            wandb = getattr(logger, "class_path", "") == "lightning.pytorch.loggers.WandbLogger"
-            if wandb and given.get("id") is None and given.get("version") is None:
-                given["id"] = wandb_run_id(path)
+            if getattr(logger, "class_path", "").endswith(".WandbLogger"):
+                given = logger.init_args
+                if given.get("id") is None and given.get("version") is None:
+                    given["id"] = wandb_run_id(self.config.fit.ckpt_path)
 
     def after_fit(self) -> None:
         """Render the held-out views with the final weights; callbacks score and save them."""

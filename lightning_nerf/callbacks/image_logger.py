@@ -60,6 +60,7 @@ class ImageLogger(WritesRunFiles):
         if batch_idx >= self.n_views or not trainer.is_global_zero or trainer.sanity_checking:
             return
         render, cells = outputs["render"], getattr(pl_module.estimator, "binaries", None)
+        cells = cells if isinstance(cells, Tensor) and cells.ndim == 4 else None
         picture = to_uint8(comparison(render.rgb.float(), outputs["truth"].float(), render.depth, render.opacity, cells))
         path = folder / f"{split}_{outputs['name']}.png"
         with run_goes_on(str(path)):

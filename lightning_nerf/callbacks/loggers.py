@@ -70,7 +70,9 @@ def wandb_run_id(checkpoint: str | Path) -> str | None:
     """
     try:
         content: dict[str, Any] = TorchCheckpointIO().load_checkpoint(
-            os.fspath(checkpoint), map_location="cpu", weights_only=True
+            os.fspath(checkpoint),
+            map_location="cpu",  # type: ignore[arg-type]
+            weights_only=True,
         )
     except (FileNotFoundError, pickle.UnpicklingError):
         return None

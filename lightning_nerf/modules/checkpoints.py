@@ -63,7 +63,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
             super().save_hyperparameters(*args, logger=logger)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the module was made of, ``on_load_checkpoint`` compares; and which W&B run this is."""
+        """Say what the module was made of, for ``on_load_checkpoint`` to compare, and which W&B run this is."""
         checkpoint[PARTS_KEY] = {name: described(getattr(self, name)) for name in PARTS}
         if (run := wandb_run(self._trainer)) is not None:
             checkpoint[WANDB_RUN_KEY] = run

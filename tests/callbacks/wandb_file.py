@@ -13,7 +13,10 @@ HEADER = struct.Struct("<IHB")  # checksum, length, type: whole record, first, m
 
 
 def offline_runs(save_dir: Path) -> list[SimpleNamespace]:
-    """Each run's id, config, rows of history and media files, oldest first."""
+    """Each finished run's id, config, rows of history and media files, oldest first."""
+    import wandb
+
+    wandb.teardown()  # W&B's own process writes the files: wait for its end
     runs = [read_run(path) for path in (save_dir / "wandb").glob("offline-run-*/run-*.wandb")]
     return sorted(runs, key=lambda run: run.started)
 
