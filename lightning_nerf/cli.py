@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
+from lightning_nerf.callbacks.loggers import wandb_run_id
 from lightning_nerf.callbacks.run_folder import run_folder
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
@@ -32,6 +34,22 @@ def resolve_arguments(args: Sequence[str]) -> list[str]:
     return resolved
 
 
+class SaveConfig(SaveConfigCallback):
+    """Save ``config.yaml`` in the run folder, and give all of it to every logger as the run's hyper-parameters."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Save, once."""
+        if self.already_saved:
+            return
+        path = run_folder(trainer) / self.config_filename  # Lightning's log_dir is all W&B runs' common folder
+        if trainer.is_global_zero:
+            self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
+            config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
+            for logger in trainer.loggers:
+                logger.log_hyperparams(config)
+        self.already_saved = True
+
+
 class NeRFCLI(LightningCLI):
     """LightningCLI over any NeRFModule and any NeRFDataModule; ``fit`` ends with a test of the final weights."""
 
@@ -40,6 +58,17 @@ class NeRFCLI(LightningCLI):
 
         LightningCLI would silently put all of the checkpoint's settings in place of those that were typed.
         """
+
+    def before_instantiate_classes(self) -> None:
+        """Have a resumed fit go on in the W&B run that wrote the checkpoint, unless another id is given."""
+        if self.subcommand != "fit" or self.config.fit.ckpt_path is None or "WANDB_RUN_ID" in os.environ:
+            return
+        loggers = self.config.fit.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if getattr(logger, "class_path", "").endswith(".WandbLogger"):
+                given = logger.init_args
+                if given.get("id") is None and given.get("version") is None:
+                    given["id"] = wandb_run_id(self.config.fit.ckpt_path)
 
     def after_fit(self) -> None:
         """Render the held-out views with the final weights; callbacks score and save them."""
@@ -82,7 +111,7 @@ def build(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NeRFCLI:
         return _command_line(args=resolve_arguments(args), run=False, trainer_defaults={"callbacks": list(callbacks)})
 
 
-def _command_line(**options: Any) -> NeRFCLI:
+def _command_line(trainer_defaults: dict[str, Any] | None = None, **options: Any) -> NeRFCLI:
     # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # The loaders hand out step and view numbers; more workers would only add processes.
@@ -93,7 +122,8 @@ def _command_line(**options: Any) -> NeRFCLI:
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
-        save_config_kwargs={"overwrite": True},
+        save_config_callback=SaveConfig,
+        trainer_defaults={"enable_autolog_hparams": False, **(trainer_defaults or {})},  # they are in what SaveConfig logs
         parser_kwargs={"prog": "lightning-nerf", "epilog": "Also: lightning-nerf render | doctor | bench --help"},
         **options,
     )

@@ -3,16 +3,23 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
+from jsonargparse import Namespace
 
-from lightning_nerf.cli import main, resolve_arguments
+from lightning_nerf.cli import NeRFCLI, main, resolve_arguments
 from lightning_nerf.recipes import recipe_names, resolve_recipe
 
 KEYS = {
     "recipe", "scene", "split", "images", "psnr", "ssim", "steps", "training_seconds", "ms_per_step", "samples_per_second",
     "peak_memory_gib", "device", "versions", "seed",
 }  # fmt: skip
+
+
+WANDB, CSV = "lightning.pytorch.loggers.WandbLogger", "lightning.pytorch.loggers.CSVLogger"
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the test run has a folder of its own
@@ -41,6 +48,38 @@ def test_fit_ends_with_results_and_pictures(tmp_path: Path, scene_cache: Path, m
     monkeypatch.setattr(sys, "argv", ["lightning-nerf", "test", *arguments[1:], f"--ckpt_path={checkpoint}"])
     cli = main()
     assert float(cli.trainer.callback_metrics["test/psnr"]) == pytest.approx(results["psnr"], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("class_path", "given", "environment", "expected"),
+    [
+        (WANDB, {"id": None, "version": None}, {}, "a1b2"),
+        (WANDB, {"id": "mine", "version": None}, {}, "mine"),
+        (WANDB, {"id": None, "version": "mine"}, {}, None),
+        (WANDB, {"id": None, "version": None}, {"WANDB_RUN_ID": "mine"}, None),
+        (CSV, {"version": None}, {}, None),
+    ],
+)
+@pytest.mark.parametrize("several", [False, True])
+def test_a_resumed_fit_is_given_the_checkpoints_wandb_run(
+    class_path: str, given: dict[str, Any], environment: dict[str, str], expected: str | None, several: bool,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    torch.save({"wandb_run_id": "a1b2"}, tmp_path / "last.ckpt")
+    logger = Namespace(class_path=class_path, init_args=Namespace(given))
+    fit = Namespace(ckpt_path=str(tmp_path / "last.ckpt"), trainer=Namespace(logger=[logger] if several else logger))
+    NeRFCLI.before_instantiate_classes(SimpleNamespace(subcommand="fit", config=Namespace(fit=fit)))  # type: ignore[arg-type]
+    assert logger.init_args.get("id") == expected
+
+
+@pytest.mark.parametrize("logger", [None, True, False])
+def test_a_resumed_fit_needs_no_logger(logger: bool | None) -> None:
+    fit = Namespace(ckpt_path="last", trainer=Namespace(logger=logger))
+    NeRFCLI.before_instantiate_classes(SimpleNamespace(subcommand="fit", config=Namespace(fit=fit)))  # type: ignore[arg-type]
+    assert fit.trainer.logger is logger
 
 
 def test_recipes_are_found_by_short_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,7 @@
 """Callbacks, one per file."""
 
 from lightning_nerf.callbacks.ema import EMAWeights
-from lightning_nerf.callbacks.images import ComparisonImages
+from lightning_nerf.callbacks.image_logger import ImageLogger
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.progress import NeRFProgressBar
 from lightning_nerf.callbacks.psnr import PSNRLogger
@@ -12,8 +12,8 @@ from lightning_nerf.callbacks.telemetry import Telemetry
 from lightning_nerf.callbacks.turntable import Turntable
 
 __all__ = [
-    "ComparisonImages",
     "EMAWeights",
+    "ImageLogger",
     "NeRFProgressBar",
     "OccupancyGridUpdate",
     "PSNRLogger",

@@ -15,11 +15,11 @@ from torch import Tensor
 from lightning_nerf.callbacks.clock import TrainingClock
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.quality_marks import QualityMarks
-from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.data.views import image_truth
 
 
-class RunResults(TrainingClock):
+class RunResults(WritesRunFiles, TrainingClock):
     """Measure training time and, after a test, write ``results.json`` in the run folder.
 
     Keys: recipe, scene, split, images, psnr, ssim, steps, training_seconds (without evaluation and loading), ms_per_step,

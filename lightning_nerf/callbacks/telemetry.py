@@ -10,6 +10,8 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_nerf.callbacks.loggers import logged_step
+
 
 class Telemetry(L.Callback):
     """Log loss, PSNR of the training rays, rays/s, samples/s, occupied share and learning rate, every ``every_n_steps``.
@@ -30,7 +32,7 @@ class Telemetry(L.Callback):
         self._names: list[str] = []
         self._host: Tensor | None = None
         self._event: torch.cuda.Event | None = None
-        self._pending: tuple[int, float] | None = None  # step and seconds per step of the copy under way
+        self._pending: tuple[int, float] | None = None  # logged step and seconds per step of the copy under way
         self._last: tuple[int, float] | None = None  # step and clock of the last reading
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
@@ -61,7 +63,7 @@ class Telemetry(L.Callback):
             self._event.record()  # type: ignore[union-attr]
         else:
             self._host = values
-        self._pending = (step, seconds)
+        self._pending = (logged_step(trainer), seconds)
         self._publish(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:

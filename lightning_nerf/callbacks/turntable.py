@@ -11,13 +11,15 @@ import lightning as L
 import numpy as np
 
 from lightning_nerf.callbacks.colors import to_uint8
-from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.callbacks.loggers import log_video, run_goes_on
+from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.data.camera_paths import cameras_on, orbit
 
 
-class Turntable(L.Callback):
+class Turntable(WritesRunFiles):
     """After a test, save ``turntable.mp4`` (``turntable.gif`` without imageio-ffmpeg) in the run folder.
 
+    Loggers that take films (WandbLogger) get it as ``test/turntable``.
     The camera circles the middle of the scene's box at the training cameras' mean distance, with their intrinsics.
 
     Args:
@@ -42,7 +44,8 @@ class Turntable(L.Callback):
         views = cameras_on(orbit(datamodule, self.n_frames, self.elevation), pl_module.device)
         with trainer.precision_plugin.forward_context():
             frames = [to_uint8(pl_module.render_view(views, i).rgb).numpy() for i in range(self.n_frames)]
-        save_video(folder / "turntable", np.stack(frames), self.fps)
+        with run_goes_on("turntable"):
+            log_video(trainer, "test/turntable", save_video(folder / "turntable", np.stack(frames), self.fps))
 
 
 def save_video(stem: Path, frames: np.ndarray, fps: int) -> Path:

@@ -9,10 +9,12 @@ from typing import IO, TYPE_CHECKING, Any
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_nerf.arguments import Recorded, build, described, differences
+from lightning_nerf.callbacks.loggers import WANDB_RUN_KEY, wandb_run
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_nerf.data.base import NeRFDataModule
 
@@ -62,11 +64,13 @@ class CheckpointedModule(Recorded, L.LightningModule):
             super().save_hyperparameters(*args, logger=logger)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the module was made of, which ``on_load_checkpoint`` compares, and what data it was trained on."""
+        """Say what the module was made of, for ``on_load_checkpoint`` to compare, of which data and W&B run this is."""
         checkpoint[PARTS_KEY] = {name: described(getattr(self, name)) for name in PARTS}
         datamodule = getattr(self._trainer, "datamodule", None)
         if isinstance(datamodule, NeRFDataModule):
             checkpoint[NeRFDataModule.CHECKPOINT_HYPER_PARAMS_KEY] = described(datamodule)
+        if (run := wandb_run(self._trainer)) is not None:
+            checkpoint[WANDB_RUN_KEY] = run
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse another architecture's or another scene's checkpoint.
@@ -76,6 +80,12 @@ class CheckpointedModule(Recorded, L.LightningModule):
         """
         if self.strict_loading:
             refuse_another(self, checkpoint)
+        former, run = checkpoint.get(WANDB_RUN_KEY), wandb_run(self._trainer)
+        if None not in (former, run) and former != run and self.trainer.state.fn == TrainerFn.FITTING:
+            rank_zero_warn(
+                f"the checkpoint was written by the W&B run {former!r}, and this fit logs to {run!r}; "
+                "WandbLogger(id=lightning_nerf.callbacks.loggers.wandb_run_id(path)) would go on in the former"
+            )
 
     def write_atomically(self) -> None:
         """Have this Trainer's checkpoints written whole or not at all, unless it was given a CheckpointIO."""

@@ -10,7 +10,8 @@ import torch
 from nerf_plugin import UniformSamples
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, PSNRLogger, RayBudget, Telemetry
-from lightning_nerf.callbacks.images import comparison
+from lightning_nerf.callbacks.colors import colorize
+from lightning_nerf.callbacks.image_logger import comparison
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.turntable import save_video
 from tests.scenes import tiny_module, tiny_scene, trainer
@@ -48,6 +49,19 @@ def test_comparison_has_four_panels_and_survives_an_empty_view() -> None:
         assert picture.shape == (5, 28, 3)
         assert torch.isfinite(picture).all()
         assert torch.equal(picture[:, :7], picture[:, 7:14])
+
+
+def test_the_occupancy_slice_is_the_middle_one_with_y_upwards() -> None:
+    cells = torch.zeros(2, 4, 4, 4, dtype=torch.bool)
+    cells[0, 3, 0, 2] = True  # right, below
+    cells[1] = True  # another level
+    view, plain = torch.zeros(8, 6, 3), torch.zeros(8, 6)
+    panel = comparison(view, view, plain, plain, cells)[:, 4 * 6 :]
+    assert panel.shape == (8, 8, 3)
+    full, empty = colorize(torch.tensor([1.0, 0.0]))
+    assert torch.allclose(panel[6:, 6:], full.expand(2, 2, 3))
+    assert torch.allclose(panel[:6], empty.expand(6, 8, 3))
+    assert torch.allclose(panel[6:, :6], empty.expand(2, 6, 3))
 
 
 def test_video_is_written_whole(tmp_path: Path) -> None:
