@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
 from lightning_nerf.executors import EAGER
@@ -15,7 +14,8 @@ from lightning_nerf.executors import EAGER
 class OccupancyGridUpdate(L.Callback):
     """Update the module's occupancy grid, in place, before every ``every_n_steps``-th training step.
 
-    A module whose estimator is no :class:`OccupancyGrid` is left alone.
+    A module whose estimator is no :class:`OccupancyGrid` is left alone. Of several processes each evaluates its share of
+    the cells that one alone would evaluate, at the same points, and all grids take in the maximum.
 
     Args:
         every_n_steps: steps between updates, >= 1.
@@ -43,8 +43,6 @@ class OccupancyGridUpdate(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Close invisible cells, unless the grid has a history."""
         grid = pl_module.estimator
-        if isinstance(grid, OccupancyGrid) and trainer.world_size > 1:
-            grid.combine = maximum_over_ranks  # type: ignore[method-assign]
         if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or bool((grid.occs != 0).any()):
             return
         datamodule = pl_module.datamodule
@@ -54,11 +52,6 @@ class OccupancyGridUpdate(L.Callback):
             views.c2w.to(pl_module.device), views.intrinsics.to(pl_module.device), width, height, near=datamodule.near
         )
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Leave the grid as it was found: alone."""
-        if vars(pl_module.estimator).get("combine") is maximum_over_ranks:
-            del pl_module.estimator.combine
-
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Update the grid where it is due."""
         grid = pl_module.estimator
@@ -66,20 +59,17 @@ class OccupancyGridUpdate(L.Callback):
         every = self.every_n_steps if step < self.late else self.late_every_n_steps
         if not isinstance(grid, OccupancyGrid) or step % every != 0:
             return
-        pl_module.name_step()
+        pl_module.name_step(step, rank=0)
         executor = pl_module.executor
         warming = step < grid.warmup_steps  # what an update does depends on the step's number through this alone
         ours = type(grid).cells is OccupancyGrid.cells and type(grid).update is OccupancyGrid.update
-        if not ours or trainer.world_size > 1:  # nor is a reduction over ranks for a graph
+        share = {}
+        if trainer.world_size > 1:
+            share = {"share": (trainer.global_rank, trainer.world_size)}
+        if not ours or share:  # a reduction over ranks is not for a graph
             executor = EAGER
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             executor.run(
                 f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)",
-                lambda: grid.update(pl_module.field.density, step=step, key=pl_module.key),
+                lambda: grid.update(pl_module.field.density, step=step, key=pl_module.key, **share),
             )
-
-
-def maximum_over_ranks(newest: Tensor) -> Tensor:
-    """Ranks evaluate cells and points of their own; with this :meth:`OccupancyGrid.combine` their grids stay equal."""
-    torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
-    return newest
