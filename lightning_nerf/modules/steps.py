@@ -20,6 +20,7 @@ class SteppedModule(CheckpointedModule):
     samples_seen: Tensor  # [] int64: samples with gradient since somebody set it to zero; not saved
     idle: Tensor  # [] float32: 1 while no batch since the last update had samples, else 0; not saved
     _named = (-1, -1, -1)  # the step and rank that `key` holds, and the version of `key` that does
+    _counted = False  # whether a batch since the last update has gone through `step_loss`, so that `idle` says something
 
     def count_steps(self, seed: int) -> None:
         """Register what steps are named and counted with."""
@@ -33,16 +34,17 @@ class SteppedModule(CheckpointedModule):
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Lightning notes the running hook some forty times a step; nn.Module would take 2 us for each.
-        if name in ("_current_fx_name", "_named"):
+        if name in ("_current_fx_name", "_named", "_counted"):
             self.__dict__[name] = value
         else:
             super().__setattr__(name, value)
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Let the optimizer skip the update for which no batch had samples, on any rank."""
-        if self.trainer.world_size > 1:
+        if self._counted and self.trainer.world_size > 1:
             torch.distributed.all_reduce(self.idle, torch.distributed.ReduceOp.MIN)
-        optimizer.idle = self.idle
+        optimizer.idle = self.idle if self._counted else None
+        self._counted = False
 
     @property
     def executor(self) -> Executor:
@@ -57,6 +59,7 @@ class SteppedModule(CheckpointedModule):
             self.idle.mul_(logs["n_samples"] == 0)
         else:
             self.idle.zero_()
+        self._counted = True
         return loss, logs
 
     def name_step(self, step: int | None = None, rank: int | None = None) -> None:
@@ -84,6 +87,7 @@ class SteppedModule(CheckpointedModule):
         self.key[2].add_(1)
 
     def step_advanced(self) -> None:
-        """Note that a replay has done :meth:`advance_key`."""
+        """Note that a replay has done :meth:`step_loss` and :meth:`advance_key`."""
+        self._counted = True
         step, rank, _ = self._named
         self._named = (step + 1, rank, self.key._version)

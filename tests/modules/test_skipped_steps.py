@@ -15,7 +15,8 @@ from torch import Tensor
 from lightning_nerf.callbacks import EMAWeights, OccupancyGridUpdate, RayBudget, Telemetry
 from lightning_nerf.modules import WarmupDecay
 from lightning_nerf.optim import FusedAdam
-from tests.executors.fits import InfAt, fit, plain_module
+from tests.executors.fits import Empty, InfAt, fit, plain_module
+from tests.scenes import tiny_scene, trainer
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "FusedAdam": lambda groups: FusedAdam(groups, ema_decay=0.9),
@@ -51,16 +52,6 @@ class States(L.Callback):
         return all(torch.equal(a, b) for a, b in zip(values[i - 1], values[i], strict=True))
 
 
-class Empty(L.Callback):
-    """Shuts the grid for some batches."""
-
-    def __init__(self, batches: set[int]) -> None:
-        self.batches = batches
-
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        pl_module.estimator.binaries.fill_(batch_idx not in self.batches)
-
-
 def run(folder: Path, cache: Path, kind: str, field: Any = None, **options: Any) -> tuple[States, Telemetry, L.Trainer]:
     module = plain_module(
         *(() if field is None else (field,)),
@@ -72,19 +63,19 @@ def run(folder: Path, cache: Path, kind: str, field: Any = None, **options: Any)
     if kind == "FusedAdam":
         callbacks.append(EMAWeights())
     defaults = {"strategy": "auto", "max_steps": 8, "callbacks": [*callbacks, states, telemetry]}
-    _, _, trainer = fit(folder, cache, "cpu", module=module, **{**defaults, **options})
-    return states, telemetry, trainer
+    _, _, done = fit(folder, cache, "cpu", module=module, **{**defaults, **options})
+    return states, telemetry, done
 
 
 @pytest.mark.parametrize("why", ["infinite colours", "no samples"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_bad_step_changes_nothing_and_is_counted(tmp_path: Path, scene_cache: Path, kind: str, why: str) -> None:
     bad = {"field": lambda: InfAt(3)} if why == "infinite colours" else {"callbacks": [Empty({3})]}
-    states, telemetry, trainer = run(tmp_path, scene_cache, kind, **bad)
+    states, telemetry, done = run(tmp_path, scene_cache, kind, **bad)
     assert states.unchanged() == [3]
     assert len(states.moved()) == 6
     assert telemetry.latest["train/skipped_steps"] == 1
-    assert trainer.global_step == 8
+    assert done.global_step == 8
     assert states.rates[-1] < states.rates[3] < 1.0  # the schedule goes on
     assert all(torch.isfinite(t).all() for t in (*states.weights[-1], *states.state[-1]))
 
@@ -97,6 +88,19 @@ def test_a_window_is_skipped_if_all_its_batches_are_empty(tmp_path: Path, scene_
     assert states.moved() == [1, 3, 5, 7, 11]
     assert 9 in states.unchanged()
     assert telemetry.latest["train/skipped_steps"] == 1
+
+
+def test_a_step_that_says_nothing_of_samples_is_made(tmp_path: Path, scene_cache: Path) -> None:
+    def training_step(batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        module.name_step()
+        loss, logs = module.render_loss()
+        return {"loss": loss, **logs}
+
+    module = plain_module(optimizer=FusedAdam)
+    module.training_step = training_step  # type: ignore[method-assign, assignment]
+    states = States()
+    trainer(tmp_path, max_steps=4, callbacks=[states]).fit(module, tiny_scene(scene_cache))
+    assert states.moved() == [1, 2, 3]
 
 
 def test_the_first_step_may_be_a_bad_one(tmp_path: Path, scene_cache: Path) -> None:
