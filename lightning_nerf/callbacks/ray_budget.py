@@ -35,7 +35,8 @@ class RayBudget(L.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
-        if trainer.overfit_batches or (trainer.fit_loop.epoch_loop.total_batch_idx + 1) % self.every_n_steps != 0:
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if trainer.overfit_batches or done % self.every_n_steps != 0:  # type: ignore[attr-defined]
             return
         getattr(pl_module, "executor", EAGER).run(
             "the ray budget", lambda *counts: self._decide(pl_module, *counts), outputs["n_samples"], outputs["n_rays"]

@@ -56,7 +56,8 @@ class Telemetry(L.Callback):
         skipped = getattr(trainer.optimizers[0], "skipped", None)
         if skipped is not None:
             scalars["skipped_steps"] = skipped
-        scalars["loss"] = scalars["loss"] * trainer.accumulate_grad_batches  # Lightning has divided it
+        if "loss" in scalars:
+            scalars["loss"] = scalars["loss"] * trainer.accumulate_grad_batches  # Lightning has divided it
         self._names = list(scalars)
         values = torch.stack([v.detach().float() for v in scalars.values()])
         if values.is_cuda:

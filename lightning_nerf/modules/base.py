@@ -134,6 +134,9 @@ class NeRFModule(SteppedModule):
                 f"precision: {type(self).__name__} keeps its weights in float32, expected '32-true', '16-mixed' or "
                 f"'bf16-mixed', got {self.trainer.precision!r}"
             )
+        repeated = self.trainer.overfit_batches  # type: ignore[attr-defined]
+        if repeated and not isinstance(repeated, int):
+            raise ValueError(f"overfit_batches: expected a number of batches, since epochs are endless, got {repeated}")
         box = self.datamodule.scene_box
         refuse_another_box(box.aabb, self.field.aabb, "the data module's")
         self.write_atomically()

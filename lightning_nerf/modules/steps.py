@@ -70,8 +70,8 @@ class SteppedModule(CheckpointedModule):
         """
         if step is None:
             step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-            if self.trainer.overfit_batches:
-                step %= int(self.trainer.overfit_batches)
+            repeated: int = self.trainer.overfit_batches  # type: ignore[attr-defined]
+            step = step % repeated if repeated else step
         rank = self.global_rank if rank is None else rank
         named_step, named_rank, version = self._named
         # DDP's wrapper gives all ranks the buffers of rank 0 before each step, and the version does not tell.

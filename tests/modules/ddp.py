@@ -60,10 +60,12 @@ class Keep(L.Callback):
 
 def main(cache: Path, out: Path, strategy: str) -> None:
     cells: list[Tensor] = []
+    keys: list[list[int]] = []
     newest = occupancy.occupancy_newest
 
     def noted(chosen: Tensor, *args: Any) -> Tensor:
         cells.append(chosen.clone())
+        keys.append(module.key.tolist())
         return newest(chosen, *args)
 
     torch.manual_seed(0)
@@ -86,6 +88,7 @@ def main(cache: Path, out: Path, strategy: str) -> None:
         "weights": keep.weights,
         "rays": module.rays,
         "cells": cells,
+        "keys": keys,
         "skipped": telemetry.latest["train/skipped_steps"],
         "scores": keep.scores,
         "psnr": metrics["val/psnr"],

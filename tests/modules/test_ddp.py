@@ -63,6 +63,7 @@ def test_each_rank_evaluates_half_of_the_cells(ranks: dict[str, list[dict[str, A
     n = grid.occs.numel()
     first, second = (ranks[strategy][rank]["cells"] for rank in range(2))
     assert len(first) == len(second) == -(-STEPS // 8)
+    assert [seen["keys"] for seen in ranks[strategy]] == [[[3, 0, step] for step in range(0, STEPS, 8)]] * 2
     for i, (a, b) in enumerate(zip(first, second, strict=True)):
         assert len(a) == len(b)
         if i * 8 < grid.warmup_steps:

@@ -333,9 +333,10 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"max_steps": -1}, "max_steps: the schedule needs"),
     ({"max_epochs": 1}, "max_steps: the schedule needs"),
     ({"max_time": {"seconds": 1}}, "max_steps: the schedule needs"),
+    ({"max_steps": 2, "overfit_batches": 0.5}, r"^overfit_batches: .*got 0\.5"),
+    ({"max_steps": 2, "overfit_batches": 1.0}, r"^overfit_batches: .*got 1\.0"),
     # What follows Lightning refuses, since step numbers have no end that a share could be of.
     ({"max_steps": 2, "limit_train_batches": 0.5}, "limit_train_batches"),
-    ({"max_steps": 2, "overfit_batches": 0.5}, "limit_train_batches"),
     ({"max_steps": 2, "val_check_interval": 0.5, **ALL_VIEWS}, "val_check_interval"),
     ({"max_steps": 2, "callbacks": [EarlyStopping("val/psnr", mode="max")]}, "val/psnr"),  # nothing is validated
 ]
