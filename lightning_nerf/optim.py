@@ -21,8 +21,8 @@ class FusedAdam(torch.optim.Optimizer):
     the state is there after the first step. Rates may be numbers or 0-d float32 tensors on the parameters' device, which
     are read when the kernel runs.
 
-    **Skipped steps.** Where a gradient is not finite, or a ``GradScaler`` says so, a step changes no weight, moment,
-    average or count; :attr:`skipped` counts those. Schedulers and ``global_step`` go on.
+    **Skipped steps.** Where a gradient is not finite, or a ``GradScaler`` or :attr:`idle` says so, a step changes no
+    weight, moment, average or count; :attr:`skipped` counts those. Schedulers and ``global_step`` go on.
 
     **Average.** With ``ema_decay``, ``state[p]["ema"]`` is the exponential moving average of the weights after each step,
     free of the bias towards its start (:func:`lightning_nerf.ops.adam.adam_` gives the formula): usable after one step.
@@ -49,6 +49,9 @@ class FusedAdam(torch.optim.Optimizer):
 
     _step_supports_amp_scaling = True  # a GradScaler then sets grad_scale and found_inf before step
     writes_half_copies = True  # or HashGrid would take them for stale after each step
+
+    idle: Tensor | None = None
+    """0-d float32 on the parameters' device: a step for which it is not 0 is skipped. Each step sets it to 1."""
 
     def __init__(
         self,
@@ -143,9 +146,12 @@ class FusedAdam(torch.optim.Optimizer):
         grads = {p: _gradient(p) for p in params}
         states = {p: self._initialised(p, group) for group, members in groups for p in members}
         control = self._device_control()
+        checks = self.skip_non_finite and found_inf is None
+        if self.idle is not None:
+            found_inf = self.idle if found_inf is None else found_inf + self.idle
 
         steps = [states[p]["step"] for p in params]
-        adam_begin_(list(grads.values()), steps, control, check_grads=self.skip_non_finite and found_inf is None)
+        adam_begin_(list(grads.values()), steps, control, check_grads=checks)
         for group, members in groups:
             halves = [_half_copy(p) for p in members]
             average = group["ema_decay"] is not None
@@ -173,6 +179,8 @@ class FusedAdam(torch.optim.Optimizer):
                 zero_grads=self.zero_grads,
                 last=group is groups[-1][0],
             )
+        if self.idle is not None:
+            self.idle.fill_(1)
         torch.autograd.graph.increment_version(params)
         for p in params:
             if _half_copy(p) is not None:

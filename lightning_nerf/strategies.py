@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 
 from lightning_nerf.executors import EAGER, CUDAGraphExecutor, Executor
+from lightning_nerf.step_guard import StepGuard
 
 LARGE = 2**18  # elements from which on a gradient is reduced where it lies
 _NOTHING = nullcontext()
@@ -374,7 +375,8 @@ def _why_eager(optimizer: Optimizer, plugin: Precision) -> str | None:
         on_device = all("capturable" in group for group in optimizer.param_groups)
     if not on_device:
         return f"{name} may compute on the host; FusedAdam, torch's Adam and AdamW, and SGD(fused=True) do not"
-    if optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks:
+    hooks = [*optimizer._optimizer_step_pre_hooks.values(), *optimizer._optimizer_step_post_hooks.values()]
+    if any(not isinstance(getattr(hook, "__self__", None), StepGuard) for hook in hooks):
         return f"{name} has step hooks, which run on the host"
     return None
 

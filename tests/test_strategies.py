@@ -15,6 +15,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
@@ -71,6 +72,10 @@ def test_the_overlay_fits_on_a_cpu(tmp_path: Path, scene_cache: Path, monkeypatc
     assert json.loads((folder / "results.json").read_text())["steps"] == 6
 
 
+class OwnPrecision(Precision):
+    pass
+
+
 def manual() -> L.LightningModule:
     module = tiny_module()
     module.automatic_optimization = False
@@ -81,8 +86,7 @@ def manual() -> L.LightningModule:
     ("make", "options", "words"),
     [
         (tiny_module, {"detect_anomaly": True}, "detect_anomaly=True"),
-        (tiny_module, {"precision": "64-true"}, "precision plugin DoublePrecision"),
-        (tiny_module, {"precision": "bf16-true"}, "precision plugin HalfPrecision"),
+        (tiny_module, {"plugins": [OwnPrecision()]}, "precision plugin OwnPrecision"),
         (lambda: tiny_module(optimizer=lambda groups: torch.optim.LBFGS(groups[0]["params"])), {}, "LBFGS"),
         (manual, {}, "automatic_optimization=False"),
         (BoringModel, {}, r"self\.executor\.step.*BoringModel"),

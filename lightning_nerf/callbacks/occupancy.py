@@ -6,7 +6,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
 
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
 from lightning_nerf.executors import EAGER
@@ -15,8 +14,9 @@ from lightning_nerf.executors import EAGER
 class OccupancyGridUpdate(L.Callback):
     """Update the module's occupancy grid, in place, before every ``every_n_steps``-th training step.
 
-    Any other estimator that has ``needs_update`` is updated in the same steps, never within a CUDA graph; those that have
-    not are left alone.
+    Of several processes each evaluates its share of the cells that one alone would evaluate, at the same points, and all
+    grids take in the maximum. Any other estimator that has ``needs_update`` is updated in the same steps, with the same key
+    on every process and never within a CUDA graph; those that have not are left alone.
 
     Args:
         every_n_steps: steps between updates, >= 1.
@@ -44,8 +44,6 @@ class OccupancyGridUpdate(L.Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Close invisible cells, unless the grid has a history."""
         grid = pl_module.estimator
-        if isinstance(grid, OccupancyGrid) and trainer.world_size > 1:
-            grid.combine = maximum_over_ranks  # type: ignore[method-assign]
         if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or bool((grid.occs != 0).any()):
             return
         datamodule = pl_module.datamodule
@@ -55,11 +53,6 @@ class OccupancyGridUpdate(L.Callback):
             views.c2w.to(pl_module.device), views.intrinsics.to(pl_module.device), width, height, near=datamodule.near
         )
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Leave the grid as it was found: alone."""
-        if vars(pl_module.estimator).get("combine") is maximum_over_ranks:
-            del pl_module.estimator.combine
-
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Update the grid where it is due."""
         estimator = pl_module.estimator
@@ -67,17 +60,13 @@ class OccupancyGridUpdate(L.Callback):
         every = self.every_n_steps if step < self.late else self.late_every_n_steps
         if not estimator.needs_update or step % every != 0:
             return
-        pl_module.name_step()
-        executor, name, kind = EAGER, "the estimator's update", type(estimator)
-        ours = issubclass(kind, OccupancyGrid) and kind.cells is OccupancyGrid.cells and kind.update is OccupancyGrid.update
-        if ours and trainer.world_size == 1:  # a reduction over ranks is not for a graph
-            warming = step < estimator.warmup_steps  # what an update does depends on the step's number through this alone
-            executor, name = pl_module.executor, f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
+        pl_module.name_step(step, rank=0)
+        executor, name, kind, share = EAGER, "the estimator's update", type(estimator), {}
+        if isinstance(estimator, OccupancyGrid) and kind.update is OccupancyGrid.update:
+            if trainer.world_size > 1:  # a reduction over ranks is not for a graph
+                share = {"share": (trainer.global_rank, trainer.world_size)}
+            elif kind.cells is OccupancyGrid.cells:
+                warming = step < estimator.warmup_steps  # what an update does depends on the step through this alone
+                executor, name = pl_module.executor, f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            executor.run(name, lambda: estimator.update(pl_module.field.density, step=step, key=pl_module.key))
-
-
-def maximum_over_ranks(newest: Tensor) -> Tensor:
-    """Ranks evaluate cells and points of their own; with this :meth:`OccupancyGrid.combine` their grids stay equal."""
-    torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
-    return newest
+            executor.run(name, lambda: estimator.update(pl_module.field.density, step=step, key=pl_module.key, **share))

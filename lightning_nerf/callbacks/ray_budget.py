@@ -17,7 +17,7 @@ class RayBudget(L.Callback):
 
     Every few steps: ``n_rays <- fill * capacity / (samples per ray that fitted)``, at most doubled or halved. The samples
     per ray vary from step to step by a few per cent, so a ``fill`` a little above 1 keeps the capacity full; the few rays
-    that then don't fit are left out of their step's loss.
+    that then don't fit are left out of their step's loss. With ``overfit_batches`` the number stays, so that batches do.
 
     Args:
         every_n_steps: steps between two decisions, >= 1.
@@ -35,7 +35,8 @@ class RayBudget(L.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
-        if (batch_idx + 1) % self.every_n_steps != 0:
+        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        if trainer.overfit_batches or done % self.every_n_steps != 0:  # type: ignore[attr-defined]
             return
         getattr(pl_module, "executor", EAGER).run(
             "the ray budget", lambda *counts: self._decide(pl_module, *counts), outputs["n_samples"], outputs["n_rays"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
+from functools import cache
 from itertools import count
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import lightning as L
-from lightning.pytorch.loggers.logger import DummyLogger
 
 _UNLOGGED: WeakKeyDictionary[L.Trainer, Path] = WeakKeyDictionary()
 
@@ -17,7 +20,8 @@ def run_folder(trainer: L.Trainer) -> Path:
     """The folder of this run and no other; created. Call it on every rank: it asks rank 0.
 
     ``save_dir/name/version`` of the first logger, where Lightning also puts ``checkpoints``: with a WandbLogger
-    ``save_dir/project/id``. Without a logger ``default_root_dir/lightning_logs/version_N``, a new one for each Trainer.
+    ``save_dir/project/id``. Without a logger ``default_root_dir/lightning_logs/version_N``, a new one for each Trainer. With
+    ``fast_dev_run`` one that the process removes.
 
     Raises:
         OSError: the folder cannot be made or written to.
@@ -36,8 +40,10 @@ class WritesRunFiles(L.Callback):
 
 
 def _folder(trainer: L.Trainer) -> Path:
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return _scratch()
     logger = trainer.logger
-    version = None if isinstance(logger, DummyLogger) or logger is None else logger.version
+    version = None if logger is None else logger.version
     if logger is None or version is None:
         if trainer not in _UNLOGGED:
             _UNLOGGED[trainer] = _unused(Path(trainer.default_root_dir, "lightning_logs"))
@@ -66,3 +72,10 @@ def _make(folder: Path) -> None:
         raise OSError(f"run folder: cannot make {folder} ({error.strerror}); {where}") from error
     if not os.access(folder, os.W_OK):
         raise OSError(f"run folder: cannot write to {folder}; {where}")
+
+
+@cache
+def _scratch() -> Path:
+    folder = tempfile.mkdtemp(prefix="fast_dev_run-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

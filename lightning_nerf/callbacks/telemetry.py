@@ -14,7 +14,9 @@ from lightning_nerf.callbacks.loggers import logged_step
 
 
 class Telemetry(L.Callback):
-    """Log loss, PSNR of the training rays, rays/s, samples/s, occupied share and learning rate, every ``every_n_steps``.
+    """Log loss, PSNR of the training rays, rays/s, samples/s, occupied share, learning rate, every ``every_n_steps``.
+
+    ``train/skipped_steps`` counts updates that were not made, because a gradient was not finite or no batch had samples.
 
     ``self.log`` of a device tensor makes the progress bar wait for the device. Here the step's scalars are copied to pinned
     host memory behind the step, and what is logged is the newest copy that has already arrived (on a CPU: at once). The
@@ -53,6 +55,11 @@ class Telemetry(L.Callback):
         share = getattr(pl_module.estimator, "occupied_share", None)
         if share is not None:
             scalars["occupied"] = share()  # type: ignore[operator]
+        skipped = getattr(trainer.optimizers[0], "skipped", None)
+        if skipped is not None:
+            scalars["skipped_steps"] = skipped
+        if "loss" in scalars:
+            scalars["loss"] = scalars["loss"] * trainer.accumulate_grad_batches  # Lightning has divided it
         self._names = list(scalars)
         values = torch.stack([v.detach().float() for v in scalars.values()])
         if values.is_cuda:

@@ -138,6 +138,9 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
 
     def train_dataloader(self) -> StepNumbers:
         """Step numbers, without end."""
+        loop = self.trainer.fit_loop if self.trainer else None
+        if loop and loop.min_steps is not None and loop.min_epochs == 1:
+            loop.min_epochs = 0  # Lightning's own addition to min_steps: nothing would ever stop the fit
         return StepNumbers(self._steps_done)
 
     def val_dataloader(self) -> ViewIndices:

@@ -205,18 +205,33 @@ class OccupancyGrid(Estimator):
 
     @names_types
     @torch.no_grad()
-    def update(self, density_fn: DensityFn, *, step: int, key: Tensor | None = None) -> None:
+    def update(
+        self, density_fn: DensityFn, *, step: int, key: Tensor | None = None, share: tuple[int, int] = (0, 1)
+    ) -> None:
         """Evaluate ``density_fn(positions [M, 3])`` in cells chosen by ``step`` and ``key``, and renew the grid in place.
 
         A cell whose new value is negative or not finite stays as it was; so do cells that no camera sees.
+
+        Args:
+            density_fn: densities [M] of positions.
+            step: of training.
+            key: see :meth:`cells`; default drawn from torch's generator.
+            share: ``(i, n)``: evaluate the i-th of n equal parts of the cells. The n processes of ``torch.distributed``
+                that train one field each take a part, with one key for all, and :meth:`combine` what they find.
         """
+        part, parts = share
+        if not 0 <= part < parts:
+            raise ValueError(f"share: expected (i, n) with 0 <= i < n, got {share}")
         step_size = self.render_step_size
         key = key_from_torch(self.occs.device) if key is None else key
         cells = self.cells(step, key)
-        positions = occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[1:])
+        positions = occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[1:])  # of all: point i is draw i
+        if parts > 1:
+            cells, positions = cells.tensor_split(parts)[part], positions.tensor_split(parts)[part]
         chunks = [_densities(density_fn, chunk) for chunk in positions.split(EVALUATION_CHUNK)]
         densities = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-        newest = self.combine(occupancy.occupancy_newest(cells, densities * step_size, self.occs.numel()))
+        newest = occupancy.occupancy_newest(cells, densities * step_size, self.occs.numel())
+        newest = self.combine(newest) if parts > 1 else newest
         occupancy.occupancy_update_(self.occs, self.binaries, self.mean, newest, decay=self.decay, threshold=self.threshold)
 
     def cells(self, step: int, key: Tensor) -> Tensor:
@@ -227,7 +242,8 @@ class OccupancyGrid(Estimator):
         return occupancy.occupancy_select(key, self.binaries, quarter, quarter)
 
     def combine(self, newest: Tensor) -> Tensor:
-        """Processes that evaluate a share of the cells each take the maximum of their ``newest`` [L * X * Y * Z] here."""
+        """The maximum over all processes of the newest values [L * X * Y * Z] in their shares; -1: in nobody's."""
+        torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
         return newest
 
     def mark_invisible_cells(self, c2w: Tensor, intrinsics: Tensor, width: int, height: int, near: float = 0.0) -> None:

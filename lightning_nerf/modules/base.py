@@ -18,15 +18,15 @@ from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
 from lightning_nerf.data.views import Views, image_rays, image_truth
 from lightning_nerf.estimators.base import Estimator
-from lightning_nerf.executors import EAGER, Executor
 from lightning_nerf.fields.base import RadianceField
-from lightning_nerf.modules.checkpoints import CheckpointedModule, refuse_another_box
+from lightning_nerf.modules.checkpoints import refuse_another_box
 from lightning_nerf.modules.schedule import WarmupDecay
-from lightning_nerf.ops.random import make_key
+from lightning_nerf.modules.steps import SteppedModule
 from lightning_nerf.ops.ray_loss import ray_loss
 from lightning_nerf.optim import FusedAdam
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
+from lightning_nerf.step_guard import StepGuard
 from lightning_nerf.types import PackedSamples, RayBatch, Rays, Render
 
 FUSED_SAMPLES = 2**25  # marched samples that a field's own render takes at once, at most: 12 bytes each
@@ -43,7 +43,7 @@ def adam(params: Any) -> Optimizer:
     return FusedAdam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **average)
 
 
-class NeRFModule(CheckpointedModule):
+class NeRFModule(SteppedModule):
     """A radiance field, an estimator that says where to sample it, and a renderer, trained on posed images.
 
     The loader yields step numbers; rays, pixels, jitter and background are drawn on the device inside the step, each a
@@ -69,9 +69,7 @@ class NeRFModule(CheckpointedModule):
         eval_samples: samples rendered at once outside training; bounds the memory.
     """
 
-    key: Tensor  # [3] int64: seed, rank, step
     n_rays: Tensor  # [] int32
-    samples_seen: Tensor  # [] int64: samples with gradient since somebody set it to zero; not saved
 
     def __init__(
         self,
@@ -115,18 +113,9 @@ class NeRFModule(CheckpointedModule):
         self._optimizer = optimizer
         self._lr_scheduler = lr_scheduler
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
-        self.register_buffer("key", make_key(seed))
+        self.count_steps(seed)
         self.register_buffer("n_rays", torch.tensor(initial_rays, dtype=torch.int32))
-        self.register_buffer("samples_seen", torch.zeros((), dtype=torch.int64), persistent=False)
-        self._named = (-1, -1)  # the step that `key` holds, and the version of `key` that does
         self.record_arguments()
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        # Lightning notes the running hook some forty times a step; nn.Module would take 2 us for each.
-        if name in ("_current_fx_name", "_named"):
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
 
     # -- wiring ------------------------------------------------------------------------------------------------------
 
@@ -140,12 +129,20 @@ class NeRFModule(CheckpointedModule):
 
     def setup(self, stage: str) -> None:
         """Tell field and estimator where the scene is. A field that knows another scene's box is refused."""
+        if self.trainer.precision in ("64-true", "16-true", "bf16-true"):
+            raise ValueError(
+                f"precision: {type(self).__name__} keeps its weights in float32, expected '32-true', '16-mixed' or "
+                f"'bf16-mixed', got {self.trainer.precision!r}"
+            )
+        repeated = self.trainer.overfit_batches  # type: ignore[attr-defined]
+        if repeated and not isinstance(repeated, int):
+            raise ValueError(f"overfit_batches: expected a number of batches, since epochs are endless, got {repeated}")
         box = self.datamodule.scene_box
         refuse_another_box(box.aabb, self.field.aabb, "the data module's")
         self.write_atomically()
         self.field.bind(box)
         self.estimator.bind(box)
-        self._named = (-1, -1)
+        self._named = (-1, -1, -1)
 
     def configure_callbacks(self) -> list[Callback]:
         """What training needs, unless the user brought it: grid updates, the ray budget, averaged weights."""
@@ -165,8 +162,13 @@ class NeRFModule(CheckpointedModule):
         ]
 
     def configure_optimizers(self) -> Any:
-        """The optimizer and a scheduler that is stepped every training step."""
+        """The optimizer and a scheduler that is stepped every training step.
+
+        An optimizer that skips no steps by itself (it has no attribute ``skipped``) gets a :class:`StepGuard`.
+        """
         optimizer = self._optimizer(self.parameter_groups())
+        if not hasattr(optimizer, "skipped"):
+            StepGuard(optimizer)
         averages = any(group.get("ema_decay") is not None for group in optimizer.param_groups)
         if averages and not any(isinstance(c, EMAWeights) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
             rank_zero_warn(
@@ -228,43 +230,6 @@ class NeRFModule(CheckpointedModule):
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
         loss, logs = self.executor.step(self, batch if isinstance(batch, RayBatch) else None)
         return {"loss": loss, **logs}
-
-    # -- what executors call -----------------------------------------------------------------------------------------
-
-    @property
-    def executor(self) -> Executor:
-        """What runs the step: the strategy's, else eager."""
-        return getattr(self.trainer.strategy, "executor", EAGER)
-
-    def step_loss(self, batch: RayBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
-        """:meth:`render_loss`, and a count of the samples."""
-        loss, logs = self.render_loss(batch)
-        if "n_samples" in logs:
-            self.samples_seen.add_(logs["n_samples"])
-        return loss, logs
-
-    def name_step(self) -> None:
-        """Have ``key`` hold this process's rank and this batch's number, where it does not already.
-
-        The number counts batches, not optimizer steps: accumulated micro-batches differ, and a resumed run goes on.
-        """
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        named, version = self._named
-        # DDP's wrapper gives all ranks the buffers of rank 0 before each step, and the version does not tell.
-        if version != self.key._version or self.trainer.strategy.model is not self:
-            self.key[1].fill_(self.global_rank)
-            named = None
-        if named != step:
-            self.key[2].fill_(step)
-        self._named = (step, self.key._version)
-
-    def advance_key(self) -> None:
-        """Have ``key`` hold the next batch's number: the last thing that a captured step does."""
-        self.key[2].add_(1)
-
-    def step_advanced(self) -> None:
-        """Note that a replay has done :meth:`advance_key`."""
-        self._named = (self._named[0] + 1, self.key._version)
 
     def borrowed(self) -> Any:
         """What :meth:`draw` reads beside this module's tensors: an object that is replaced when its tensors are."""

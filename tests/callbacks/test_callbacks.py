@@ -37,7 +37,9 @@ def test_ray_budget_aims_at_the_capacity(rays: int, counted: int, samples: int, 
     module = SimpleNamespace(n_rays=torch.tensor(rays, dtype=torch.int32), samples_per_step=832, max_rays=1000)
     buffer = module.n_rays.data_ptr()
     outputs = {"n_samples": torch.tensor(samples), "n_rays": torch.tensor(counted)}
-    RayBudget(every_n_steps=1, fill=0.98).on_train_batch_end(None, module, outputs, None, 0)  # type: ignore[arg-type]
+    loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0))
+    fit = SimpleNamespace(overfit_batches=0.0, fit_loop=loops)
+    RayBudget(every_n_steps=1, fill=0.98).on_train_batch_end(fit, module, outputs, None, 0)  # type: ignore[arg-type]
     assert int(module.n_rays) == pytest.approx(expected, abs=1)
     assert module.n_rays.data_ptr() == buffer
 

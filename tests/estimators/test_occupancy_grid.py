@@ -304,27 +304,42 @@ def test_a_loaded_grid_is_bound() -> None:
     assert found(step_size=0.01).render_step_size == 0.01
 
 
-def test_shares_of_several_processes_combine() -> None:
-    """What a subclass needs for DDP: its share of the cells, and the maximum of all newest values."""
+@pytest.mark.parametrize("n", [1, 2, 3])
+@pytest.mark.parametrize("step", [0, 300])
+def test_shares_of_several_processes_are_what_one_evaluates(n: int, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disjoint shares of its cells at its points, and with the maximum of their values every grid is the one's."""
+    whole = found(n_levels=2)
+    shares = [copy.deepcopy(whole) for _ in range(n)]
+    evaluated: list[Tensor] = []
+
+    def bumps(positions: Tensor) -> Tensor:
+        evaluated.append(positions)
+        return 20 * (positions * 40).sin().prod(-1)  # many fade: decay counts
+
+    key = make_key(0, step=step)
+    before = whole.occs.clone()
+    whole.update(bumps, step=step, key=key)
+    assert ((whole.occs > 0) & (whole.occs < before)).any()
+    assert n == 1 or not torch.equal(whole.binaries, shares[0].binaries)
+    alone = evaluated.pop()
     newest: list[Tensor] = []
+    monkeypatch.setattr(OccupancyGrid, "combine", lambda self, new: newest.append(new.clone()) or new)
+    for part, grid in enumerate(shares):
+        copy.deepcopy(grid).update(bumps, step=step, key=key, share=(part, n))
+    torch.testing.assert_close(torch.cat(evaluated), alone, rtol=0, atol=0)
+    assert max(map(len, evaluated)) - min(map(len, evaluated)) <= 1
+    if n > 1:
+        monkeypatch.setattr(OccupancyGrid, "combine", lambda self, new: torch.stack(newest).amax(0))
+    for part, grid in enumerate(shares):
+        grid.update(bumps, step=step, key=key, share=(part, n))
+        for name, value in whole.state_dict().items():
+            torch.testing.assert_close(grid.state_dict()[name], value, rtol=0, atol=0, equal_nan=True)
 
-    class Share(OccupancyGrid):
-        rank = 0
 
-        def cells(self, step: int, key: Tensor) -> Tensor:
-            return super().cells(step, key)[self.rank :: 2].contiguous()
-
-        def combine(self, new: Tensor) -> Tensor:  # type: ignore[override]
-            newest.append(new)
-            return torch.maximum(newest[0], new)
-
-    grid = Share(resolution=16)
-    grid.bind(BOX)
-    for grid.rank in range(2):
-        grid.update(ball, step=0, key=make_key(0, rank=grid.rank))
-    near, far = cell_distances(16)
-    assert grid.binaries[far < RADIUS].all()
-    assert not grid.binaries[near > RADIUS].any()
+@pytest.mark.parametrize("share", [(2, 2), (-1, 2), (0, 0)])
+def test_a_share_that_there_is_not_is_named(share: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="share: expected"):
+        found().update(ball, step=0, key=make_key(0), share=share)
 
 
 @pytest.mark.gpu

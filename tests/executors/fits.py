@@ -51,6 +51,16 @@ class InfAt(PlainField):
         return out._replace(rgb=out.rgb * torch.where(self.owner[0].key[2] == self.step, float("inf"), 1.0))
 
 
+class Empty(L.Callback):
+    """Opens the grid before each batch, or shuts it before those of some numbers: no ray has a sample then."""
+
+    def __init__(self, batches: set[int]) -> None:
+        self.batches = batches
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.estimator.binaries.fill_(batch_idx not in self.batches)
+
+
 class Seen(L.Callback):
     """Counts hooks, and keeps what each step said."""
 

@@ -19,7 +19,7 @@ from lightning_nerf.data.synthetic import SyntheticScene
 from lightning_nerf.data.views import draw_rays
 from lightning_nerf.modules import InstantNGP
 from lightning_nerf.optim import FusedAdam
-from tests.executors.fits import STEPS, InfAt, PlainField, assert_equal, fit, plain_module
+from tests.executors.fits import STEPS, Empty, InfAt, PlainField, assert_equal, fit, plain_module
 from tests.scenes import fused_module, tiny_module, tiny_scene, trainer
 
 Makes = Callable[[], dict[str, Any]]
@@ -51,6 +51,14 @@ CASES: dict[str, Makes] = {
     "FusedAdam": optimizer(FusedAdam, lr=2**-7, ema_decay=0.9),
     "an Inf, which FusedAdam skips": lambda: {
         "module": plain_module(lambda: InfAt(12), optimizer=lambda groups: FusedAdam(groups, lr=2**-7))
+    },
+    "an Inf, for which Adam's update is undone": lambda: {"module": plain_module(lambda: InfAt(12))},
+    "no samples": lambda: {"callbacks": [Empty({12, 15})]},
+    "no samples, FusedAdam, accumulate 2": lambda: {
+        "module": plain_module(optimizer=lambda groups: FusedAdam(groups, lr=2**-7)),
+        "callbacks": [Empty({12, 13, 15})],
+        "accumulate_grad_batches": 2,
+        "max_steps": 15,
     },
     "Adagrad, which updates eagerly": optimizer(torch.optim.Adagrad),
     "schedule of accumulation": lambda: {

@@ -1,0 +1,93 @@
+"""Which step it is, and what a step has seen: what executors, callbacks and the optimizer ask a module for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.executors import EAGER, Executor
+from lightning_nerf.modules.checkpoints import CheckpointedModule
+from lightning_nerf.ops.random import make_key
+from lightning_nerf.types import RayBatch
+
+
+class SteppedModule(CheckpointedModule):
+    """A module whose draws are a function of ``key``, which names the step, and whose steps an :class:`Executor` runs."""
+
+    key: Tensor  # [3] int64: seed, rank, step
+    samples_seen: Tensor  # [] int64: samples with gradient since somebody set it to zero; not saved
+    idle: Tensor  # [] float32: 1 while no batch since the last update had samples, else 0; not saved
+    _named = (-1, -1, -1)  # the step and rank that `key` holds, and the version of `key` that does
+    _counted = False  # whether a batch since the last update has gone through `step_loss`, so that `idle` says something
+
+    def count_steps(self, seed: int) -> None:
+        """Register what steps are named and counted with."""
+        self.register_buffer("key", make_key(seed))
+        self.register_buffer("samples_seen", torch.zeros((), dtype=torch.int64), persistent=False)
+        self.register_buffer("idle", torch.ones(()), persistent=False)
+
+    def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a batch, or of the step's own rays, and device scalars."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        # Lightning notes the running hook some forty times a step; nn.Module would take 2 us for each.
+        if name in ("_current_fx_name", "_named", "_counted"):
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Let the optimizer skip the update for which no batch had samples, on any rank."""
+        if self._counted and self.trainer.world_size > 1:
+            torch.distributed.all_reduce(self.idle, torch.distributed.ReduceOp.MIN)
+        optimizer.idle = self.idle if self._counted else None
+        self._counted = False
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the step: the strategy's, else eager."""
+        return getattr(self.trainer.strategy, "executor", EAGER)
+
+    def step_loss(self, batch: RayBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
+        """:meth:`render_loss`, and a count of the samples."""
+        loss, logs = self.render_loss(batch)
+        if "n_samples" in logs:
+            self.samples_seen.add_(logs["n_samples"])
+            self.idle.mul_(logs["n_samples"] == 0)
+        else:
+            self.idle.zero_()
+        self._counted = True
+        return loss, logs
+
+    def name_step(self, step: int | None = None, rank: int | None = None) -> None:
+        """Have ``key`` hold this process's rank and this batch's number, where it does not already, or those given.
+
+        The number counts batches, not optimizer steps: accumulated micro-batches differ, and a resumed run goes on. With
+        ``overfit_batches`` it comes round again, and with it the batch.
+        """
+        if step is None:
+            step = self.trainer.fit_loop.epoch_loop.total_batch_idx
+            repeated: int = self.trainer.overfit_batches  # type: ignore[attr-defined]
+            step = step % repeated if repeated else step
+        rank = self.global_rank if rank is None else rank
+        named_step, named_rank, version = self._named
+        # DDP's wrapper gives all ranks the buffers of rank 0 before each step, and the version does not tell.
+        unknown = version != self.key._version or self.trainer.strategy.model is not self
+        if unknown or named_rank != rank:
+            self.key[1].fill_(rank)
+        if unknown or named_step != step:
+            self.key[2].fill_(step)
+        self._named = (step, rank, self.key._version)
+
+    def advance_key(self) -> None:
+        """Have ``key`` hold the next batch's number: the last thing that a captured step does."""
+        self.key[2].add_(1)
+
+    def step_advanced(self) -> None:
+        """Note that a replay has done :meth:`step_loss` and :meth:`advance_key`."""
+        self._counted = True
+        step, rank, _ = self._named
+        self._named = (step + 1, rank, self.key._version)
