@@ -20,8 +20,8 @@ def run_folder(trainer: L.Trainer) -> Path:
     """The folder of this run and no other; created. Call it on every rank: it asks rank 0.
 
     ``save_dir/name/version`` of the first logger, where Lightning also puts ``checkpoints``: with a WandbLogger
-    ``save_dir/project/id``. Without a logger ``default_root_dir/lightning_logs/version_N``, a new one for each Trainer. With
-    ``fast_dev_run`` one that the process removes.
+    ``save_dir/project/id``. Without a logger ``default_root_dir/lightning_logs/version_N``, a new one for each Trainer.
+    With ``fast_dev_run`` one that the process removes.
 
     Raises:
         OSError: the folder cannot be made or written to.

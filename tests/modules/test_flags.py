@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, Mode
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from lightning_nerf.callbacks import ComparisonImages, OccupancyGridUpdate, PSNRLogger, RunResults, Telemetry, Turntable
+from lightning_nerf.callbacks import ImageLogger, OccupancyGridUpdate, PSNRLogger, RunResults, Telemetry, Turntable
 from lightning_nerf.modules import InstantNGP, WarmupDecay
 from lightning_nerf.optim import FusedAdam
 from lightning_nerf.types import FieldOutput
@@ -123,7 +123,7 @@ def test_batches_steps_and_views_are_as_many_as_told(
 def test_fast_dev_run_leaves_no_files(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch, n: int) -> None:
     tiny_scene(scene_cache).setup()
     monkeypatch.chdir(tmp_path)
-    callbacks = [PSNRLogger(), ComparisonImages(), Turntable(n_frames=2), RunResults(), Telemetry(1), ModelCheckpoint()]
+    callbacks = [PSNRLogger(), ImageLogger(), Turntable(n_frames=2), RunResults(), Telemetry(1), ModelCheckpoint()]
     options = {"fast_dev_run": n, "callbacks": callbacks, "logger": True, "enable_checkpointing": True, **ALL_VIEWS}
     _, run, module = fit(tmp_path, scene_cache, **options)
     run.test(module, datamodule=tiny_scene(scene_cache), verbose=False)
