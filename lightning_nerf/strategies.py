@@ -178,10 +178,15 @@ class CUDAGraphStrategy(_CUDAGraphs, SingleDeviceStrategy):
         precision_plugin: Precision | None = None,
         warmup_steps: int = 3,
     ) -> None:
-        super().__init__("cpu" if device is None else device, accelerator, checkpoint_io, precision_plugin)
         CUDAGraphExecutor(warmup_steps)  # refuses a bad number now
+        automatic = device is None
+        try:
+            device = torch.device("cpu" if device is None else device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device: expected None, a name such as 'cuda:0' or a torch.device, got {device!r}") from error
+        super().__init__(device, accelerator, checkpoint_io, precision_plugin)
         self.warmup_steps = warmup_steps
-        self._devices = None if device is None else [self._root_device]
+        self._devices = None if automatic else [self._root_device]
 
     @property
     def parallel_devices(self) -> list[torch.device] | None:

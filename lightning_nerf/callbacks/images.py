@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
@@ -10,7 +11,9 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.callbacks.colors import colorize, to_uint8
-from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.callbacks.run_folder import WritesFiles, run_folder
+from lightning_nerf.files import whole_file
+from lightning_nerf.ops._checks import check_integer
 
 
 def comparison(prediction: Tensor, truth: Tensor, depth: Tensor, opacity: Tensor) -> Tensor:
@@ -31,7 +34,7 @@ def comparison(prediction: Tensor, truth: Tensor, depth: Tensor, opacity: Tensor
     return torch.cat([prediction.clamp(0, 1), truth, error, shown], dim=1)
 
 
-class ComparisonImages(L.Callback):
+class ComparisonImages(WritesFiles):
     """Save ``images/{split}_{view}.png`` in the run folder: prediction | truth | error | depth.
 
     ``predict`` saves every view, alone, as ``predictions/{view}.png``.
@@ -41,18 +44,16 @@ class ComparisonImages(L.Callback):
     """
 
     def __init__(self, n_views: int = 4) -> None:
-        if n_views < 0:
-            raise ValueError(f"n_views: expected >= 0, got {n_views}")
+        check_integer("n_views", n_views, 0)
         self.n_views = n_views
 
     def _save(self, trainer: L.Trainer, outputs: Any, split: str, batch_idx: int) -> None:
         folder = run_folder(trainer) / "images"  # on every rank: it asks rank 0
         if batch_idx >= self.n_views or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        folder.mkdir(exist_ok=True)
         render = outputs["render"]
         picture = comparison(render.rgb.float(), outputs["truth"].float(), render.depth, render.opacity)
-        imageio.imwrite(folder / f"{split}_{outputs['name']}.png", to_uint8(picture).numpy())
+        _save_png(folder / f"{split}_{outputs['name']}.png", picture)
 
     def on_validation_batch_end(
         self,
@@ -88,6 +89,9 @@ class ComparisonImages(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Save a predicted view; each rank its own."""
-        folder = run_folder(trainer) / "predictions"
-        folder.mkdir(exist_ok=True)
-        imageio.imwrite(folder / f"{outputs['name']}.png", to_uint8(outputs["rgb"]).numpy())
+        _save_png(run_folder(trainer) / "predictions" / f"{outputs['name']}.png", outputs["rgb"])
+
+
+def _save_png(path: Path, picture: Tensor) -> None:
+    with whole_file(path) as file:
+        imageio.imwrite(file, to_uint8(picture).numpy(), extension=".png")

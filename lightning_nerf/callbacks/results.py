@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 from typing import Any
 
@@ -15,11 +14,12 @@ from torch import Tensor
 from lightning_nerf.callbacks.clock import TrainingClock
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.quality_marks import QualityMarks
-from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.callbacks.run_folder import WritesFiles, run_folder
 from lightning_nerf.data.views import image_truth
+from lightning_nerf.files import whole_file
 
 
-class RunResults(TrainingClock):
+class RunResults(WritesFiles, TrainingClock):
     """Measure training time and, after a test, write ``results.json`` in the run folder.
 
     Keys: recipe, scene, split, images, psnr, ssim, steps, training_seconds (without evaluation and loading), ms_per_step,
@@ -76,9 +76,9 @@ class RunResults(TrainingClock):
         path = run_folder(trainer) / "results.json"  # on every rank: it asks rank 0
         if not trainer.is_global_zero:
             return
-        draft = path.with_suffix(".json.tmp")
-        draft.write_text(json.dumps(self._results(trainer, pl_module), indent=2) + "\n")
-        os.replace(draft, path)
+        text = json.dumps(self._results(trainer, pl_module), indent=2) + "\n"
+        with whole_file(path) as file:
+            file.write(text.encode())
 
     def _results(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         seconds, steps = self.training_seconds, self._steps

@@ -6,14 +6,17 @@ Cameras follow OpenGL and NeRF-Synthetic: x right, y up, looking along -z. The p
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.ops import draw_rays as ops
+from lightning_nerf.ops._checks import check_instance, check_same_device, check_tensor
 from lightning_nerf.ops.draw_rays import camera_rays
 from lightning_nerf.types import RayBatch, Rays
+
+_COLOURS = (torch.float32, torch.bfloat16, torch.float16)
 
 
 class Views(NamedTuple):
@@ -97,6 +100,31 @@ def draw_rays(
     return ops.draw_rays(
         images, c2w, intrinsics, key, capacity, near=near, far=far, times=times, pixels=pixels, n_rays=n_rays
     )
+
+
+def check_batch(batch: Any) -> None:
+    """What a loader of the user's own gives a training step: a RayBatch of R rays.
+
+    Raises:
+        TypeError, ValueError: naming the tensor, as in ``batch.rays.near``.
+    """
+    check_instance("batch", batch, RayBatch)
+    check_instance("batch.rays", batch.rays, Rays)
+    check_tensor("batch.rays.origins", batch.rays.origins, ("R", 3), torch.float32)
+    n = len(batch.rays.origins)
+    check_tensor("batch.rays.directions", batch.rays.directions, (n, 3), torch.float32)
+    check_tensor("batch.rgb", batch.rgb, (n, 3), _COLOURS)
+    for name, tensor, dtype in [
+        ("rays.near", batch.rays.near, torch.float32),
+        ("rays.far", batch.rays.far, torch.float32),
+        ("rays.times", batch.rays.times, torch.float32),
+        ("alpha", batch.alpha, _COLOURS),
+        ("mask", batch.mask, torch.bool),
+    ]:
+        if tensor is not None or name in ("rays.near", "rays.far"):
+            check_tensor(f"batch.{name}", tensor, (n,), dtype)
+    tensors = {**batch.rays._asdict(), "rgb": batch.rgb, "alpha": batch.alpha, "mask": batch.mask}
+    check_same_device(**tensors)
 
 
 def truth(batch: RayBatch, background: Tensor) -> Tensor:
