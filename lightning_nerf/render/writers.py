@@ -12,6 +12,8 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
 
+from lightning_nerf.files import check_writable
+
 FILES = (".png", ".gif", ".mp4")
 _OTHERS = (".apng", ".avi", ".jpeg", ".jpg", ".mkv", ".mov", ".npy", ".webm", ".webp")
 
@@ -100,6 +102,7 @@ def check_out(out: Path, n_frames: int | None = None) -> None:
         raise ValueError(f"--out: expected a folder, {out} is a file")
     if suffix in FILES and out.is_dir():
         raise ValueError(f"--out: expected a file, {out} is a folder")
+    check_writable("--out", out.parent if suffix in FILES else out)
 
 
 def open_writers(out: Path, channels: Sequence[str], fps: float) -> dict[str, Writer]:

@@ -20,7 +20,7 @@ from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.executors import CUDAGraphExecutor
 from lightning_nerf.fields import InstantNGPField
-from lightning_nerf.modules import InstantNGP, NeRFModule, WarmupDecay
+from lightning_nerf.modules import NeRFModule, WarmupDecay
 from lightning_nerf.optim import FusedAdam
 from lightning_nerf.renderers import VolumeRenderer
 from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy
