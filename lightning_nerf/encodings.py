@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lightning_nerf.ops._checks import check_integer
+from lightning_nerf.ops._checks import check_instance, check_integer
 from lightning_nerf.ops.hash_grid import hash_grid
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
 
@@ -197,6 +197,7 @@ class Frequency(nn.Module):
     def __init__(self, n_frequencies: int, include_input: bool = True, n_dims: int = 3) -> None:
         super().__init__()
         check_integer("n_frequencies", n_frequencies, 1, 64)
+        check_instance("include_input", include_input, bool)
         check_integer("n_dims", n_dims, 1)
         self.n_frequencies, self.include_input, self.n_dims = n_frequencies, include_input, n_dims
         self.n_outputs = n_dims * (2 * n_frequencies + include_input)

@@ -182,7 +182,7 @@ class CUDAGraphStrategy(_CUDAGraphs, SingleDeviceStrategy):
         automatic = device is None
         try:
             device = torch.device("cpu" if device is None else device)
-        except (RuntimeError, TypeError) as error:
+        except (RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"device: expected None, a name such as 'cuda:0' or a torch.device, got {device!r}") from error
         super().__init__(device, accelerator, checkpoint_io, precision_plugin)
         self.warmup_steps = warmup_steps

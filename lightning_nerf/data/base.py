@@ -52,7 +52,7 @@ class NeRFDataModule(L.LightningDataModule, ABC):
         self.near, self.far = float(near), float(far)
         if background not in (*BACKGROUNDS, "random"):
             raise ValueError(f'background: expected "white", "black" or "random", got {background!r}')
-        if eval_background is not None and eval_background not in BACKGROUNDS:
+        if eval_background is not None and eval_background not in tuple(BACKGROUNDS):
             raise ValueError(f'eval_background: expected "white", "black" or None, got {eval_background!r}')
         self.background = background
         self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")

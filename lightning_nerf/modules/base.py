@@ -98,7 +98,9 @@ class NeRFModule(CheckpointedModule):
         for name, value in [("samples_per_step", samples_per_step), ("max_rays", max_rays), ("eval_samples", eval_samples)]:
             check_integer(name, value, 1, 2**31 - 1)
         check_integer("march_factor", march_factor, 1)
-        check_integer("initial_rays", initial_rays, 1, max_rays)
+        check_integer("initial_rays", initial_rays, 1)
+        if initial_rays > max_rays:
+            raise ValueError(f"initial_rays: expected <= max_rays = {max_rays}, got {initial_rays}")
         check_integer("random_background_steps", random_background_steps, 0)
         check_number("huber_delta", huber_delta, "(0, inf]")
         check_instance("optimizer", optimizer, Callable)

@@ -36,7 +36,7 @@ class WarmupDecay(LambdaLR):
         final: float = 0.3,
     ) -> None:
         check_instance("optimizer", optimizer, Optimizer)
-        check_integer("total_steps", total_steps, 1)
+        check_integer("total_steps", total_steps, 1, 2**63 - 1)
         check_integer("warmup_steps", warmup_steps, 0)
         check_number("decay_start", decay_start, "[0.1, 1]")
         check_number("final", final, "(0, inf)")
