@@ -17,6 +17,7 @@ from lightning_nerf.ops.draw_rays import camera_rays
 from lightning_nerf.types import RayBatch, Rays
 
 _COLOURS = (torch.float32, torch.bfloat16, torch.float16)
+_OPTIONAL = ("batch.rays.times", "batch.alpha", "batch.mask")
 
 
 class Views(NamedTuple):
@@ -112,18 +113,13 @@ def check_batch(batch: Any) -> None:
     check_instance("batch.rays", batch.rays, Rays)
     check_tensor("batch.rays.origins", batch.rays.origins, ("R", 3), torch.float32)
     n = len(batch.rays.origins)
-    check_tensor("batch.rays.directions", batch.rays.directions, (n, 3), torch.float32)
-    check_tensor("batch.rgb", batch.rgb, (n, 3), _COLOURS)
-    for name, tensor, dtype in [
-        ("rays.near", batch.rays.near, torch.float32),
-        ("rays.far", batch.rays.far, torch.float32),
-        ("rays.times", batch.rays.times, torch.float32),
-        ("alpha", batch.alpha, _COLOURS),
-        ("mask", batch.mask, torch.bool),
-    ]:
-        if tensor is not None or name in ("rays.near", "rays.far"):
-            check_tensor(f"batch.{name}", tensor, (n,), dtype)
-    tensors = {**batch.rays._asdict(), "rgb": batch.rgb, "alpha": batch.alpha, "mask": batch.mask}
+    tensors = {f"batch.rays.{name}": tensor for name, tensor in batch.rays._asdict().items()}
+    tensors |= {"batch.rgb": batch.rgb, "batch.alpha": batch.alpha, "batch.mask": batch.mask}
+    for name, tensor in tensors.items():
+        shape = (n, 3) if name in ("batch.rays.origins", "batch.rays.directions", "batch.rgb") else (n,)
+        dtype = torch.bool if name == "batch.mask" else torch.float32 if name.startswith("batch.rays") else _COLOURS
+        if tensor is not None or name not in _OPTIONAL:
+            check_tensor(name, tensor, shape, dtype)
     check_same_device(**tensors)
 
 
