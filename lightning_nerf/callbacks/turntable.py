@@ -51,7 +51,7 @@ class Turntable(WritesFiles):
 def save_video(stem: Path, frames: np.ndarray, fps: int) -> Path:
     """Write frames [F, H, W, 3] uint8 as MP4 where imageio-ffmpeg is installed, else as an endless GIF."""
     mp4 = find_spec("imageio_ffmpeg") is not None
-    options = {"fps": fps, "macro_block_size": 2} if mp4 else {"duration": 1000 / fps, "loop": 0}
+    options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if mp4 else {"duration": 1000 / fps, "loop": 0}
     path = stem.with_suffix(".mp4" if mp4 else ".gif")
     with named_errors(path):
         imageio.imwrite(path, frames, **options)

@@ -113,7 +113,7 @@ def check_batch(batch: Any) -> None:
     check_instance("batch.rays", batch.rays, Rays)
     check_tensor("batch.rays.origins", batch.rays.origins, ("R", 3), torch.float32)
     n = len(batch.rays.origins)
-    tensors = {f"batch.rays.{name}": tensor for name, tensor in batch.rays._asdict().items()}
+    tensors: dict[str, Any] = {f"batch.rays.{name}": tensor for name, tensor in batch.rays._asdict().items()}
     tensors |= {"batch.rgb": batch.rgb, "batch.alpha": batch.alpha, "batch.mask": batch.mask}
     for name, tensor in tensors.items():
         shape = (n, 3) if name in ("batch.rays.origins", "batch.rays.directions", "batch.rgb") else (n,)

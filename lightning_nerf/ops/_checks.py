@@ -46,11 +46,11 @@ def check_integer(name: str, value: Any, low: int, high: int | None = None) -> N
 
 def check_number(name: str, value: Any, interval: str) -> None:
     """A number in an interval such as "[0, 1)"; NaN lies in none, and what is finite must be so in float32, too."""
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        low, high = (float(limit) for limit in interval[1:-1].split(","))
-        inside = low < value < high and abs(value) <= torch.finfo(torch.float32).max
-        if inside or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]"):
-            return
+    number: Any = value if isinstance(value, numbers.Real) and not isinstance(value, bool) else float("nan")
+    low, high = (float(limit) for limit in interval[1:-1].split(","))
+    inside = low < number < high and abs(number) <= torch.finfo(torch.float32).max
+    if inside or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]"):
+        return
     raise _refusal(value)(f"{name}: expected a number in {interval}, got {value!r}")
 
 
