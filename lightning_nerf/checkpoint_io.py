@@ -9,6 +9,8 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from lightning_nerf.files import whole_file
+
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a local checkpoint beside its place, waits until the disk has it, and renames: a process that is killed, or a
@@ -20,26 +22,16 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write ``checkpoint`` to ``path``; what an earlier write that was killed has left there is removed."""
+        """Write ``checkpoint`` to ``path``; what an earlier write that was killed has left there is removed.
+
+        Raises:
+            OSError: the disk is full, or the folder is not writable; a former checkpoint is still there.
+        """
         if storage_options is not None or "://" in str(path):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
-        target = Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # Hidden, and not named *.ckpt: ckpt_path="last" must not find it.
-        for leftover in target.parent.glob(f".{target.name}.*.part"):
-            leftover.unlink(missing_ok=True)
-        temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
-        try:
-            with open(temporary, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
 
 
 def read_checkpoint(
@@ -57,14 +49,3 @@ def read_checkpoint(
     checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
     path.seek(start)
     return checkpoint
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the disk know the new name too."""
-    if os.name != "posix":  # elsewhere a folder cannot be opened
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

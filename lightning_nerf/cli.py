@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 
 from lightning_nerf.callbacks.loggers import wandb_run_id
-from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.callbacks.run_folder import check_run_folder, run_folder
+from lightning_nerf.cli_errors import BriefParser, refusals_in_a_line
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.recipes import resolve_recipe
@@ -70,6 +71,10 @@ class NeRFCLI(LightningCLI):
                 if given.get("id") is None and given.get("version") is None:
                     given["id"] = wandb_run_id(self.config.fit.ckpt_path)
 
+    def before_fit(self) -> None:
+        """See that the run's files can be written: loggers would be the first to try, and say less."""
+        check_run_folder(self.trainer)
+
     def after_fit(self) -> None:
         """Render the held-out views with the final weights; callbacks score and save them."""
         if self.trainer.interrupted:
@@ -87,13 +92,11 @@ class NeRFCLI(LightningCLI):
 
 def main(args: Sequence[str] | None = None) -> NeRFCLI:
     """Entry point of ``lightning-nerf`` and ``python -m lightning_nerf``."""
-    try:
+    with refusals_in_a_line():
         arguments = resolve_arguments(sys.argv[1:] if args is None else args)
-    except FileNotFoundError as error:
-        sys.exit(f"lightning-nerf: {error}")
-    if args is None:  # LightningCLI warns where it is given arguments beside the command line's
-        sys.argv[1:] = arguments
-    return _command_line(args=None if args is None else arguments)
+        if args is None:  # LightningCLI warns where it is given arguments beside the command line's
+            sys.argv[1:] = arguments
+        return _command_line(args=None if args is None else arguments)
 
 
 def build(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NeRFCLI:
@@ -122,6 +125,7 @@ def _command_line(trainer_defaults: dict[str, Any] | None = None, **options: Any
         subclass_mode_model=True,
         subclass_mode_data=True,
         auto_configure_optimizers=False,
+        parser_class=BriefParser,
         save_config_callback=SaveConfig,
         trainer_defaults={"enable_autolog_hparams": False, **(trainer_defaults or {})},  # they are in what SaveConfig logs
         parser_kwargs={"prog": "lightning-nerf", "epilog": "Also: lightning-nerf render | doctor | bench --help"},

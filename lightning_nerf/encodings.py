@@ -12,8 +12,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from lightning_nerf.ops._checks import check_instance, check_integer
 from lightning_nerf.ops.hash_grid import hash_grid
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
+
+MAX_LEVELS = 64
 
 
 class HashGrid(nn.Module):
@@ -25,7 +28,7 @@ class HashGrid(nn.Module):
 
     Args:
         n_dims: 2, 3 or 4.
-        n_levels: at least 1; a single level needs ``base_resolution == max_resolution``.
+        n_levels: 1 to 64; a single level needs ``base_resolution == max_resolution``.
         n_features: per level; 1, 2, 4 or 8.
         log2_table_size: 3 to 28, rows of the largest level.
         base_resolution: of the coarsest level, at least 2.
@@ -55,12 +58,14 @@ class HashGrid(nn.Module):
         max_resolution: int = 2048,
     ) -> None:
         super().__init__()
-        _expect("n_dims", n_dims, n_dims in (2, 3, 4), "2, 3 or 4")
-        _expect("n_levels", n_levels, n_levels >= 1, "at least 1")
-        _expect("n_features", n_features, n_features in (1, 2, 4, 8), "1, 2, 4 or 8")
-        _expect("log2_table_size", log2_table_size, 3 <= log2_table_size <= 28, "3 to 28")
-        _expect("base_resolution", base_resolution, base_resolution >= 2, "at least 2")
-        _expect("max_resolution", max_resolution, base_resolution <= max_resolution <= 2**20, "base_resolution to 2**20")
+        check_integer("n_dims", n_dims, 2, 4)
+        check_integer("n_levels", n_levels, 1, MAX_LEVELS)
+        check_integer("n_features", n_features, 1, 8)
+        if n_features not in (1, 2, 4, 8):
+            raise ValueError(f"n_features: expected 1, 2, 4 or 8, got {n_features}")
+        check_integer("log2_table_size", log2_table_size, 3, 28)
+        check_integer("base_resolution", base_resolution, 2, 2**20)
+        check_integer("max_resolution", max_resolution, base_resolution, 2**20)
         if n_levels == 1 and base_resolution != max_resolution:
             raise ValueError(
                 "n_levels=1 has one resolution: expected base_resolution == max_resolution, "
@@ -78,7 +83,8 @@ class HashGrid(nn.Module):
             size = min((vertices + 7) // 8 * 8, 2**log2_table_size)
             rows.append((resolution, offset, size))
             offset += size
-        _expect("n_levels", n_levels, offset < 2**31, f"a table of less than 2**31 rows, not {offset}")
+        if offset >= 2**31:
+            raise ValueError(f"n_levels, log2_table_size: expected a table of less than 2**31 rows, got {offset}")
         self.register_buffer("levels", torch.tensor(rows, dtype=torch.int32))
         self.table = nn.Parameter(torch.empty(offset, n_features))
         self.reset_parameters()
@@ -164,7 +170,7 @@ class SphericalHarmonics(nn.Module):
 
     def __init__(self, degree: int = 4) -> None:
         super().__init__()
-        _expect("degree", degree, 1 <= degree <= MAX_DEGREE, f"1 to {MAX_DEGREE}")
+        check_integer("degree", degree, 1, MAX_DEGREE)
         self.degree = degree
         self.n_outputs = degree**2
 
@@ -190,8 +196,9 @@ class Frequency(nn.Module):
 
     def __init__(self, n_frequencies: int, include_input: bool = True, n_dims: int = 3) -> None:
         super().__init__()
-        _expect("n_frequencies", n_frequencies, n_frequencies >= 1, "at least 1")
-        _expect("n_dims", n_dims, n_dims >= 1, "at least 1")
+        check_integer("n_frequencies", n_frequencies, 1, 64)
+        check_instance("include_input", include_input, bool)
+        check_integer("n_dims", n_dims, 1)
         self.n_frequencies, self.include_input, self.n_dims = n_frequencies, include_input, n_dims
         self.n_outputs = n_dims * (2 * n_frequencies + include_input)
         self.register_buffer("frequencies", 2.0 ** torch.arange(n_frequencies), persistent=False)
@@ -207,8 +214,3 @@ class Frequency(nn.Module):
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""
         return f"n_frequencies={self.n_frequencies}, include_input={self.include_input}, n_dims={self.n_dims}"
-
-
-def _expect(name: str, value: int, good: bool, expected: str) -> None:
-    if not good:
-        raise ValueError(f"{name}: expected {expected}, got {value}")

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.ops._checks import check_integer, check_number
 from lightning_nerf.ops.adam import SKIPPED, adam_, adam_begin_, make_control
 
 _OWN = ("capturable", "fused", "ema_decay", "ema_share", "ema_every")  # options that load_state_dict leaves alone
@@ -76,15 +77,21 @@ class FusedAdam(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group of parameters, as in :class:`torch.optim.Optimizer`; checks its options and parameters."""
         super().add_param_group(param_group)
-        group, (beta1, beta2) = self.param_groups[-1], self.param_groups[-1]["betas"]
-        decay = group["ema_decay"]
-        _expect("lr", group["lr"], isinstance(group["lr"], Tensor) or group["lr"] >= 0, ">= 0")
-        _expect("betas", (beta1, beta2), 0 <= beta1 < 1 and 0 <= beta2 < 1, "two numbers in [0, 1)")
-        _expect("eps", group["eps"], group["eps"] >= 0, ">= 0")
-        _expect("weight_decay", group["weight_decay"], group["weight_decay"] >= 0, ">= 0")
-        _expect("ema_decay", decay, decay is None or 0 <= decay < 1, "None or a number in [0, 1)")
-        _expect("ema_share", group["ema_share"], 0 < group["ema_share"] <= 1, "a number in (0, 1]")
-        _expect("ema_every", group["ema_every"], group["ema_every"] >= 1, ">= 1")
+        group = self.param_groups[-1]
+        lr, betas = group["lr"], group["betas"]
+        if isinstance(lr, Tensor):
+            _expect("lr", list(lr.shape), lr.ndim == 0, "a number or a 0-d tensor")
+        else:
+            check_number("lr", lr, "[0, inf)")
+        _expect("betas", betas, isinstance(betas, (tuple, list)) and len(betas) == 2, "two numbers in [0, 1)")
+        for i, beta in enumerate(betas):
+            check_number(f"betas[{i}]", beta, "[0, 1)")
+        check_number("eps", group["eps"], "[0, inf)")
+        check_number("weight_decay", group["weight_decay"], "[0, inf)")
+        if group["ema_decay"] is not None:
+            check_number("ema_decay", group["ema_decay"], "[0, 1)")
+        check_number("ema_share", group["ema_share"], "(0, 1]")
+        check_integer("ema_every", group["ema_every"], 1, 2**31 - 1)
         for i, p in enumerate(group["params"]):
             name = f"params[{i}] of group {group.get('name', len(self.param_groups) - 1)}"
             _expect(name, p.dtype, p.dtype is torch.float32, "torch.float32 (a half_copy serves fp16)")

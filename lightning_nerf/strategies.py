@@ -48,9 +48,13 @@ class ExecutorStrategy(SingleDeviceStrategy):
         checkpoint_io: Any = None,
         precision_plugin: Precision | None = None,
     ) -> None:
-        super().__init__("cpu" if device is None else device, accelerator, checkpoint_io, precision_plugin)
+        try:
+            root = torch.device("cpu" if device is None else device)
+        except (RuntimeError, TypeError, ValueError) as error:
+            raise ValueError(f"device: expected None, a name such as 'cuda:0' or a torch.device, got {device!r}") from error
+        super().__init__(root, accelerator, checkpoint_io, precision_plugin)
         self.executor = _checked(executor)
-        self._devices = None if device is None else [self._root_device]
+        self._devices = None if device is None else [root]
 
     @property
     def parallel_devices(self) -> list[torch.device] | None:
@@ -240,8 +244,8 @@ class CUDAGraphStrategy(_CUDAGraphs, ExecutorStrategy):
         precision_plugin: Precision | None = None,
         warmup_steps: int = 3,
     ) -> None:
-        super().__init__(EAGER, device, accelerator, checkpoint_io, precision_plugin)
         CUDAGraphExecutor(warmup_steps)  # refuses a bad number now
+        super().__init__(EAGER, device, accelerator, checkpoint_io, precision_plugin)
         self.warmup_steps = warmup_steps
 
     def _names(self) -> tuple[str, str]:

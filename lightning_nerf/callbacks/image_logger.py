@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import imageio.v3 as imageio
@@ -13,6 +14,8 @@ from torch import Tensor
 from lightning_nerf.callbacks.colors import colorize, to_uint8
 from lightning_nerf.callbacks.loggers import log_image, run_goes_on
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
+from lightning_nerf.files import whole_file
+from lightning_nerf.ops._checks import check_integer
 
 
 def comparison(prediction: Tensor, truth: Tensor, depth: Tensor, opacity: Tensor, cells: Tensor | None = None) -> Tensor:
@@ -51,8 +54,7 @@ class ImageLogger(WritesRunFiles):
     """
 
     def __init__(self, n_views: int = 4) -> None:
-        if n_views < 0:
-            raise ValueError(f"n_views: expected >= 0, got {n_views}")
+        check_integer("n_views", n_views, 0)
         self.n_views = n_views
 
     def _log(self, trainer: L.Trainer, pl_module: Any, outputs: Any, split: str, batch_idx: int) -> None:
@@ -64,8 +66,7 @@ class ImageLogger(WritesRunFiles):
         picture = to_uint8(comparison(render.rgb.float(), outputs["truth"].float(), render.depth, render.opacity, cells))
         path = folder / f"{split}_{outputs['name']}.png"
         with run_goes_on(str(path)):
-            folder.mkdir(exist_ok=True)
-            imageio.imwrite(path, picture.numpy())
+            _save_png(path, picture)
         log_image(trainer, f"{split}/{outputs['name']}", picture.numpy())
 
     def on_validation_batch_end(
@@ -102,6 +103,9 @@ class ImageLogger(WritesRunFiles):
         dataloader_idx: int = 0,
     ) -> None:
         """Save a predicted view; each rank its own."""
-        folder = run_folder(trainer) / "predictions"
-        folder.mkdir(exist_ok=True)
-        imageio.imwrite(folder / f"{outputs['name']}.png", to_uint8(outputs["rgb"]).numpy())
+        _save_png(run_folder(trainer) / "predictions" / f"{outputs['name']}.png", to_uint8(outputs["rgb"]))
+
+
+def _save_png(path: Path, picture: Tensor) -> None:
+    with whole_file(path) as file:
+        imageio.imwrite(file, picture.numpy(), extension=".png")

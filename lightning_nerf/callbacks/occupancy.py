@@ -9,6 +9,7 @@ import torch
 
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
 from lightning_nerf.executors import EAGER
+from lightning_nerf.ops._checks import check_integer
 
 
 class OccupancyGridUpdate(L.Callback):
@@ -21,7 +22,7 @@ class OccupancyGridUpdate(L.Callback):
     Args:
         every_n_steps: steps between updates, >= 1.
         late_every_n_steps: the same from step ``late`` on, when the scene has taken shape; None: no change.
-        late: a step.
+        late: a step, >= 0.
         mark_invisible: at the start of training, close the cells that no training camera sees: nothing would ever train
             them, and what the field says there by chance would cost samples.
     """
@@ -33,9 +34,10 @@ class OccupancyGridUpdate(L.Callback):
         late: int = 2000,
         mark_invisible: bool = True,
     ) -> None:
-        for name, value in [("every_n_steps", every_n_steps), ("late_every_n_steps", late_every_n_steps)]:
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: expected >= 1, got {value}")
+        check_integer("every_n_steps", every_n_steps, 1)
+        if late_every_n_steps is not None:
+            check_integer("late_every_n_steps", late_every_n_steps, 1)
+        check_integer("late", late, 0)
         self.every_n_steps = every_n_steps
         self.late_every_n_steps = every_n_steps if late_every_n_steps is None else late_every_n_steps
         self.late = late

@@ -8,6 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from lightning_nerf.callbacks.telemetry import Telemetry
+from lightning_nerf.ops._checks import check_integer
 
 
 class NeRFProgressBar(TQDMProgressBar):
@@ -18,6 +19,7 @@ class NeRFProgressBar(TQDMProgressBar):
     """
 
     def __init__(self, refresh_rate: int = 50) -> None:
+        check_integer("refresh_rate", refresh_rate, 0)
         super().__init__(refresh_rate=refresh_rate)
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import pairwise
 from typing import Any
 
 import lightning as L
@@ -13,6 +14,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lightning_nerf.callbacks.clock import TrainingClock, halt_clocks, resume_clocks
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.data.views import image_truth
+from lightning_nerf.ops._checks import check_instance, check_integer, check_number
 
 
 class QualityMarks(TrainingClock):
@@ -37,10 +39,12 @@ class QualityMarks(TrainingClock):
     def __init__(
         self, marks_seconds: Sequence[float] = (1, 2, 5, 10, 15, 30, 60), views_every: int = 8, split: str = "test"
     ) -> None:
-        if any(not a < b for a, b in zip([0.0, *marks_seconds], marks_seconds, strict=False)):
+        check_instance("marks_seconds", marks_seconds, Sequence)
+        for i, mark in enumerate(marks_seconds):
+            check_number(f"marks_seconds[{i}]", mark, "(0, inf)")
+        if any(not a < b for a, b in pairwise(marks_seconds)):
             raise ValueError(f"marks_seconds: expected ascending numbers > 0, got {list(marks_seconds)}")
-        if views_every < 1:
-            raise ValueError(f"views_every: expected >= 1, got {views_every}")
+        check_integer("views_every", views_every, 1)
         if split not in ("test", "val"):
             raise ValueError(f'split: expected "test" or "val", got {split!r}')
         self.marks_seconds = tuple(marks_seconds)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.executors import EAGER
+from lightning_nerf.ops._checks import check_integer, check_number
 from lightning_nerf.ops.ray_budget import ray_budget_
 
 
@@ -25,10 +26,8 @@ class RayBudget(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 4, fill: float = 1.03) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps: expected >= 1, got {every_n_steps}")
-        if not 0 < fill <= 2:
-            raise ValueError(f"fill: expected a number in (0, 2], got {fill}")
+        check_integer("every_n_steps", every_n_steps, 1)
+        check_number("fill", fill, "(0, 2]")
         self.every_n_steps = every_n_steps
         self.fill = fill
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import platform
 from typing import Any
 
@@ -17,6 +16,7 @@ from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.quality_marks import QualityMarks
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.data.views import image_truth
+from lightning_nerf.files import whole_file
 
 
 class RunResults(WritesRunFiles, TrainingClock):
@@ -76,9 +76,9 @@ class RunResults(WritesRunFiles, TrainingClock):
         path = run_folder(trainer) / "results.json"  # on every rank: it asks rank 0
         if not trainer.is_global_zero:
             return
-        draft = path.with_suffix(".json.tmp")
-        draft.write_text(json.dumps(self._results(trainer, pl_module), indent=2) + "\n")
-        os.replace(draft, path)
+        text = json.dumps(self._results(trainer, pl_module), indent=2) + "\n"
+        with whole_file(path) as file:
+            file.write(text.encode())
 
     def _results(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         seconds, steps = self.training_seconds, self._steps

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import shutil
 import tempfile
 from functools import cache
@@ -12,6 +11,8 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 import lightning as L
+
+from lightning_nerf.files import check_writable
 
 _UNLOGGED: WeakKeyDictionary[L.Trainer, Path] = WeakKeyDictionary()
 
@@ -22,21 +23,30 @@ def run_folder(trainer: L.Trainer) -> Path:
     ``save_dir/name/version`` of the first logger, where Lightning also puts ``checkpoints``: with a WandbLogger
     ``save_dir/project/id``. Without a logger ``default_root_dir/lightning_logs/version_N``, a new one for each Trainer.
     With ``fast_dev_run`` one that the process removes.
-
-    Raises:
-        OSError: the folder cannot be made or written to.
     """
     folder = Path(trainer.strategy.broadcast(str(_folder(trainer)) if trainer.is_global_zero else ""))
-    _make(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
 class WritesRunFiles(L.Callback):
-    """Base of callbacks that write into the run folder: a folder that takes no files is an error before training."""
+    """Base of callbacks that write into the run folder: that this is possible is seen before anything else is done."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Make the folder."""
-        run_folder(trainer)
+        """Refuse a folder that nothing can be written to."""
+        check_run_folder(trainer)
+
+
+def check_run_folder(trainer: L.Trainer) -> None:
+    """Can the run's files be written? Their folder need not be there yet, and is not made.
+
+    Raises:
+        OSError: naming the folder and the reason.
+    """
+    logger = trainer.logger
+    folder = str((None if logger is None else logger.save_dir) or trainer.default_root_dir)
+    if not trainer.fast_dev_run and "://" not in folder:  # type: ignore[attr-defined]
+        check_writable("the run's folder (the logger's save_dir or default_root_dir)", Path(folder))
 
 
 def _folder(trainer: L.Trainer) -> Path:
@@ -54,7 +64,7 @@ def _folder(trainer: L.Trainer) -> Path:
 
 
 def _unused(root: Path) -> Path:
-    _make(root)
+    root.mkdir(parents=True, exist_ok=True)
     for n in count():
         try:
             (folder := root / f"version_{n}").mkdir()
@@ -62,16 +72,6 @@ def _unused(root: Path) -> Path:
             continue
         return folder
     raise AssertionError
-
-
-def _make(folder: Path) -> None:
-    where = "the logger's save_dir, or the Trainer's default_root_dir, says where it lies"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"run folder: cannot make {folder} ({error.strerror}); {where}") from error
-    if not os.access(folder, os.W_OK):
-        raise OSError(f"run folder: cannot write to {folder}; {where}")
 
 
 @cache

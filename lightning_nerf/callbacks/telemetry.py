@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.callbacks.loggers import logged_step
+from lightning_nerf.ops._checks import check_integer
 
 
 class Telemetry(L.Callback):
@@ -27,8 +28,7 @@ class Telemetry(L.Callback):
     """
 
     def __init__(self, every_n_steps: int = 50) -> None:
-        if every_n_steps < 1:
-            raise ValueError(f"every_n_steps: expected >= 1, got {every_n_steps}")
+        check_integer("every_n_steps", every_n_steps, 1)
         self.every_n_steps = every_n_steps
         self.latest: dict[str, float] = {}
         self._names: list[str] = []

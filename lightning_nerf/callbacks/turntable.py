@@ -14,6 +14,8 @@ from lightning_nerf.callbacks.colors import to_uint8
 from lightning_nerf.callbacks.loggers import log_video, run_goes_on
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.data.camera_paths import cameras_on, orbit
+from lightning_nerf.files import named_errors
+from lightning_nerf.ops._checks import check_integer, check_number
 
 
 class Turntable(WritesRunFiles):
@@ -24,13 +26,14 @@ class Turntable(WritesRunFiles):
 
     Args:
         n_frames: frames of the full turn.
-        elevation: degrees above the horizon.
+        elevation: degrees above the horizon, between -90 and 90.
         fps: frames per second.
     """
 
     def __init__(self, n_frames: int = 30, elevation: float = 30.0, fps: int = 15) -> None:
-        if n_frames < 1 or fps < 1:
-            raise ValueError(f"expected n_frames >= 1 and fps >= 1, got n_frames={n_frames}, fps={fps}")
+        check_integer("n_frames", n_frames, 1)
+        check_number("elevation", elevation, "(-90, 90)")
+        check_integer("fps", fps, 1)
         self.n_frames = n_frames
         self.elevation = elevation
         self.fps = fps
@@ -50,10 +53,9 @@ class Turntable(WritesRunFiles):
 
 def save_video(stem: Path, frames: np.ndarray, fps: int) -> Path:
     """Write frames [F, H, W, 3] uint8 as MP4 where imageio-ffmpeg is installed, else as an endless GIF."""
-    if find_spec("imageio_ffmpeg"):
-        path = stem.with_suffix(".mp4")
-        imageio.imwrite(path, frames, fps=fps, macro_block_size=2)
-    else:
-        path = stem.with_suffix(".gif")
-        imageio.imwrite(path, frames, duration=1000 / fps, loop=0)
+    mp4 = find_spec("imageio_ffmpeg") is not None
+    options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if mp4 else {"duration": 1000 / fps, "loop": 0}
+    path = stem.with_suffix(".mp4" if mp4 else ".gif")
+    with named_errors(path):
+        imageio.imwrite(path, frames, **options)
     return path

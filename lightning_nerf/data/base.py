@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from lightning_nerf.arguments import Recorded, build
 from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.data.views import Views, draw_rays
+from lightning_nerf.ops._checks import check_number
 from lightning_nerf.ops.draw_rays import draw_background
 from lightning_nerf.types import RayBatch, SceneBox
 
@@ -55,12 +55,14 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         self.scene_box = SceneBox(_checked_aabb(aabb))
-        if not (math.isfinite(near) and math.isfinite(far) and 0 <= near < far):
-            raise ValueError(f"near, far: expected finite numbers with 0 <= near < far, got {near}, {far}")
+        for name, value in [("near", near), ("far", far)]:
+            check_number(name, value, "[0, inf)")
+        if not near < far:
+            raise ValueError(f"near, far: expected 0 <= near < far, got {near}, {far}")
         self.near, self.far = float(near), float(far)
         if background not in (*BACKGROUNDS, "random"):
             raise ValueError(f'background: expected "white", "black" or "random", got {background!r}')
-        if eval_background is not None and eval_background not in BACKGROUNDS:
+        if eval_background is not None and eval_background not in tuple(BACKGROUNDS):
             raise ValueError(f'eval_background: expected "white", "black" or None, got {eval_background!r}')
         self.background = background
         self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")
@@ -210,10 +212,10 @@ class ViewIndices:
 def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:
     try:
         box = torch.tensor([[float(x) for x in corner] for corner in aabb])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"aabb: expected two corners of three numbers, got {aabb!r}") from error
     if box.shape != (2, 3) or not bool(torch.isfinite(box).all()) or not bool((box[0] < box[1]).all()):
-        raise ValueError(f"aabb: expected a minimum and a maximum corner of three numbers each, got {aabb!r}")
+        raise ValueError(f"aabb: expected a minimum corner and a maximum corner above it, three numbers each, got {aabb!r}")
     return box
 
 

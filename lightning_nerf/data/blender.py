@@ -13,6 +13,7 @@ from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.frames import Frame, Transforms
 from lightning_nerf.data.images import load_images, load_masks
 from lightning_nerf.data.views import Views
+from lightning_nerf.ops._checks import check_instance, check_integer
 
 
 class BlenderData(NeRFDataModule):
@@ -58,16 +59,17 @@ class BlenderData(NeRFDataModule):
         background: str = "white",
         eval_background: str | None = None,
     ) -> None:
+        check_instance("root", root, str, os.PathLike)
         box = ((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5)) if aabb is None else aabb
         super().__init__(box, near, far, background, eval_background)
         check_counts(
             downscale=downscale, val_every=val_every, test_every=test_every, n_train=n_train, n_val=n_val, n_test=n_test
         )
-        if holdout_every is not None and holdout_every < 2:
-            raise ValueError(f"holdout_every: expected None or an integer >= 2, got {holdout_every}")
+        if holdout_every is not None:
+            check_integer("holdout_every", holdout_every, 2)
         if train_split == test_split:
             raise ValueError(f"train_split, test_split: both are {train_split!r}; test views are never trained on")
-        self.root = Path(root).expanduser()
+        self.root = Path(os.path.expanduser(root))  # Path.expanduser raises where there is no such user
         self.files = {"train": train_split, "val": val_split, "test": test_split}
         self.holdout_every = holdout_every
         self.downscale = downscale
@@ -103,8 +105,8 @@ class BlenderData(NeRFDataModule):
 def check_counts(**values: int | None) -> None:
     """Each must be a positive integer, or None."""
     for name, value in values.items():
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+        if value is not None:
+            check_integer(name, value, 1)
 
 
 def _load_views(transforms: Transforms, frames: list[Frame], downscale: int) -> Views:

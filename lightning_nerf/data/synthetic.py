@@ -12,9 +12,11 @@ import imageio.v3 as iio
 from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_nerf.data.analytic import AnalyticScene
-from lightning_nerf.data.blender import BlenderData, check_counts
+from lightning_nerf.data.blender import BlenderData
 from lightning_nerf.data.cameras import spiral_poses
 from lightning_nerf.data.views import Views
+from lightning_nerf.files import named_errors
+from lightning_nerf.ops._checks import check_instance, check_integer
 
 VERSION = 1  # of the pictures: whatever changes them must change it
 CAMERA_ANGLE_X, RADIUS = 0.6911112070083618, 4.0  # those of NeRF-Synthetic's Lego
@@ -31,7 +33,7 @@ class SyntheticScene(BlenderData):
     The same arguments give the same pictures.
 
     Args:
-        resolution: pixels along each side.
+        resolution: pixels along each side, 1 to 4096.
         n_train, n_test, n_val: views per split, each on a golden spiral between 10 degrees below and 70 above the horizon.
         seed: which solid stands where, and the colours.
         cache_dir: default ``$XDG_CACHE_HOME/lightning-nerf``, or ``~/.cache/lightning-nerf``.
@@ -54,12 +56,15 @@ class SyntheticScene(BlenderData):
         background: str = "white",
         eval_background: str | None = None,
     ) -> None:
-        check_counts(resolution=resolution, n_train=n_train, n_test=n_test, n_val=n_val or None)
-        if seed < 0:
-            raise ValueError(f"seed: expected an integer >= 0, got {seed}")
+        for name, value, least in [("n_train", n_train, 1), ("n_test", n_test, 1), ("n_val", n_val, 0)]:
+            check_integer(name, value, least, 10_000)
+        check_integer("resolution", resolution, 1, 4096)
+        check_integer("seed", seed, 0)
+        if cache_dir is not None:
+            check_instance("cache_dir", cache_dir, str, os.PathLike)
         folder = f"synthetic-{VERSION}-seed{seed}-{resolution}px-{n_train}-{n_val}-{n_test}"
         super().__init__(
-            root=(_default_cache() if cache_dir is None else Path(cache_dir).expanduser()) / folder,
+            root=(_default_cache() if cache_dir is None else Path(os.path.expanduser(cache_dir))) / folder,
             aabb=((-1.12, -1.12, -0.75), (1.12, 1.12, 1.01)) if aabb is None else aabb,
             near=near,
             far=far,
@@ -80,15 +85,16 @@ class SyntheticScene(BlenderData):
         if self.root.is_dir():
             return
         rank_zero_info(f"Rendering {sum(self.counts.values())} views of the synthetic scene, once, into {self.root}")
-        self.root.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.root.parent, prefix=".rendering-") as temporary:
-            finished = Path(temporary, "scene")
-            self._render(finished)
-            try:
-                finished.rename(self.root)
-            except OSError:
-                if not self.root.is_dir():  # else another process was first, with the same pictures
-                    raise
+        with named_errors(self.root):
+            self.root.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self.root.parent, prefix=".rendering-") as temporary:
+                finished = Path(temporary, "scene")
+                self._render(finished)
+                try:
+                    finished.rename(self.root)
+                except OSError:
+                    if not self.root.is_dir():  # else another process was first, with the same pictures
+                        raise
 
     def load(self, split: str) -> tuple[Views, list[str]]:
         """The views of a split, rendered first where the cache lacks them."""

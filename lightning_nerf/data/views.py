@@ -6,14 +6,18 @@ Cameras follow OpenGL and NeRF-Synthetic: x right, y up, looking along -z. The p
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.ops import draw_rays as ops
+from lightning_nerf.ops._checks import check_instance, check_same_device, check_tensor
 from lightning_nerf.ops.draw_rays import camera_rays
 from lightning_nerf.types import RayBatch, Rays
+
+_COLOURS = (torch.float32, torch.bfloat16, torch.float16)
+_OPTIONAL = ("batch.rays.times", "batch.alpha", "batch.mask")
 
 
 class Views(NamedTuple):
@@ -97,6 +101,26 @@ def draw_rays(
     return ops.draw_rays(
         images, c2w, intrinsics, key, capacity, near=near, far=far, times=times, pixels=pixels, n_rays=n_rays
     )
+
+
+def check_batch(batch: Any) -> None:
+    """What a loader of the user's own gives a training step: a RayBatch of R rays.
+
+    Raises:
+        TypeError, ValueError: naming the tensor, as in ``batch.rays.near``.
+    """
+    check_instance("batch", batch, RayBatch)
+    check_instance("batch.rays", batch.rays, Rays)
+    check_tensor("batch.rays.origins", batch.rays.origins, ("R", 3), torch.float32)
+    n = len(batch.rays.origins)
+    tensors: dict[str, Any] = {f"batch.rays.{name}": tensor for name, tensor in batch.rays._asdict().items()}
+    tensors |= {"batch.rgb": batch.rgb, "batch.alpha": batch.alpha, "batch.mask": batch.mask}
+    for name, tensor in tensors.items():
+        shape = (n, 3) if name in ("batch.rays.origins", "batch.rays.directions", "batch.rgb") else (n,)
+        dtype = torch.bool if name == "batch.mask" else torch.float32 if name.startswith("batch.rays") else _COLOURS
+        if tensor is not None or name not in _OPTIONAL:
+            check_tensor(name, tensor, shape, dtype)
+    check_same_device(**tensors)
 
 
 def truth(batch: RayBatch, background: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn, corners
 from lightning_nerf.ops import occupancy
-from lightning_nerf.ops._checks import check_returned
+from lightning_nerf.ops._checks import check_integer, check_number, check_returned
 from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_JITTER, key_from_torch, random_uniform
@@ -80,20 +79,18 @@ class OccupancyGrid(Estimator):
         early_stop_eps: float = 1e-4,
     ) -> None:
         super().__init__()
-        for name, value, fine, expected in [
-            ("resolution", resolution, resolution >= 1, ">= 1"),
-            ("n_levels", n_levels, 1 <= n_levels <= 8, "1 to 8"),
-            ("resolution", resolution, n_levels * resolution**3 < 2**31, "fewer than 2**31 cells in all levels"),
-            ("decay", decay, 0 <= decay <= 1, "0 to 1"),
-            ("threshold", threshold, threshold >= 0, ">= 0"),
-            ("warmup_steps", warmup_steps, warmup_steps >= 0, ">= 0"),
-            ("step_size", step_size, step_size is None or 0 < step_size < math.inf, "None or > 0"),
-            ("cone_angle", cone_angle, 0 <= cone_angle < math.inf, ">= 0"),
-            ("alpha_threshold", alpha_threshold, 0 <= alpha_threshold < 1, "0 <= alpha_threshold < 1"),
-            ("early_stop_eps", early_stop_eps, 0 <= early_stop_eps < 1, "0 <= early_stop_eps < 1"),
-        ]:
-            if not fine:
-                raise ValueError(f"{name}: expected {expected}, got {value}")
+        check_integer("resolution", resolution, 1)
+        check_integer("n_levels", n_levels, 1, 8)
+        if n_levels * resolution**3 >= 2**31:
+            raise ValueError(f"resolution: expected fewer than 2**31 cells in all levels, got {resolution}")
+        check_number("decay", decay, "[0, 1]")
+        check_number("threshold", threshold, "[0, inf)")
+        check_integer("warmup_steps", warmup_steps, 0)
+        if step_size is not None:
+            check_number("step_size", step_size, "(0, inf)")
+        check_number("cone_angle", cone_angle, "[0, inf)")
+        check_number("alpha_threshold", alpha_threshold, "[0, 1)")
+        check_number("early_stop_eps", early_stop_eps, "[0, 1)")
         self.decay = decay
         self.threshold = threshold
         self.warmup_steps = warmup_steps

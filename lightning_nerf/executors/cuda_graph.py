@@ -15,6 +15,7 @@ from lightning_nerf.executors._graph import capture, fill, like
 from lightning_nerf.executors._sync import synchronisations, unwatched
 from lightning_nerf.executors._watch import Options, Rates, Watch
 from lightning_nerf.executors.base import Executor
+from lightning_nerf.ops._checks import check_integer
 
 RECAPTURES = 8  # for tensors that were replaced; more often than that, something replaces them all the time
 RUN_AHEAD = 2  # steps that the host may be ahead of the device
@@ -43,8 +44,7 @@ class CUDAGraphExecutor(Executor):
     """
 
     def __init__(self, warmup_steps: int = 3) -> None:
-        if warmup_steps < 1:
-            raise ValueError(f"warmup_steps: expected >= 1, got {warmup_steps}")
+        check_integer("warmup_steps", warmup_steps, 1)
         self.warmup_steps = warmup_steps
         self.stopped = True  # eager for the rest of the fit
         self.captures = self.steps = 0  # of this fit

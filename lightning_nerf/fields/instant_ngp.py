@@ -13,8 +13,12 @@ from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import FusedMLP, mlp
 from lightning_nerf.ops import instant_ngp
+from lightning_nerf.ops._checks import check_integer, check_number
 from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE
 from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render
+
+MAX_WIDTH, MAX_LAYERS = 4096, 16  # of its perceptrons: a slip of the pen must not take all memory
 
 
 class InstantNGPField(RadianceField):
@@ -29,10 +33,10 @@ class InstantNGPField(RadianceField):
         log2_table_size: log2 of the largest number of entries per level.
         base_resolution: cells per side of the coarsest level.
         max_resolution: cells per side of the finest level.
-        width: hidden width of both perceptrons.
-        geometry_features: outputs of the density perceptron.
-        density_layers: hidden layers of the density perceptron.
-        color_layers: hidden layers of the colour perceptron.
+        width: hidden width of both perceptrons, 1 to 4096.
+        geometry_features: outputs of the density perceptron, 1 to 4096.
+        density_layers: hidden layers of the density perceptron, 0 to 16.
+        color_layers: hidden layers of the colour perceptron, 0 to 16.
         sh_degree: degree of the spherical harmonics, ``sh_degree**2`` coefficients.
         density_bias: added to the log density; -1 starts training with a thin fog.
         fused: under CUDA autocast, run the whole field in one kernel each way, see :mod:`lightning_nerf.ops.instant_ngp`.
@@ -65,8 +69,12 @@ class InstantNGPField(RadianceField):
         fused: bool = True,
     ) -> None:
         super().__init__()
-        if geometry_features < 1:
-            raise ValueError(f"geometry_features: expected >= 1, got {geometry_features}")
+        for name, value in [("width", width), ("geometry_features", geometry_features)]:
+            check_integer(name, value, 1, MAX_WIDTH)
+        for name, value in [("density_layers", density_layers), ("color_layers", color_layers)]:
+            check_integer(name, value, 0, MAX_LAYERS)
+        check_integer("sh_degree", sh_degree, 1, MAX_DEGREE)
+        check_number("density_bias", density_bias, "(-inf, inf)")
         self.density_bias = density_bias
         self.position_encoding = HashGrid(
             n_dims=3,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,12 +17,13 @@ from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
-from lightning_nerf.data.views import Views, image_rays, image_truth
+from lightning_nerf.data.views import Views, check_batch, image_rays, image_truth
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.modules.checkpoints import refuse_another_box
 from lightning_nerf.modules.schedule import WarmupDecay
 from lightning_nerf.modules.steps import SteppedModule
+from lightning_nerf.ops._checks import check_instance, check_integer, check_number
 from lightning_nerf.ops.ray_loss import ray_loss
 from lightning_nerf.optim import FusedAdam
 from lightning_nerf.renderers.base import Renderer
@@ -88,19 +90,21 @@ class NeRFModule(SteppedModule):
         eval_samples: int = 2**21,
     ) -> None:
         super().__init__()
-        for name, value in [
-            ("samples_per_step", samples_per_step),
-            ("march_factor", march_factor),
-            ("max_rays", max_rays),
-            ("initial_rays", initial_rays),
-            ("eval_samples", eval_samples),
-        ]:
-            if value < 1:
-                raise ValueError(f"{name}: expected >= 1, got {value}")
+        check_instance("field", field, RadianceField)
+        check_instance("estimator", estimator, Estimator)
+        check_instance("renderer", renderer, Renderer, type(None))
+        for name, value in [("samples_per_step", samples_per_step), ("max_rays", max_rays), ("eval_samples", eval_samples)]:
+            check_integer(name, value, 1, 2**31 - 1)
+        check_integer("march_factor", march_factor, 1)
+        check_integer("initial_rays", initial_rays, 1)
         if initial_rays > max_rays:
             raise ValueError(f"initial_rays: expected <= max_rays = {max_rays}, got {initial_rays}")
-        if not huber_delta > 0:
-            raise ValueError(f"huber_delta: expected > 0, got {huber_delta}")
+        check_integer("random_background_steps", random_background_steps, 0)
+        check_number("huber_delta", huber_delta, "(0, inf]")
+        check_instance("optimizer", optimizer, Callable)
+        check_instance("lr_scheduler", lr_scheduler, Callable, type(None))
+        if seed is not None:
+            check_integer("seed", seed, 0, 2**63 - 1)
         self.field = field
         self.estimator = estimator
         self.renderer = VolumeRenderer() if renderer is None else renderer
@@ -228,6 +232,8 @@ class NeRFModule(SteppedModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
+        if not isinstance(batch, (int, Tensor)):
+            check_batch(batch)
         loss, logs = self.executor.step(self, batch if isinstance(batch, RayBatch) else None)
         return {"loss": loss, **logs}
 

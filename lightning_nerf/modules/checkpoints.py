@@ -17,6 +17,7 @@ from lightning_nerf.arguments import Recorded, build, described, differences
 from lightning_nerf.callbacks.loggers import WANDB_RUN_KEY, wandb_run
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_nerf.data.base import NeRFDataModule
+from lightning_nerf.files import check_writable
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -88,8 +89,15 @@ class CheckpointedModule(Recorded, L.LightningModule):
             )
 
     def write_atomically(self) -> None:
-        """Have this Trainer's checkpoints written whole or not at all, unless it was given a CheckpointIO."""
+        """Have this Trainer's checkpoints written whole or not at all, unless it was given a CheckpointIO.
+
+        A fit's must have a folder that can be written to: the first of them may come after hours.
+        """
         strategy = self.trainer.strategy
+        for callback in self.trainer.checkpoint_callbacks if self.trainer.state.fn == TrainerFn.FITTING else ():
+            folder = getattr(callback, "dirpath", None)
+            if folder is not None and "://" not in str(folder):
+                check_writable("dirpath of ModelCheckpoint", Path(folder))
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
 

@@ -7,6 +7,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from lightning_nerf.ops._checks import check_instance, check_integer, check_number
+
 
 class WarmupDecay(LambdaLR):
     """Linear warm-up, constant, then exponential decay to ``final`` times the base rate at ``total_steps``.
@@ -33,14 +35,11 @@ class WarmupDecay(LambdaLR):
         decay_start: float = 0.4,
         final: float = 0.3,
     ) -> None:
-        if total_steps < 1:
-            raise ValueError(f"total_steps: expected >= 1, got {total_steps}")
-        if warmup_steps < 0:
-            raise ValueError(f"warmup_steps: expected >= 0, got {warmup_steps}")
-        if not 0.1 <= decay_start <= 1:
-            raise ValueError(f"decay_start: expected a share in [0.1, 1], got {decay_start}")
-        if not final > 0:
-            raise ValueError(f"final: expected > 0, got {final}")
+        check_instance("optimizer", optimizer, Optimizer)
+        check_integer("total_steps", total_steps, 1, 2**63 - 1)
+        check_integer("warmup_steps", warmup_steps, 0)
+        check_number("decay_start", decay_start, "[0.1, 1]")
+        check_number("final", final, "(0, inf)")
         warmup = min(warmup_steps, total_steps // 10)
 
         def factor(step: int) -> float:

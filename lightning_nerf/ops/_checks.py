@@ -5,6 +5,9 @@ A training step makes dozens of these checks, so the path without an error build
 
 from __future__ import annotations
 
+import numbers
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -30,6 +33,36 @@ def check_tensor(
                 fits = False
     if not fits:
         raise ValueError(f"{name}: expected shape [{', '.join(map(str, shape))}], got {list(sizes)}")
+
+
+def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """An integer, ``low <= value <= high``; no bool."""
+    integral: Any = value if isinstance(value, numbers.Integral) and not isinstance(value, bool) else low - 1
+    if low <= integral and (high is None or integral <= high):
+        return
+    expected = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+    raise _refusal(value)(f"{name}: expected {expected}, got {value!r}")
+
+
+def check_number(name: str, value: Any, interval: str) -> None:
+    """A number in an interval such as "[0, 1)"; NaN lies in none, and what is finite must be so in float32, too."""
+    number: Any = value if isinstance(value, numbers.Real) and not isinstance(value, bool) else float("nan")
+    low, high = (float(limit) for limit in interval[1:-1].split(","))
+    inside = low < number < high and abs(number) <= torch.finfo(torch.float32).max
+    if inside or (number == low and interval[0] == "[") or (number == high and interval[-1] == "]"):
+        return
+    raise _refusal(value)(f"{name}: expected a number in {interval}, got {value!r}")
+
+
+def check_instance(name: str, value: Any, *kinds: Any) -> None:
+    """An object of one of these classes."""
+    if not isinstance(value, kinds):
+        names = ["None" if kind is type(None) else kind.__name__ for kind in kinds]
+        raise TypeError(f"{name}: expected {' or '.join(names)}, got {type(value).__name__}")
+
+
+def _refusal(value: Any) -> type[Exception]:
+    return ValueError if isinstance(value, numbers.Real) else TypeError
 
 
 def check_same_device(**tensors: Tensor | None) -> None:

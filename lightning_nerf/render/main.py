@@ -19,9 +19,11 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lightning_nerf.cli_errors import refusals_in_a_line
 from lightning_nerf.data.base import BACKGROUNDS
 from lightning_nerf.data.camera_paths import box_distances, cameras_on, from_file, orbit, resized, spiral
 from lightning_nerf.data.views import Views, image_rays
+from lightning_nerf.files import named_errors
 from lightning_nerf.render.pictures import CHANNELS, check_channels, picture
 from lightning_nerf.render.scene import TrainedScene, load
 from lightning_nerf.render.writers import check_out, open_writers
@@ -33,22 +35,19 @@ FRAMES = 120  # of a path that has no number of its own
 def main(args: Sequence[str] | None = None) -> list[Path]:
     """Run ``lightning-nerf render ARGS``; prints and returns the paths of what it wrote, one per channel."""
     options, rest = parse(list(sys.argv[2:] if args is None else args))
-    try:
+    with refusals_in_a_line("lightning-nerf render"):
         check(options)
-        scene = load(options.ckpt, options.config, rest)
-        views, names = choose_views(options, scene)
+        try:
+            scene = load(options.ckpt, options.config, rest)
+            views, names = choose_views(options, scene)
+        except FileNotFoundError as error:
+            if options.config or str(error).startswith("--"):
+                raise
+            hint = f"as {options.ckpt} has it; if that has moved, --data.root=... or the like says where it is"
+            raise FileNotFoundError(f"{error} ({hint})") from error
         check_out(options.out, len(names))
         check_channels(options.channels, _one_ray(scene, views))
-        depth_range = _depth_range(options, scene, views)
-    except (FileNotFoundError, ValueError) as error:
-        of_data = isinstance(error, FileNotFoundError) and not options.config and not str(error).startswith("--")
-        hint = (
-            f" (as {options.ckpt} has it; if that has moved, --data.root=... or the like says where it is)"
-            if of_data
-            else ""
-        )
-        sys.exit(f"lightning-nerf render: {error}{hint}")
-    return render(options, scene, views, names, depth_range)
+        return render(options, scene, views, names, _depth_range(options, scene, views))
 
 
 def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -162,12 +161,14 @@ def render(
             with scene.precision():
                 seen = scene.module.render_camera(views, i, scene.data.near, scene.data.far, background)
             for channel, writer in writers.items():
-                writer.add(picture(seen, channel, depth_range).numpy(), name)
+                with named_errors(writer.path):
+                    writer.add(picture(seen, channel, depth_range).numpy(), name)
                 if channel not in CHANNELS and bool(((seen.extras[channel] < 0) | (seen.extras[channel] > 1)).any()):
                     clamped.add(channel)
     finally:
         for writer in writers.values():
-            writer.close()
+            with named_errors(writer.path):
+                writer.close()
     for channel in sorted(clamped):
         print(f"lightning-nerf render: {channel} has values beyond [0, 1], shown as 0 or 1", file=sys.stderr)
     paths = [writer.path for writer in writers.values()]

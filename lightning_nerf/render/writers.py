@@ -12,6 +12,8 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
 
+from lightning_nerf.files import check_writable
+
 FILES = (".png", ".gif", ".mp4")
 _OTHERS = (".apng", ".avi", ".jpeg", ".jpg", ".mkv", ".mov", ".npy", ".webm", ".webp")
 
@@ -75,9 +77,8 @@ class MP4(Writer):
             import imageio_ffmpeg  # type: ignore[import-not-found]
 
             size = frame.shape[1], frame.shape[0]
-            self.sink = imageio_ffmpeg.write_frames(
-                str(self.path), size, fps=self.fps, quality=8, macro_block_size=2, ffmpeg_log_level="error"
-            )
+            options: dict[str, Any] = {"fps": self.fps, "quality": 8, "macro_block_size": 2, "ffmpeg_log_level": "error"}
+            self.sink = imageio_ffmpeg.write_frames(str(self.path), size, **options)
             self.sink.send(None)
         self.sink.send(np.ascontiguousarray(frame))
 
@@ -100,6 +101,7 @@ def check_out(out: Path, n_frames: int | None = None) -> None:
         raise ValueError(f"--out: expected a folder, {out} is a file")
     if suffix in FILES and out.is_dir():
         raise ValueError(f"--out: expected a file, {out} is a folder")
+    check_writable("--out", out.parent if suffix in FILES else out)
 
 
 def open_writers(out: Path, channels: Sequence[str], fps: float) -> dict[str, Writer]:

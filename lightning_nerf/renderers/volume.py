@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_tensor
-from lightning_nerf.ops.composite import check_early_stop_eps, composite
+from lightning_nerf.ops._checks import check_number, check_tensor
+from lightning_nerf.ops.composite import composite
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.types import FieldOutput, PackedSamples, Render
 
@@ -27,7 +27,7 @@ class VolumeRenderer(Renderer):
 
     def __init__(self, early_stop_eps: float = 0.0) -> None:
         super().__init__()
-        check_early_stop_eps(early_stop_eps)
+        check_number("early_stop_eps", early_stop_eps, "[0, 1)")
         self.early_stop_eps = early_stop_eps
 
     def forward(

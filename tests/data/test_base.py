@@ -197,9 +197,9 @@ def test_backgrounds(background: str, given: str | None, expected: str) -> None:
     [
         ({"background": "grey"}, 'background: expected "white", "black" or "random", got \'grey\''),
         ({"eval_background": "random"}, "eval_background: expected"),
-        ({"near": 2.0, "far": 2.0}, r"near, far: expected finite numbers with 0 <= near < far, got 2.0, 2.0"),
-        ({"far": float("inf")}, "near, far: expected finite"),
-        ({"aabb": [[0, 0, 0], [1, 1, 0]]}, "aabb: expected a minimum and a maximum corner"),
+        ({"near": 2.0, "far": 2.0}, "near, far: expected 0 <= near < far, got 2.0, 2.0"),
+        ({"far": float("inf")}, r"far: expected a number in \[0, inf\), got inf"),
+        ({"aabb": [[0, 0, 0], [1, 1, 0]]}, "aabb: expected a minimum corner and a maximum corner above it"),
         ({"aabb": [[0, 0], [1, 1]]}, "aabb: expected"),
         ({"aabb": [[0, 0, 0], [1, 1, float("nan")]]}, "aabb: expected"),
         ({"aabb": "box"}, "aabb: expected two corners"),

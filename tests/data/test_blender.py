@@ -253,7 +253,7 @@ def test_masks_must_leave_something(tmp_path: Path) -> None:
         ({"downscale": 0}, "downscale: expected an integer >= 1, got 0"),
         ({"test_every": 1.5}, "test_every: expected an integer"),
         ({"n_train": 0}, "n_train: expected an integer >= 1, got 0"),
-        ({"holdout_every": 1}, "holdout_every: expected None or an integer >= 2, got 1"),
+        ({"holdout_every": 1}, "holdout_every: expected an integer >= 2, got 1"),
         ({"train_split": "test"}, "test views are never trained on"),
     ],
 )

@@ -1,0 +1,163 @@
+"""What the command line says of a user's mistakes: one line that names the key, without a traceback."""
+
+from __future__ import annotations
+
+import argparse
+import dis
+import importlib
+import inspect
+import pkgutil
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any, NoReturn
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningArgumentParser
+
+# What jsonargparse says beside the reason: the other members of a union, the whole value, what would have been accepted.
+_NOISE = re.compile(
+    r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Not a valid subclass of|"
+    r"Subclass types expect|(a class path|a dict) ?(\(|with|without)|Expected a path but"
+)
+_KEY = re.compile(r'Parser key "(.+)":')
+_CLASS = re.compile(r"Problem with given class_path '(.+)':")
+_OPTION = re.compile(r"Option '(.+)' is not accepted")
+_ATTRIBUTE = re.compile(r"module '(.+)' has no attribute '(.+)'")
+_MODULE = re.compile(r"No module named '([\w.]+)'")
+_SHORT = re.compile(r"Expected a dot import path string: (\w+)")
+_UNKNOWN = re.compile(r"(?:unrecognized arguments: |does not accept option ')(?:--)?([\w.]+)")
+_CHECKERS = (  # modules whose raise statements speak to the user
+    "lightning_nerf.",
+    "lightning.fabric.accelerators.",
+    "lightning.fabric.plugins.io.",
+    "lightning.pytorch.trainer.connectors.accelerator_connector",
+)
+_CLASSES = ("", ".callbacks", ".modules", ".fields", ".estimators", ".renderers", ".data")  # where short names are from
+
+
+class BriefParser(LightningArgumentParser):
+    """LightningCLI's parser, with errors of one line for each reason in place of its usage and its arguments."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Exit with code 2, or raise where the parser was told to."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        self.exit(2, f"lightning-nerf: {brief(message, _keys(self))}\n")
+        raise AssertionError  # not reached; jsonargparse's exit does not say that it never returns
+
+
+@contextmanager
+def refusals_in_a_line(command: str = "lightning-nerf") -> Iterator[None]:
+    """End the program with one line and exit code 1 where a check refuses what a user gave; keep all other tracebacks.
+
+    A check is a ``raise`` statement of this package outside of ``ops`` (whose arguments are the package's own), or of what
+    reads the Trainer's flags and checkpoints in Lightning. What anything else raises may be a bug.
+    """
+    try:
+        yield
+    except Exception as error:
+        refusal = next((e for e in _causes(error) if _is_refusal(e)), None)
+        if refusal is None:
+            raise
+        text = f"{refusal.strerror}: {refusal.filename}" if isinstance(refusal, OSError) and refusal.filename else refusal
+        sys.exit(f"{command}: {text}")
+
+
+def brief(message: str, keys: Iterable[str] = ()) -> str:
+    """The reasons in a message of jsonargparse's, each in a line with its key and, if there is one, the nearest valid name.
+
+    Args:
+        message: what it would print.
+        keys: those that the command line has.
+    """
+    path: list[tuple[int, str]] = []  # indentation and key of what the next lines are about
+    reasons: list[str] = []
+    class_path = ""
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        indent = len(line) - len(line.lstrip())
+        if found := _KEY.match(text):
+            path = [(i, key) for i, key in path if i < indent] + [(indent, found[1])]
+            text = text[found.end() :].strip()
+        if found := _CLASS.match(text):
+            class_path = found[1]
+        elif text and not _NOISE.match(text):
+            where = ".".join(key for _, key in path)
+            reasons.append(
+                f"{where}: {_explained(text, class_path, keys)}" if where else _explained(text, class_path, keys)
+            )
+    return "\n  ".join(dict.fromkeys(reasons)) or message
+
+
+def _explained(reason: str, class_path: str, keys: Iterable[str]) -> str:
+    if found := _OPTION.match(reason):
+        return f"{class_path} has no argument {found[1]!r}{_nearest(found[1].split('.')[0], _arguments(class_path))}"
+    if found := _ATTRIBUTE.search(reason):
+        return f"class_path {class_path!r}: {found[0]}{_nearest(found[2], _names(found[1]))}"
+    if found := _MODULE.search(reason):
+        return f"class_path {class_path!r}: {found[0]}{_nearest(found[1], ('lightning', 'lightning_nerf', 'torch'))}"
+    if found := _SHORT.match(reason):
+        names = [name for package in _CLASSES for name in _names(f"lightning_nerf{package}")]
+        return f"no class {found[1]!r}{_nearest(found[1], names)}"
+    if found := _UNKNOWN.search(reason):
+        keys = list(keys)
+        return f"no key {found[1]!r}{_nearest(found[1], keys) or _nearest(found[1].split('.')[0], keys)}"
+    return reason
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    matches = get_close_matches(name, sorted(set(names)), n=1)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def _arguments(class_path: str) -> list[str]:
+    """Of the constructor, and of those that it may hand others on to."""
+    module, _, name = class_path.rpartition(".")
+    kinds = getattr(getattr(importlib.import_module(module), name, None), "__mro__", ())
+    return [argument for kind in kinds[:-1] for argument in inspect.signature(kind.__init__).parameters]
+
+
+def _names(module: str) -> list[str]:
+    loaded = importlib.import_module(module)
+    return [*dir(loaded), *(found.name for found in pkgutil.iter_modules(getattr(loaded, "__path__", ())))]
+
+
+def _keys(parser: argparse.ArgumentParser) -> list[str]:
+    """All keys of a parser and of its subcommands."""
+    found: list[str] = []
+    for action in parser._actions:
+        found.append(action.dest)
+        if isinstance(action, argparse._SubParsersAction):
+            found += [key for sub in action.choices.values() for key in _keys(sub)]
+    return found
+
+
+def _causes(error: BaseException | None) -> Iterator[Any]:
+    """The error and what it was raised from: jsonargparse wraps those of constructors."""
+    while error is not None:
+        yield error
+        error = error.__cause__
+
+
+def _is_refusal(error: BaseException) -> bool:
+    if isinstance(error, MisconfigurationException):
+        return True
+    if not isinstance(error, (ValueError, TypeError, OSError)) or error.__traceback__ is None:
+        return False
+    last = list(_tracebacks(error))[-1]
+    if last.tb_frame.f_code.co_code[last.tb_lasti] != dis.opmap["RAISE_VARARGS"]:  # an operation failed: an accident
+        return False
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    asked = next((m for m in reversed(modules) if m != "lightning_nerf.ops._checks"), "")
+    return asked.startswith(_CHECKERS) and not asked.startswith("lightning_nerf.ops.")
+
+
+def _tracebacks(error: BaseException) -> Iterator[Any]:
+    found = error.__traceback__
+    while found is not None:
+        yield found
+        found = found.tb_next

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_nerf.cli import main
+from lightning_nerf.cli_errors import brief, refusals_in_a_line
+from lightning_nerf.data import BlenderData
+from lightning_nerf.ops._checks import check_integer
+from lightning_nerf.ops.random import random_uniform
+
+
+def fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> SystemExit:
+    """``lightning-nerf fit`` as a user types it; it must end the program."""
+    command = ["lightning-nerf", "fit", "-c", "blender/instant_ngp", "--trainer.accelerator=cpu", *arguments]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as caught:
+        main()
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--model.field.widht=3", "model.field: lightning_nerf.fields.InstantNGPField has no argument 'widht'; did you mean"
+         " 'width'?"),
+        ("--model.samples_per_stp=3", "model: lightning_nerf.modules.InstantNGP has no argument 'samples_per_stp'; did you"
+         " mean 'samples_per_step'?"),
+        ("--trainer.max_stepz=3", "no key 'trainer.max_stepz'; did you mean 'trainer.max_steps'?"),
+        ("--model.field=InstantNGPFeild", "model.field: no class 'InstantNGPFeild'; did you mean 'InstantNGPField'?"),
+        ("--data=lightning_nref.data.BlenderData", "data: class_path 'lightning_nref.data.BlenderData': No module named"
+         " 'lightning_nref'; did you mean 'lightning_nerf'?"),
+        ("--data.downscale=two", "data.downscale: Expected a <class 'int'>. Got value: two"),
+    ],
+)  # fmt: skip
+def test_a_wrong_key_is_one_line(
+    argument: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert fit(monkeypatch, argument).code == 2
+    assert capsys.readouterr().err == f"lightning-nerf: {message}\n"
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--data.root=nowhere", "root: no folder nowhere"),
+        ("--data.near=-1", r"near: expected a number in [0, inf), got -1.0"),
+        ("--model.estimator.step_size=0", "step_size: expected a number in (0, inf), got 0.0"),  # wrapped by jsonargparse
+        ("--trainer.devices=0", "`Trainer(devices='0')` value is not a valid input"),
+        ("--trainer.logger.save_dir=/dev/null/x", "nothing can be written there, Not a directory (/dev/null): /dev/null/x"),
+    ],
+)
+def test_a_wrong_value_is_one_line(argument: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = fit(monkeypatch, "--data.root=.", "--trainer.logger.save_dir=.", argument).code
+    assert isinstance(text, str)  # hence exit code 1
+    assert text.startswith("lightning-nerf: ")
+    assert message in text
+    assert "\n" not in text
+
+
+def operation() -> None:
+    [].index(3)  # type: ignore[arg-type]
+
+
+def of_a_user() -> None:
+    raise ValueError("of a class that is not ours")
+
+
+def of_an_op() -> None:
+    random_uniform(None, 0, 1, 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("bug", [operation, of_a_user, of_an_op, lambda: {}["key"]])
+def test_a_bug_keeps_its_traceback(bug: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BlenderData, "load", lambda self, split: bug())
+    with pytest.raises((ValueError, TypeError, KeyError)), refusals_in_a_line():
+        BlenderData(tmp_path).setup("fit")
+
+
+def test_a_check_that_ours_called_is_ours() -> None:
+    with pytest.raises(SystemExit, match=r"^x: n_train: expected an integer >= 1, got 0$"), refusals_in_a_line("x"):
+        BlenderData(".", n_train=0)
+    with pytest.raises(ValueError, match="n: expected"), refusals_in_a_line():
+        check_integer("n", 0, 1)  # asked for by this module
+
+
+def test_what_is_not_understood_is_shown_whole() -> None:
+    assert brief("something new") == "something new"
+    assert brief("Errors:") == "Errors:"
