@@ -17,6 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from lightning_nerf.callbacks import ImageLogger, OccupancyGridUpdate, RunResults, Telemetry, Turntable
+from lightning_nerf.callbacks.run_folder import run_folder
 from lightning_nerf.cli import main
 from lightning_nerf.data import BlenderData, SyntheticScene
 from lightning_nerf.estimators import OccupancyGrid
@@ -190,19 +191,32 @@ def test_disk_full_while_saving(room: int, tmp_path: Path, scene_cache: Path, mo
     assert (tmp_path / "step=2.ckpt").read_bytes() == good
 
 
-@pytest.mark.parametrize(("callback", "left"), [(RunResults(), "results.json"), (ImageLogger(), "images/test_r_0.png")])
+@pytest.mark.parametrize(
+    ("callback", "left", "told"),
+    [
+        (
+            RunResults(),
+            "results.json",
+            pytest.raises(OSError, match=r"^\[.*cannot be written, the disk is full: .*results.json"),
+        ),
+        # A picture is not worth a training.
+        (ImageLogger(), "images/test_r_0.png", pytest.warns(UserWarning, match=r"the run goes on: .*the disk is full")),
+    ],
+    ids=["results", "pictures"],
+)
 def test_disk_full_while_writing_results(
-    callback: L.Callback, left: str, tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
+    callback: L.Callback, left: str, told: Any, tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module, scene = tiny_module(), tiny_scene(scene_cache)
     fit = trainer(tmp_path, max_steps=1, callbacks=[callback])
     fit.fit(module, scene)
     fit.test(module, scene, verbose=False)
-    good = (tmp_path / left).read_bytes()
+    path = run_folder(fit) / left
+    good = path.read_bytes()
     monkeypatch.setattr("lightning_nerf.files.open", lambda path, mode: FullDisk(path, mode, 100), raising=False)
-    with pytest.raises(OSError, match=rf"cannot be written, the disk is full: .*{left}"):
+    with told:
         fit.test(module, scene, verbose=False)
-    assert (tmp_path / left).read_bytes() == good
+    assert path.read_bytes() == good
 
 
 # -- a defined result ------------------------------------------------------------------------------------------------------

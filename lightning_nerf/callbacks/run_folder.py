@@ -14,6 +14,7 @@ import lightning as L
 
 from lightning_nerf.files import check_writable
 
+_NAME = "the run's folder (the logger's save_dir or default_root_dir)"
 _UNLOGGED: WeakKeyDictionary[L.Trainer, Path] = WeakKeyDictionary()
 
 
@@ -23,9 +24,14 @@ def run_folder(trainer: L.Trainer) -> Path:
     ``save_dir/name/version`` of the first logger, where Lightning also puts ``checkpoints``: with a WandbLogger
     ``save_dir/project/id``. Without a logger ``default_root_dir/lightning_logs/version_N``, a new one for each Trainer.
     With ``fast_dev_run`` one that the process removes.
+
+    Raises:
+        OSError: it cannot be made.
     """
     folder = Path(trainer.strategy.broadcast(str(_folder(trainer)) if trainer.is_global_zero else ""))
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.is_dir():
+        check_writable(_NAME, folder)
+        folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 
@@ -33,8 +39,8 @@ class WritesRunFiles(L.Callback):
     """Base of callbacks that write into the run folder: that this is possible is seen before anything else is done."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse a folder that nothing can be written to."""
-        check_run_folder(trainer)
+        """Make the folder."""
+        run_folder(trainer)
 
 
 def check_run_folder(trainer: L.Trainer) -> None:
@@ -46,7 +52,7 @@ def check_run_folder(trainer: L.Trainer) -> None:
     logger = trainer.logger
     folder = str((None if logger is None else logger.save_dir) or trainer.default_root_dir)
     if not trainer.fast_dev_run and "://" not in folder:  # type: ignore[attr-defined]
-        check_writable("the run's folder (the logger's save_dir or default_root_dir)", Path(folder))
+        check_writable(_NAME, Path(folder))
 
 
 def _folder(trainer: L.Trainer) -> Path:
@@ -64,6 +70,7 @@ def _folder(trainer: L.Trainer) -> Path:
 
 
 def _unused(root: Path) -> Path:
+    check_writable(_NAME, root)
     root.mkdir(parents=True, exist_ok=True)
     for n in count():
         try:

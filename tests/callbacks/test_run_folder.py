@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,7 @@ def test_the_folder_is_the_first_loggers_own(tmp_path: Path) -> None:
     assert run_folder(trainer(tmp_path, logger=Remote(None, "a2"))) == tmp_path / "project/a2"
 
 
-@pytest.mark.parametrize("options", [{}, {"logger": Remote(None, None)}, {"fast_dev_run": True}])
+@pytest.mark.parametrize("options", [{}, {"logger": Remote(None, None)}])
 def test_where_no_logger_names_one_each_trainer_gets_a_new_one(tmp_path: Path, options: dict[str, Any]) -> None:
     trainers = [trainer(tmp_path, **options) for _ in range(3)]
     folders = [run_folder(t) for t in trainers]
@@ -94,12 +95,15 @@ def test_a_folder_that_takes_no_files_is_an_error_before_training(
 ) -> None:
     (tmp_path / "lightning_logs").write_text("in the way")
     run = trainer(tmp_path, max_steps=3, callbacks=[callback()])
-    with pytest.raises(OSError, match=r"run folder.*lightning_logs.*default_root_dir"):
+    with pytest.raises(OSError, match=r"run's folder.*default_root_dir.*nothing can be written there.*lightning_logs"):
         run.fit(tiny_module(), tiny_scene(scene_cache))
     assert run.global_step == 0
 
 
 def test_a_read_only_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may write anywhere
-    with pytest.raises(OSError, match="cannot write to"):
+    def refuse(dir: Path) -> None:  # root may write anywhere
+        raise PermissionError(errno.EACCES, "Permission denied", str(dir))
+
+    monkeypatch.setattr("lightning_nerf.files.tempfile.TemporaryFile", refuse)
+    with pytest.raises(OSError, match="nothing can be written there, Permission denied"):
         run_folder(trainer(tmp_path))

@@ -250,7 +250,7 @@ def test_arguments_go_before_the_checkpoints(own: str) -> None:
     [
         (["--data.n_tests=1"], ["n_tests", "SyntheticScene"]),
         (["--data.n_test=-1"], ["n_test: expected", "-1"]),
-        (["--model.eval_samples=0"], ["eval_samples: expected >= 1, got 0"]),
+        (["--model.eval_samples=0"], ["eval_samples: expected an integer from 1"]),
         (["--model.field.colour=0"], ["field.colour", "Ball"]),
         (["--trainer.precision=3"], ["precision"]),
         (["--date.n_test=1"], ["--date.n_test=1"]),
