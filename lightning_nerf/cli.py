@@ -21,6 +21,10 @@ from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.recipes import resolve_recipe
 
 
+# LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
+os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+
 def resolve_arguments(args: Sequence[str]) -> list[str]:
     """Replace the short recipe names after ``-c`` / ``--config`` by paths."""
     resolved: list[str] = []
@@ -115,8 +119,6 @@ def build(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NeRFCLI:
 
 
 def _command_line(trainer_defaults: dict[str, Any] | None = None, **options: Any) -> NeRFCLI:
-    # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
-    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
     # The loaders hand out step and view numbers; more workers would only add processes.
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     return NeRFCLI(
