@@ -18,7 +18,7 @@ SHORTER = {
     "max_steps=300": "max_steps=3",
     "SyntheticScene(resolution=100, n_train=30, n_test=4)": "SyntheticScene(resolution=24, n_train=4, n_test=2, n_val=1)",
 }
-# What may stand above a block of each language; "" and text are what commands print.
+# What may stand above a block of each language, beside why it is not run; text is what commands print.
 COMMENTS = {
     "python": r"(continues docs/\S+\.md)?",
     "bash": "",

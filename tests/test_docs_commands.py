@@ -37,9 +37,9 @@ FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 
 def smaller(words: list[str]) -> list[str]:
     """A command's arguments with those behind them that make it small; of two values the last counts."""
-    command, with_recipe = words[0], words[0] != "doctor" and words[:2] != ["bench", "ops"]
-    end = [f"--model.init_args.{name}={value}" for name, value in TINY_MODEL.items()] if with_recipe else []
-    end += ["--trainer.accelerator=cpu"] if with_recipe else []
+    command, end = words[0], []
+    if command != "doctor" and words[:2] != ["bench", "ops"]:
+        end += ["--trainer.accelerator=cpu", *(f"--model.init_args.{name}={value}" for name, value in TINY_MODEL.items())]
     if "synthetic/instant_ngp" in words:
         end += [f"--data.{name}={value}" for name, value in TINY_SCENE.items()]
     if command == "render":
@@ -102,12 +102,12 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     scene.prepare_data()
     for place in sorted(set(re.findall(r"path/to/\w+", read(page)))):
         shutil.copytree(scene.root, place)
-    for block in blocks(page, "yaml", "json"):
+    for block in filter(lambda block: block.is_run, blocks(page, "yaml", "json")):
         path = Path(block.comment.removeprefix("file: "))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(block.text)
-    for block in blocks(page, "bash"):
-        for line in lines(block.text) if block.is_run else []:
+    for block in filter(lambda block: block.is_run, blocks(page, "bash")):
+        for line in lines(block.text):
             run(line, monkeypatch)
 
 
