@@ -98,6 +98,8 @@ def lines(text: str) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.skipif(not _library.loaded, reason="no compiled library")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a test run has a folder of its own
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # where a W&B run goes on
+@pytest.mark.filterwarnings("ignore:.fit.ckpt_path=.last.. is set, but there is no last")  # a first start
 @pytest.mark.parametrize("page", [page for page in PAGES if any(block.is_run for block in blocks(page, "bash"))])
 def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scene_cache: Path) -> None:
     monkeypatch.chdir(tmp_path)
