@@ -20,7 +20,6 @@ from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.recipes import resolve_recipe
 
-
 # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
@@ -87,10 +86,12 @@ class NeRFCLI(LightningCLI):
         path = run_folder(self.trainer) / "results.json"
         if self.trainer.is_global_zero and path.is_file():
             results = json.loads(path.read_text())
+            seconds = results["training_seconds"]  # None where the checkpoint of a finished run was resumed
+            trained = "no step was left" if seconds is None else f"{results['steps']} steps in {seconds:.1f} s"
             print(
                 f"\n{results['scene']}: PSNR {results['psnr']:.2f} dB, SSIM {results['ssim'] or float('nan'):.4f} over "
                 f"{results['images']} held-out views ({results['psnr_of_mean_image'] or float('nan'):.2f} dB by predicting "
-                f"the mean training image); {results['steps']} steps in {results['training_seconds']:.1f} s\n{path.parent}"
+                f"the mean training image); {trained}\n{path.parent}"
             )
 
 

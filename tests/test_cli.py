@@ -23,7 +23,9 @@ WANDB, CSV = "lightning.pytorch.loggers.WandbLogger", "lightning.pytorch.loggers
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # the test run has a folder of its own
-def test_fit_ends_with_results_and_pictures(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fit_ends_with_results_and_pictures(
+    tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     arguments = [
         "fit", "-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--trainer.max_steps=8",
@@ -48,6 +50,11 @@ def test_fit_ends_with_results_and_pictures(tmp_path: Path, scene_cache: Path, m
     monkeypatch.setattr(sys, "argv", ["lightning-nerf", "test", *arguments[1:], f"--ckpt_path={checkpoint}"])
     cli = main()
     assert float(cli.trainer.callback_metrics["test/psnr"]) == pytest.approx(results["psnr"], abs=1e-4)
+
+    assert "; 8 steps in " in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["lightning-nerf", *arguments, f"--ckpt_path={checkpoint}"])
+    main()
+    assert "; no step was left\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

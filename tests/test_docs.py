@@ -1,9 +1,10 @@
-"""The Python in the documentation runs as it stands, or says why it does not."""
+"""The Python in the documentation runs as it stands, or says why it does not; links and names lead somewhere."""
 
 from __future__ import annotations
 
 import functools
 import importlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -11,51 +12,63 @@ from typing import Any
 import pytest
 
 from lightning_nerf import nerfacc
+from tests.pages import NOT_RUN, PAGES, ROOT, blocks, read
 
-ROOT = Path(__file__).parents[1]
-PAGES = [str(page.relative_to(ROOT)) for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))]
-# A snippet, and the comment right above it: "not run: why", or "continues PAGE", whose names it uses.
-SNIPPET = re.compile(r"(?:<!-- (.*?) -->\n)?^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SHORTER = {
     "max_steps=300": "max_steps=3",
     "SyntheticScene(resolution=100, n_train=30, n_test=4)": "SyntheticScene(resolution=24, n_train=4, n_test=2, n_val=1)",
 }
-
-
-def read(page: str) -> str:
-    return (ROOT / page).read_text()
+# What may stand above a block of each language, beside why it is not run; text is what commands print.
+COMMENTS = {
+    "python": r"(continues docs/\S+\.md)?",
+    "bash": "",
+    "yaml": r"file: \S+",
+    "json": r"file: \S+",
+    "text": "",
+}
 
 
 @functools.cache
 def run(page: str) -> dict[str, Any]:
     """Run a page's snippets one after the other, with one set of names; once."""
     names: dict[str, Any] = {"__name__": "__main__"}
-    for comment, snippet in SNIPPET.findall(read(page)):
-        if comment.startswith("not run: "):
+    for block in blocks(page, "python"):
+        if not block.is_run:
             continue
-        if comment:
-            names |= run(comment.removeprefix("continues "))
+        if block.comment:
+            names |= run(block.comment.removeprefix("continues "))
+        snippet = block.text
         for long, short in SHORTER.items():
             snippet = snippet.replace(long, short)
         exec(compile(snippet, page, "exec"), names)
     return names
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if SNIPPET.search(read(page))])
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")])
 def test_snippets_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scene_cache: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(scene_cache))
     run(page)
 
 
-def test_every_snippet_is_one_that_runs_or_says_why_not() -> None:
+@pytest.mark.parametrize("page", PAGES)
+def test_every_block_is_run_or_says_why_not(page: str) -> None:
+    found = blocks(page, *COMMENTS)
+    fences = re.findall(r"^\s*(?:```|~~~).*$", read(page), re.MULTILINE)
+    assert 2 * len(found) == len(fences), f"a block is indented, or in a language beside {', '.join(COMMENTS)}"
+    for block in found:
+        why = block.comment.removeprefix(NOT_RUN)
+        assert len(why) >= 10 if not block.is_run else re.fullmatch(COMMENTS[block.language], block.comment), block
+        if block.language == "text":
+            assert not re.search(r"^\s*(\$|>>>|python|pip|lightning-nerf) ", block.text, re.MULTILINE), block
+        if block.language == "json":
+            json.loads(block.text)
+
+
+def test_shorter_runs_are_of_what_the_pages_say() -> None:
     text = "".join(read(page) for page in PAGES)
-    found = SNIPPET.findall(text)
-    assert len(found) == len(re.findall(r"^\s*(?:```|~~~)\s*(?:py|python\d?|pycon)\b", text, re.MULTILINE)) > 5
-    for comment, _ in found:
-        assert re.fullmatch(r"(not run: .{10,}|continues docs/\S+\.md)?", comment), comment
     for long in SHORTER:
-        assert text.count(long) == 1
+        assert long in text
 
 
 def test_the_short_examples_are_short() -> None:
@@ -67,8 +80,30 @@ def test_the_short_examples_are_short() -> None:
 
 @pytest.mark.parametrize("page", PAGES)
 def test_links_lead_somewhere(page: str) -> None:
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)", read(page)):
-        assert ((ROOT / page).parent / target).exists(), target
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", read(page)):
+        path = ((ROOT / page).parent / target).resolve() if target else ROOT / page
+        assert path.exists(), target
+        if anchor:
+            assert anchor in anchors(path.read_text()), f"{target}#{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """Of a page's headings, as forges make them: lower case, without punctuation, spaces as hyphens."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_lists_every_page() -> None:
+    linked = re.findall(r"\]\((docs/\w[\w-]*\.md)\)", read("README.md"))
+    assert set(linked) == set(PAGES) - {"README.md"}
+
+
+def test_architecture_lists_every_part() -> None:
+    listed = re.findall(r"^\| `lightning_nerf/([\w./]+)`", read("docs/architecture.md"), re.MULTILINE)
+    package = ROOT / "lightning_nerf"
+    parts = {f"{path.name}/" for path in package.iterdir() if (path / "__init__.py").is_file()}
+    parts |= {path.name for path in package.glob("*.py") if not path.name.startswith("__")}
+    assert set(listed) == parts
 
 
 def test_every_name_of_nerfacc_has_a_row_that_says_where_it_is() -> None:
