@@ -103,8 +103,11 @@ def draw_rays(
     )
 
 
-def check_batch(batch: Any) -> None:
+def checked_batch(batch: Any) -> RayBatch:
     """What a loader of the user's own gives a training step: a RayBatch of R rays.
+
+    Rays whose direction has no length that float32 can square are inactive: they would stand still, up to ``far``, in one
+    cell, and fill all memory with samples of it.
 
     Raises:
         TypeError, ValueError: naming the tensor, as in ``batch.rays.near``.
@@ -121,6 +124,10 @@ def check_batch(batch: Any) -> None:
         if tensor is not None or name not in _OPTIONAL:
             check_tensor(name, tensor, shape, dtype)
     check_same_device(**tensors)
+    rays, limits = batch.rays, torch.finfo(torch.float32)
+    squared = rays.directions.square().sum(-1)
+    moving = (squared >= limits.tiny) & (squared <= limits.max)
+    return batch._replace(rays=rays._replace(far=torch.where(moving, rays.far, rays.near)))
 
 
 def truth(batch: RayBatch, background: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
-from lightning_nerf.data.views import Views, check_batch, image_rays, image_truth
+from lightning_nerf.data.views import Views, checked_batch, image_rays, image_truth
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.modules.checkpoints import refuse_another_box
@@ -233,7 +233,7 @@ class NeRFModule(SteppedModule):
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
         if not isinstance(batch, (int, Tensor)):
-            check_batch(batch)
+            batch = checked_batch(batch)
         loss, logs = self.executor.step(self, batch if isinstance(batch, RayBatch) else None)
         return {"loss": loss, **logs}
 

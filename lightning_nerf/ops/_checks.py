@@ -14,9 +14,7 @@ from torch import Tensor
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_tensor(
-    name: str, value: Tensor, shape: tuple[int | str, ...], dtype: torch.dtype | tuple[torch.dtype, ...]
-) -> None:
+def check_tensor(name: str, value: Any, shape: tuple[int | str, ...], dtype: torch.dtype | tuple[torch.dtype, ...]) -> None:
     """``shape`` mixes sizes and letters; a letter stands for any size. ``dtype``: one, or several that are accepted."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")

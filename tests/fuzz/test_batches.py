@@ -104,13 +104,22 @@ def test_wrong_tensors(module: InstantNGP, data: st.DataObject) -> None:
             step(module, batch)
     except (ValueError, TypeError) as error:
         refusal = str(error)
-    assert refusal is None or re.search(rf"\bbatch\.(rays\.)?{name}\b", refusal), refusal
+    named = "origins|directions" if name == "origins" else name  # the first says how many rays there are
+    assert refusal is None or re.search(rf"\bbatch\.(rays\.)?({named})\b", refusal), refusal
 
 
 @pytest.mark.parametrize("batch", [None, "rays", {"rays": 1}, (1, 2), 1.5, [torch.zeros(3)]])
 def test_what_is_no_batch(module: InstantNGP, batch: Any) -> None:
     with pytest.raises(TypeError, match=r"^batch: expected"):
         step(module, batch)
+
+
+@pytest.mark.parametrize("length", [0.0, 1e-30, 1e30])
+def test_a_ray_without_direction_has_no_samples(module: InstantNGP, length: float) -> None:
+    """And not 10^9 of the cell that it begins in."""
+    rays = Rays(torch.zeros(4, 3), torch.full((4, 3), length), torch.zeros(4), torch.full((4,), 1e8))
+    batch = RayBatch(rays, torch.zeros(4, 3), None, None, torch.zeros(4, dtype=torch.int64))
+    assert module.training_step(batch, 0)["n_samples"] == 0
 
 
 def test_a_proper_batch_is_learned_from(module: InstantNGP) -> None:
