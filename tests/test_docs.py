@@ -72,7 +72,7 @@ def test_shorter_runs_are_of_what_the_pages_say() -> None:
 
 
 def test_the_short_examples_are_short() -> None:
-    snippets = [snippet for _, snippet in SNIPPET.findall(read("docs/bring-your-own-field.md"))]
+    snippets = [block.text for block in blocks("docs/bring-your-own-field.md", "python")]
     (trainer,) = [snippet for snippet in snippets if "L.Trainer" in snippet]
     for snippet, most in ((snippets[0], 10), (trainer, 20)):
         assert len([line for line in snippet.splitlines() if line.strip()]) <= most
