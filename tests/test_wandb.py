@@ -56,6 +56,7 @@ def quiet() -> Iterator[None]:
         patch.delenv("WANDB_RUN_ID", raising=False)
         patch.setenv("WANDB_SILENT", "true")
         patch.setenv("WANDB_ERROR_REPORTING", "false")
+        wandb.teardown()  # what a former test has set up for the process
         yield
         wandb.teardown()
 
