@@ -79,11 +79,11 @@ class NeRFCLI(LightningCLI):
             if getattr(logger, "class_path", "").endswith(".WandbLogger"):
                 given = logger.init_args
                 if given.get("id") is None and given.get("version") is None:
-                    given["id"] = wandb_run_id(self.config.fit.ckpt_path)
+                    given["id"] = wandb_run_id(self.config.fit.ckpt_path, self.config.fit.get("weights_only"))
                     self.resumed.append(given)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer; its loggers are there already, and what is saved with the run names no id that was looked up."""
+        """Forget the ids that were looked up: loggers have them by now, and what is saved is as it was given."""
         for given in self.resumed:
             given["id"] = None
         return super().instantiate_trainer(**kwargs)
@@ -102,10 +102,11 @@ class NeRFCLI(LightningCLI):
             results = json.loads(path.read_text())
             seconds = results["training_seconds"]  # None where the checkpoint of a finished run was resumed
             trained = "no step was left" if seconds is None else f"{results['steps']} steps in {seconds:.1f} s"
+            place = "" if self.trainer.fast_dev_run else f"\n{path.parent}"  # type: ignore[attr-defined]  # soon removed
             print(
                 f"\n{results['scene']}: PSNR {results['psnr']:.2f} dB, SSIM {results['ssim'] or float('nan'):.4f} over "
                 f"{results['images']} held-out views ({results['psnr_of_mean_image'] or float('nan'):.2f} dB by predicting "
-                f"the mean training image); {trained}\n{path.parent}"
+                f"the mean training image); {trained}{place}"
             )
 
 

@@ -59,6 +59,21 @@ def test_fit_ends_with_results_and_pictures(
     assert "; no step was left\n" in capsys.readouterr().out
 
 
+def test_a_trial_run_names_no_folder(
+    scene_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "fit", "-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--trainer.fast_dev_run=true",
+        "--data.resolution=24", "--data.n_train=5", "--data.n_test=2", f"--data.cache_dir={scene_cache}",
+        "--model.samples_per_step=1024",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["lightning-nerf", *arguments])
+    main()
+    out = capsys.readouterr().out
+    assert "PSNR" in out
+    assert "fast_dev_run-" not in out
+
+
 @pytest.mark.parametrize(
     ("class_path", "given", "environment", "expected"),
     [
@@ -87,20 +102,20 @@ def test_a_resumed_fit_is_given_the_checkpoints_wandb_run(
 class Known(CSVLogger):
     """Is given its id, and runs without one, as W&B's."""
 
-    def __init__(self, save_dir: str, id: str | None = None, version: str | None = None) -> None:  # noqa: A002
+    def __init__(self, save_dir: str, id: str | None = None, version: str | None = None) -> None:
         super().__init__(save_dir, "", id or version or "new")
 
 
-def test_a_runs_config_begins_a_run_of_its_own(
-    tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.* exists and is not empty")
+def test_a_runs_config_begins_a_run_of_its_own(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the run was resumed, or tested later under its id."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("WANDB_RUN_ID", raising=False)
     monkeypatch.setattr("tests.test_cli.WandbLogger", Known, raising=False)
     tiny = [
         "-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--data.resolution=24", "--data.n_train=5",
-        "--data.n_test=2", f"--data.cache_dir={scene_cache}", "--model.samples_per_step=1024", "--trainer.callbacks=[lightning_nerf.callbacks.EMAWeights]",
+        "--data.n_test=2", f"--data.cache_dir={scene_cache}", "--model.samples_per_step=1024",
+        "--trainer.callbacks=[lightning_nerf.callbacks.EMAWeights]",
         "--trainer.logger=tests.test_cli.WandbLogger", "--trainer.logger.save_dir=runs",
     ]  # fmt: skip
 
