@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_nerf.executors import EAGER
@@ -30,6 +31,19 @@ class RayBudget(L.Callback):
         check_number("fill", fill, "(0, 2]")
         self.every_n_steps = every_n_steps
         self.fill = fill
+        self._first_step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Note where the fit begins."""
+        self._first_step = trainer.global_step
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Warn where nothing was trained on."""
+        if trainer.global_step > self._first_step and int(pl_module.samples_seen) == 0:
+            rank_zero_warn(
+                f"no step had a sample to train on, the weights are as they were: either no ray meets the scene's box, or "
+                f"samples_per_step = {pl_module.samples_per_step} is less than the samples of one ray"
+            )
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
