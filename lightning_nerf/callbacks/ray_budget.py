@@ -31,15 +31,15 @@ class RayBudget(L.Callback):
         check_number("fill", fill, "(0, 2]")
         self.every_n_steps = every_n_steps
         self.fill = fill
-        self._first_step = 0
+        self._counted = False
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Note where the fit begins."""
-        self._first_step = trainer.global_step
+        """No step has said how many samples it had."""
+        self._counted = False
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Warn where nothing was trained on."""
-        if trainer.global_step > self._first_step and int(pl_module.samples_seen) == 0:
+        if self._counted and int(pl_module.samples_seen) == 0:
             rank_zero_warn(
                 f"no step had a sample to train on, the weights are as they were: either no ray meets the scene's box, or "
                 f"samples_per_step = {pl_module.samples_per_step} is less than the samples of one ray"
@@ -48,6 +48,7 @@ class RayBudget(L.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
+        self._counted = self._counted or "n_samples" in (outputs or {})
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if trainer.overfit_batches or done % self.every_n_steps != 0:  # type: ignore[attr-defined]
             return
