@@ -31,15 +31,16 @@ class RayBudget(L.Callback):
         check_number("fill", fill, "(0, 2]")
         self.every_n_steps = every_n_steps
         self.fill = fill
-        self._counted = False
+        self._latest: Tensor | None = None  # number of samples
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """No step has said how many samples it had."""
-        self._counted = False
+        """No step has said yet how many samples it had."""
+        self._latest = None
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Warn where nothing was trained on."""
-        if self._counted and int(pl_module.samples_seen) == 0:
+        # The latest too: a training_step of the user's own may count none in `samples_seen`.
+        if self._latest is not None and int(self._latest) == 0 and int(pl_module.samples_seen) == 0:
             rank_zero_warn(
                 f"no step had a sample to train on, the weights are as they were: either no ray meets the scene's box, or "
                 f"samples_per_step = {pl_module.samples_per_step} is less than the samples of one ray"
@@ -48,7 +49,7 @@ class RayBudget(L.Callback):
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
-        self._counted = self._counted or "n_samples" in (outputs or {})
+        self._latest = (outputs or {}).get("n_samples")
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if trainer.overfit_batches or done % self.every_n_steps != 0:  # type: ignore[attr-defined]
             return
