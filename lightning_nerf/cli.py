@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse import Namespace
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
@@ -39,7 +40,10 @@ def resolve_arguments(args: Sequence[str]) -> list[str]:
 
 
 class SaveConfig(SaveConfigCallback):
-    """Save ``config.yaml`` in the run folder, and give all of it to every logger as the run's hyper-parameters."""
+    """Save ``config.yaml`` in the run folder, and give all of it to every logger as the run's hyper-parameters.
+
+    Without the checkpoint: what is run with the file begins anew. A fit's file is left to it by other commands.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Save, once."""
@@ -47,7 +51,9 @@ class SaveConfig(SaveConfigCallback):
             return
         path = run_folder(trainer) / self.config_filename  # Lightning's log_dir is all W&B runs' common folder
         if trainer.is_global_zero:
-            self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
+            self.config["ckpt_path"] = None
+            if stage == "fit" or not path.exists():
+                self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
             config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
             for logger in trainer.loggers:
                 logger.log_hyperparams(config)
@@ -65,6 +71,7 @@ class NeRFCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Have a resumed fit go on in the W&B run that wrote the checkpoint, unless another id is given."""
+        self.resumed: list[Namespace] = []
         if self.subcommand != "fit" or self.config.fit.ckpt_path is None or "WANDB_RUN_ID" in os.environ:
             return
         loggers = self.config.fit.trainer.logger
@@ -72,7 +79,14 @@ class NeRFCLI(LightningCLI):
             if getattr(logger, "class_path", "").endswith(".WandbLogger"):
                 given = logger.init_args
                 if given.get("id") is None and given.get("version") is None:
-                    given["id"] = wandb_run_id(self.config.fit.ckpt_path)
+                    given["id"] = wandb_run_id(self.config.fit.ckpt_path, self.config.fit.get("weights_only"))
+                    self.resumed.append(given)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Forget the ids that were looked up: loggers have them by now, and what is saved is as it was given."""
+        for given in self.resumed:
+            given["id"] = None
+        return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
         """See that the run's files can be written: loggers would be the first to try, and say less."""
@@ -88,10 +102,11 @@ class NeRFCLI(LightningCLI):
             results = json.loads(path.read_text())
             seconds = results["training_seconds"]  # None where the checkpoint of a finished run was resumed
             trained = "no step was left" if seconds is None else f"{results['steps']} steps in {seconds:.1f} s"
+            place = "" if self.trainer.fast_dev_run else f"\n{path.parent}"  # type: ignore[attr-defined]  # soon removed
             print(
                 f"\n{results['scene']}: PSNR {results['psnr']:.2f} dB, SSIM {results['ssim'] or float('nan'):.4f} over "
                 f"{results['images']} held-out views ({results['psnr_of_mean_image'] or float('nan'):.2f} dB by predicting "
-                f"the mean training image); {trained}\n{path.parent}"
+                f"the mean training image); {trained}{place}"
             )
 
 

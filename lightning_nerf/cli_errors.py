@@ -42,11 +42,16 @@ _CLASSES = ("", ".callbacks", ".modules", ".fields", ".estimators", ".renderers"
 class BriefParser(LightningArgumentParser):
     """LightningCLI's parser, with errors of one line for each reason in place of its usage and its arguments."""
 
+    def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
+        """Parse, and know afterwards what was typed."""
+        self.typed = sys.argv[1:] if args is None else args
+        return super().parse_args(args, *others, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with code 2, or raise where the parser was told to."""
         if not self.exit_on_error:
             super().error(message, ex)
-        self.exit(2, f"lightning-nerf: {brief(message, _keys(self))}\n")
+        self.exit(2, f"lightning-nerf: {brief(message, _keys(self, getattr(self, 'typed', ())))}\n")
         raise AssertionError  # not reached; jsonargparse's exit does not say that it never returns
 
 
@@ -104,13 +109,18 @@ def _explained(reason: str, class_path: str, keys: Iterable[str]) -> str:
         names = [name for package in _CLASSES for name in _names(f"lightning_nerf{package}")]
         return f"no class {found[1]!r}{_nearest(found[1], names)}"
     if found := _UNKNOWN.search(reason):
-        keys = list(keys)
-        return f"no key {found[1]!r}{_nearest(found[1], keys) or _nearest(found[1].split('.')[0], keys)}"
+        return unknown(found[1], keys)
     return reason
 
 
+def unknown(name: str, keys: Iterable[str]) -> str:
+    """That there is no such key, and the nearest of those that there are."""
+    keys = list(keys)
+    return f"no key {name!r}{_nearest(name, keys) or _nearest(name.split('.')[0], keys)}"
+
+
 def _nearest(name: str, names: Iterable[str]) -> str:
-    matches = get_close_matches(name, sorted(set(names)), n=1)
+    matches = get_close_matches(name, sorted({*names} - {name}), n=1)
     return f"; did you mean {matches[0]!r}?" if matches else ""
 
 
@@ -126,13 +136,14 @@ def _names(module: str) -> list[str]:
     return [*dir(loaded), *(found.name for found in pkgutil.iter_modules(getattr(loaded, "__path__", ())))]
 
 
-def _keys(parser: argparse.ArgumentParser) -> list[str]:
-    """All keys of a parser and of its subcommands."""
+def _keys(parser: argparse.ArgumentParser, typed: Iterable[str]) -> list[str]:
+    """All keys of a parser and of the subcommand that was typed."""
     found: list[str] = []
     for action in parser._actions:
         found.append(action.dest)
         if isinstance(action, argparse._SubParsersAction):
-            found += [key for sub in action.choices.values() for key in _keys(sub)]
+            command = next((word for word in typed if word in action.choices), None)
+            found += _keys(action.choices[command], ()) if command else []
     return found
 
 

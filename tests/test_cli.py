@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.loggers import CSVLogger
 
 from lightning_nerf.cli import NeRFCLI, main, resolve_arguments
 from lightning_nerf.recipes import recipe_names, resolve_recipe
@@ -57,6 +59,21 @@ def test_fit_ends_with_results_and_pictures(
     assert "; no step was left\n" in capsys.readouterr().out
 
 
+def test_a_trial_run_names_no_folder(
+    scene_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "fit", "-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--trainer.fast_dev_run=true",
+        "--data.resolution=24", "--data.n_train=5", "--data.n_test=2", f"--data.cache_dir={scene_cache}",
+        "--model.samples_per_step=1024",
+    ]  # fmt: skip
+    monkeypatch.setattr(sys, "argv", ["lightning-nerf", *arguments])
+    main()
+    out = capsys.readouterr().out
+    assert "PSNR" in out
+    assert "fast_dev_run-" not in out
+
+
 @pytest.mark.parametrize(
     ("class_path", "given", "environment", "expected"),
     [
@@ -80,6 +97,45 @@ def test_a_resumed_fit_is_given_the_checkpoints_wandb_run(
     fit = Namespace(ckpt_path=str(tmp_path / "last.ckpt"), trainer=Namespace(logger=[logger] if several else logger))
     NeRFCLI.before_instantiate_classes(SimpleNamespace(subcommand="fit", config=Namespace(fit=fit)))  # type: ignore[arg-type]
     assert logger.init_args.get("id") == expected
+
+
+class Known(CSVLogger):
+    """Is given its id, and runs without one, as W&B's."""
+
+    def __init__(self, save_dir: str, id: str | None = None, version: str | None = None) -> None:
+        super().__init__(save_dir, "", id or version or "new")
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed", "ignore:.* exists and is not empty")
+def test_a_runs_config_begins_a_run_of_its_own(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the run was resumed, or tested later under its id."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    monkeypatch.setattr("tests.test_cli.WandbLogger", Known, raising=False)
+    tiny = [
+        "-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--data.resolution=24", "--data.n_train=5",
+        "--data.n_test=2", f"--data.cache_dir={scene_cache}", "--model.samples_per_step=1024",
+        "--trainer.callbacks=[lightning_nerf.callbacks.EMAWeights]",
+        "--trainer.logger=tests.test_cli.WandbLogger", "--trainer.logger.save_dir=runs",
+    ]  # fmt: skip
+
+    def command(*arguments: str) -> NeRFCLI:
+        monkeypatch.setattr(sys, "argv", ["lightning-nerf", *arguments])
+        return main()
+
+    checkpoint = tmp_path / "a.ckpt"
+    command("fit", *tiny, "--trainer.max_steps=1").trainer.save_checkpoint(checkpoint)
+    content = torch.load(checkpoint, weights_only=True)
+    torch.save({**content, "wandb_run_id": "a1b2"}, checkpoint)
+    command("fit", *tiny, "--trainer.max_steps=2", f"--ckpt_path={checkpoint}")
+    saved = (tmp_path / "runs/a1b2/config.yaml").read_text()
+    config = yaml.safe_load(saved)
+    assert config["ckpt_path"] is None
+    assert config["trainer"]["logger"]["init_args"]["id"] is None
+    command("test", *tiny, f"--ckpt_path={checkpoint}", "--trainer.logger.id=a1b2")
+    assert (tmp_path / "runs/a1b2/config.yaml").read_text() == saved
+    command("test", *tiny, f"--ckpt_path={checkpoint}", "--trainer.logger.id=tested")
+    assert yaml.safe_load((tmp_path / "runs/tested/config.yaml").read_text())["ckpt_path"] is None
 
 
 @pytest.mark.parametrize("logger", [None, True, False])

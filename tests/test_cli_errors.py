@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lightning_nerf.cli import main
 from lightning_nerf.cli_errors import brief, refusals_in_a_line
 from lightning_nerf.data import BlenderData
 from lightning_nerf.ops._checks import check_integer
 from lightning_nerf.ops.random import random_uniform
+from tests.data.test_blender import write_split
 
 
 def fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> SystemExit:
@@ -42,9 +44,22 @@ def test_a_wrong_key_is_one_line(
     assert capsys.readouterr().err == f"lightning-nerf: {message}\n"
 
 
+@pytest.mark.parametrize("argument", ["--verbose=true", "-c", "--verbos=true"])
+def test_no_key_of_another_command_is_suggested(
+    argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("verbose: true\n")
+    assert fit(monkeypatch, argument, *([str(tmp_path / "config.yaml")] if argument == "-c" else [])).code == 2
+    message = capsys.readouterr().err
+    assert message.count("\n") == 1
+    assert "verbos" in message
+    assert "did you mean 'verbose'" not in message
+
+
 @pytest.mark.parametrize(
     ("argument", "message"),
     [
+        ("--data.root=???", "root: required, give --data.root=path/to/scene"),
         ("--data.root=nowhere", "root: no folder nowhere"),
         ("--data.near=-1", r"near: expected a number in [0, inf), got -1.0"),
         ("--model.estimator.step_size=0", "step_size: expected a number in (0, inf), got 0.0"),  # wrapped by jsonargparse
@@ -58,6 +73,19 @@ def test_a_wrong_value_is_one_line(argument: str, message: str, tmp_path: Path, 
     assert isinstance(text, str)  # hence exit code 1
     assert text.startswith("lightning-nerf: ")
     assert message in text
+    assert "\n" not in text
+
+
+@pytest.mark.parametrize("logger", ["CSVLogger", "WandbLogger"])
+def test_a_cut_checkpoint_is_one_line(logger: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    write_split(tmp_path)
+    torch.save({"state_dict": {}}, "cut.ckpt")
+    Path("cut.ckpt").write_bytes(Path("cut.ckpt").read_bytes()[:-50])
+    arguments = ("--ckpt_path=cut.ckpt", f"--trainer.logger=lightning.pytorch.loggers.{logger}")
+    text = str(fit(monkeypatch, "--data.root=.", *arguments, "--trainer.logger.save_dir=.").code)
+    assert text.startswith("lightning-nerf: cut.ckpt cannot be read as a checkpoint (")
     assert "\n" not in text
 
 

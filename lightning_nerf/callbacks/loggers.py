@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
+
+from lightning_nerf.checkpoint_io import read_checkpoint
 
 WANDB_RUN_KEY = "wandb_run_id"  # in a checkpoint
 
@@ -62,18 +60,16 @@ def wandb_run(trainer: L.Trainer | None) -> str | None:
     return next((logger.version for logger in loggers if isinstance(logger, WandbLogger)), None)
 
 
-def wandb_run_id(checkpoint: str | Path) -> str | None:
+def wandb_run_id(checkpoint: str | Path, weights_only: bool | None = None) -> str | None:
     """The id of the W&B run that wrote a checkpoint, for ``WandbLogger(id=...)``: logging then goes on in that run.
 
     Lightning begins W&B runs before it opens the checkpoint of ``fit(ckpt_path=...)``, so this has to be asked first.
     None where there is no such file, or no W&B run wrote it.
+
+    Raises:
+        ValueError: the file cannot be read; with ``weights_only=False`` it may hold any Python objects.
     """
     try:
-        content: dict[str, Any] = TorchCheckpointIO().load_checkpoint(
-            os.fspath(checkpoint),
-            map_location="cpu",  # type: ignore[arg-type]
-            weights_only=True,
-        )
-    except (FileNotFoundError, pickle.UnpicklingError):
+        return read_checkpoint(checkpoint, "cpu", weights_only).get(WANDB_RUN_KEY)
+    except FileNotFoundError:
         return None
-    return content.get(WANDB_RUN_KEY)

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_nerf.executors import EAGER
@@ -30,10 +31,25 @@ class RayBudget(L.Callback):
         check_number("fill", fill, "(0, 2]")
         self.every_n_steps = every_n_steps
         self.fill = fill
+        self._latest: Tensor | None = None  # number of samples
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """No step has said yet how many samples it had."""
+        self._latest = None
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """Warn where nothing was trained on."""
+        # The latest too: a training_step of the user's own may count none in `samples_seen`.
+        if self._latest is not None and int(self._latest) == 0 and int(pl_module.samples_seen) == 0:
+            rank_zero_warn(
+                f"no step had a sample to train on, the weights are as they were: either no ray meets the scene's box, or "
+                f"samples_per_step = {pl_module.samples_per_step} is less than the samples of one ray"
+            )
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
+        self._latest = (outputs or {}).get("n_samples")
         done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
         if trainer.overfit_batches or done % self.every_n_steps != 0:  # type: ignore[attr-defined]
             return

@@ -83,6 +83,8 @@ class BlenderData(NeRFDataModule):
 
     def load(self, split: str) -> tuple[Views, list[str]]:
         """The views that the arguments leave of a split, and their names: file stems, or paths if two are alike."""
+        if str(self.root) == "???":  # as recipes have it
+            raise ValueError("root: required, give --data.root=path/to/scene")
         if not self.root.is_dir():
             raise FileNotFoundError(f"root: no folder {self.root}")
         held_out = self.holdout_every is not None and split != "test"

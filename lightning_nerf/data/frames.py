@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
 _SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+_LARGEST = torch.finfo(torch.float32).max  # what poses are kept in
 _DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
 
 
@@ -129,7 +130,7 @@ def _find(folder: Path, name: str) -> Path | None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
 
 
 def _short(value: Any) -> str:

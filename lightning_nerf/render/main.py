@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lightning_nerf.cli_errors import refusals_in_a_line
+from lightning_nerf.cli_errors import refusals_in_a_line, unknown
 from lightning_nerf.data.base import BACKGROUNDS
 from lightning_nerf.data.camera_paths import box_distances, cameras_on, from_file, orbit, resized, spiral
 from lightning_nerf.data.views import Views, image_rays
@@ -29,6 +29,7 @@ from lightning_nerf.render.scene import TrainedScene, load
 from lightning_nerf.render.writers import check_out, open_writers
 from lightning_nerf.types import Render
 
+_SECTIONS = ("model", "data", "trainer", "seed_everything", "print_config")  # LightningCLI's options without a dot
 FRAMES = 120  # of a path that has no number of its own
 
 
@@ -85,6 +86,11 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         [args.pop(0)] if args and not args[0].startswith("-") else []
     )  # else the value of an unknown option fits too
     options, rest = parser.parse_known_args(args)
+    names = [action.dest for action in parser._actions]
+    for word in rest:
+        name = word.removeprefix("--").partition("=")[0]
+        if word.startswith("--") and "." not in name and name not in _SECTIONS:
+            parser.exit(2, f"lightning-nerf render: {unknown(name, names)}\n")
     if positional and options.ckpt is not None:
         parser.error(f"--ckpt: the checkpoint is given twice, as {positional[0]} and as {options.ckpt}")
     if positional:

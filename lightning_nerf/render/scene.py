@@ -11,10 +11,11 @@ from typing import Any, NamedTuple
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 
 from lightning_nerf.arguments import build
+from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.cli import build as build_cli
+from lightning_nerf.cli_errors import BriefParser
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.recipes import resolve_recipe
@@ -46,7 +47,9 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
         FileNotFoundError: no such recipe.
         ValueError: the file is no checkpoint, does not describe itself, or does not fit the model.
     """
-    content = read_checkpoint(checkpoint)
+    content = read_checkpoint(checkpoint, "cpu")
+    if not isinstance(content.get("state_dict"), dict):
+        raise ValueError(f"--ckpt: {checkpoint} is no Lightning checkpoint: it has no 'state_dict'")
     scene = _by_recipes(recipes, rest) if recipes else _by_itself(checkpoint, content, rest)
     module, data, trainer = scene
     data.prepare_data()
@@ -71,18 +74,6 @@ def _without_subcommand(recipe: str, copy: Path) -> str:
     return str(copy)
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, on the CPU. Only tensors and plain values are read, no code that a file brings."""
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, from wherever a broken file leads the reader
-        why = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise ValueError(f"--ckpt: {path} cannot be read as a checkpoint ({why})") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"--ckpt: {path} is no Lightning checkpoint: it has no 'state_dict'")
-    return content
-
-
 def _by_recipes(recipes: Sequence[str], rest: Sequence[str]) -> TrainedScene:
     with tempfile.TemporaryDirectory() as folder:
         recipes = [
@@ -102,7 +93,7 @@ def _by_itself(path: Path, content: dict[str, Any], rest: Sequence[str]) -> Trai
             f"-c: {path} does not describe its {' nor its '.join(lacks)}: name the recipe that it was trained with, e.g. "
             f"lightning-nerf render -c blender/instant_ngp --data.root path/to/scene --ckpt {path}"
         )
-    parser = ArgumentParser(prog="lightning-nerf render")
+    parser = BriefParser(prog="lightning-nerf render")
     for name in kinds:
         parser.add_argument(f"--{name}", type=dict[str, Any], default={})
     parser.add_class_arguments(L.Trainer, "trainer", fail_untyped=False)

@@ -95,9 +95,20 @@ def test_accumulated_batches_are_one_step_to_loggers(tmp_path: Path, scene_cache
     assert [int(row["step"]) for row in rows if row["val/psnr"]] == [5]
 
 
-@pytest.mark.parametrize("content", [None, {"state_dict": {}}, {"wandb_run_id": "a1b2"}, {"module": torch.nn.Linear(1, 1)}])
+@pytest.mark.parametrize("content", [None, {"state_dict": {}}, {"wandb_run_id": "a1b2"}])
 def test_the_run_that_wrote_a_checkpoint(tmp_path: Path, content: dict[str, Any] | None) -> None:
     path = tmp_path / "last.ckpt"
     if content is not None:
         torch.save(content, path)
     assert wandb_run_id(path) == (content or {}).get("wandb_run_id")
+
+
+def test_the_run_of_a_checkpoint_that_is_cut_or_foreign(tmp_path: Path) -> None:
+    path = tmp_path / "last.ckpt"
+    torch.save({"module": torch.nn.Linear(1, 1), "wandb_run_id": "a1b2"}, path)
+    with pytest.raises(ValueError, match=r"last.ckpt cannot be read as a checkpoint .*Unsupported global.*Linear"):
+        wandb_run_id(path)
+    assert wandb_run_id(path, weights_only=False) == "a1b2"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"last.ckpt cannot be read as a checkpoint"):
+        wandb_run_id(path)

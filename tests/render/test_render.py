@@ -253,7 +253,8 @@ def test_arguments_go_before_the_checkpoints(own: str) -> None:
         (["--model.eval_samples=0"], ["eval_samples: expected an integer from 1"]),
         (["--model.field.colour=0"], ["field.colour", "Ball"]),
         (["--trainer.precision=3"], ["precision"]),
-        (["--date.n_test=1"], ["--date.n_test=1"]),
+        (["--date.n_test=1"], ["no key 'date.n_test'; did you mean 'data'?"]),
+        (["--trainer.precisoin=3"], ["no key 'trainer.precisoin'; did you mean 'trainer.precision'?"]),
         (["--model.field.extras=false"], ["does not fit the model", "field.extras: came True, expected False"]),
     ],
 )
@@ -263,6 +264,7 @@ def test_bad_arguments_beside_a_checkpoint_are_named(
     message = refused([own, *arguments], capsys)
     for words in said:
         assert words in message
+    assert "usage" not in message
 
 
 def test_pictures_that_have_moved_are_named(capsys: pytest.CaptureFixture[str], scene_cache: Path) -> None:
@@ -303,6 +305,7 @@ def test_pictures_that_have_moved_are_named(capsys: pytest.CaptureFixture[str], 
         (["--out", "two.png"], ["--out", "there are 2"]),
         (["-c", "no/such"], ["no/such", "blender/instant_ngp"]),
         (["--data.n_test", "-1"], ["n_test"]),
+        (["--nframes", "2"], ["lightning-nerf render: no key 'nframes'; did you mean 'n_frames'?\n"]),
     ],
 )
 def test_bad_input_is_named(
