@@ -48,6 +48,18 @@ class SteppedModule(CheckpointedModule):
             torch.distributed.all_reduce(self.idle, torch.distributed.ReduceOp.MIN)
         optimizer.idle = self.idle if self._counted else None
         self._counted = False
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled and not _optimizer_handles_unscaling(optimizer):
+            self._note_overflow(optimizer)
+
+    def _note_overflow(self, optimizer: Any) -> None:
+        """Count the update for which a scaler will not call the optimizer, whose :class:`StepGuard` then sees nothing."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if grads:
+            overflow = ~torch.nn.utils.get_total_norm(grads, norm_type=float("inf")).isfinite()
+            self.idle.masked_fill_(overflow, 1)
+            if hasattr(optimizer, "skipped"):
+                optimizer.skipped.add_(overflow)
 
     def clip_gradients(
         self,
@@ -68,8 +80,8 @@ class SteppedModule(CheckpointedModule):
         if plugin.scaler is not None:
             raise ValueError(
                 f"gradient_clip_val: with precision={plugin.precision!r} {type(optimizer).__name__} unscales gradients "
-                f"inside its update, after they would be clipped; expected precision='bf16-mixed', an optimizer that is not "
-                f"fused, or no clipping, got {value}"
+                f"inside its update, after they would be clipped; expected precision='bf16-mixed', an optimizer that is "
+                f"not fused, or no clipping, got {value}"
             )
         algorithm = gradient_clip_algorithm or self.trainer.gradient_clip_algorithm or "norm"
         Precision.clip_gradients(plugin, optimizer, value, GradClipAlgorithmType(algorithm))

@@ -151,15 +151,14 @@ def test_a_fit_without_end_needs_a_schedule_of_its_own(tmp_path: Path, scene_cac
 
 @pytest.mark.parametrize("optimizer", [FusedAdam, torch.optim.Adam])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
-@pytest.mark.parametrize("strategy", ["auto", "nerf_cuda_graph"])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_clipping_bounds_the_gradients_of_the_update(
-    tmp_path: Path, scene_cache: Path, optimizer: Any, algorithm: str, strategy: str, precision: str
+    tmp_path: Path, scene_cache: Path, optimizer: Any, algorithm: str, precision: str
 ) -> None:
     limit = 1e-4 if algorithm == "norm" else 1e-5
     module = tiny_module(optimizer=optimizer)
     options = {"max_steps": 4, "gradient_clip_val": limit, "gradient_clip_algorithm": algorithm}
-    seen, _, _ = fit(tmp_path, scene_cache, module, strategy=strategy, precision=precision, **options)
+    seen, _, _ = fit(tmp_path, scene_cache, module, precision=precision, **options)
     assert len(seen.in_update) == 4
     for raw, clipped in zip(seen.before_clipping, seen.in_update, strict=True):
         if algorithm == "norm":
