@@ -30,6 +30,8 @@ class SteppedModule(CheckpointedModule):
         self.register_buffer("key", make_key(seed))
         self.register_buffer("samples_seen", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("idle", torch.ones(()), persistent=False)
+        # Each rank's own: DDP's wrapper would give all ranks those of rank 0.
+        self._ddp_params_and_buffers_to_ignore = ["samples_seen", "idle"]
 
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, or of the step's own rays, and device scalars."""
