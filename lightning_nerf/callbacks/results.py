@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
+from itertools import zip_longest
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -18,6 +20,10 @@ from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.data.views import image_truth
 from lightning_nerf.files import whole_file
 
+TRAINING = (
+    "steps", "training_seconds", "ms_per_step", "samples_per_second", "fill", "peak_memory_gib", "quality_marks",
+)  # fmt: skip
+
 
 class RunResults(WritesRunFiles, TrainingClock):
     """Measure training time and, after a test, write ``results.json`` in the run folder.
@@ -25,8 +31,8 @@ class RunResults(WritesRunFiles, TrainingClock):
     Keys: recipe, scene, split, images, psnr, ssim, steps, training_seconds (without evaluation and loading), ms_per_step,
     samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training; null on a
     CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image scores),
-    quality_marks (the rows of :class:`QualityMarks`, if that is among the callbacks). What a process did not measure
-    (training, in a mere ``test``) is null.
+    quality_marks (the rows of :class:`QualityMarks`, if that is among the callbacks). Views and samples are those of all
+    processes. Where a fit did not train (a mere ``test``), its figures are those of the file in the folder, else null.
 
     Args:
         recipe: name to record.
@@ -50,7 +56,7 @@ class RunResults(WritesRunFiles, TrainingClock):
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Halt the clock for good."""
         super().on_train_end(trainer, pl_module)
-        self._samples = pl_module.samples_seen.clone()
+        self._samples = trainer.strategy.reduce(pl_module.samples_seen.clone(), reduce_op="sum")
         self._steps = trainer.global_step - self._first_step
 
     # -- the score ----------------------------------------------------------------------------------------------------
@@ -74,9 +80,13 @@ class RunResults(WritesRunFiles, TrainingClock):
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Write results.json, whole or not at all."""
         path = run_folder(trainer) / "results.json"  # on every rank: it asks rank 0
+        self._psnr = _of_all_ranks(self._psnr, trainer)
         if not trainer.is_global_zero:
             return
-        text = json.dumps(self._results(trainer, pl_module), indent=2) + "\n"
+        results = self._results(trainer, pl_module)
+        if self._steps is None:
+            results.update(_trained_before(path))
+        text = json.dumps(results, indent=2) + "\n"
         with whole_file(path) as file:
             file.write(text.encode())
 
@@ -86,7 +96,7 @@ class RunResults(WritesRunFiles, TrainingClock):
         if seconds and steps and self._samples is not None:
             samples = int(self._samples)
             per_step, samples_per_second = 1000 * seconds / steps, samples / seconds
-            fill = samples / steps / pl_module.samples_per_step
+            fill = samples / steps / trainer.world_size / pl_module.samples_per_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         datamodule = pl_module.datamodule
         return {
@@ -94,7 +104,7 @@ class RunResults(WritesRunFiles, TrainingClock):
             "scene": datamodule.scene_name,
             "split": "test",
             "images": len(self._psnr),
-            "psnr": metrics.get("test/psnr", sum(self._psnr.values()) / max(len(self._psnr), 1)),
+            "psnr": sum(self._psnr.values()) / max(len(self._psnr), 1),
             "ssim": metrics.get("test/ssim"),
             "psnr_of_mean_image": _mean_image_psnr(pl_module),
             "steps": steps,
@@ -109,6 +119,25 @@ class RunResults(WritesRunFiles, TrainingClock):
             "quality_marks": next((c.scores for c in trainer.callbacks if isinstance(c, QualityMarks)), None),  # type: ignore[attr-defined]
             "psnr_per_image": self._psnr,
         }
+
+
+def _of_all_ranks(scores: dict[str, float], trainer: L.Trainer) -> dict[str, float]:
+    """In the order of the views, which ranks take in turn; one that two ranks have scored is there once."""
+    if trainer.world_size == 1:
+        return scores
+    everybodys: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(everybodys, scores)
+    turns = zip_longest(*(theirs.items() for theirs in everybodys))
+    return dict(item for turn in turns for item in turn if item is not None)
+
+
+def _trained_before(path: Path) -> dict[str, Any]:
+    """What the file says of training, if it is there."""
+    try:
+        before = json.loads(path.read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return {name: before[name] for name in TRAINING if name in before}
 
 
 def _device_name(device: torch.device) -> str:

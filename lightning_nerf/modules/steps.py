@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 
 from lightning_nerf.executors import EAGER, Executor
@@ -27,6 +30,8 @@ class SteppedModule(CheckpointedModule):
         self.register_buffer("key", make_key(seed))
         self.register_buffer("samples_seen", torch.zeros((), dtype=torch.int64), persistent=False)
         self.register_buffer("idle", torch.ones(()), persistent=False)
+        # Each rank's own: DDP's wrapper would give all ranks those of rank 0.
+        self._ddp_params_and_buffers_to_ignore = ["samples_seen", "idle"]
 
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, or of the step's own rays, and device scalars."""
@@ -45,6 +50,43 @@ class SteppedModule(CheckpointedModule):
             torch.distributed.all_reduce(self.idle, torch.distributed.ReduceOp.MIN)
         optimizer.idle = self.idle if self._counted else None
         self._counted = False
+        scaled = getattr(self.trainer.precision_plugin, "scaler", None) is not None
+        if scaled and not _optimizer_handles_unscaling(optimizer):
+            self._note_overflow(optimizer)
+
+    def _note_overflow(self, optimizer: Any) -> None:
+        """Count the update for which a scaler will not call the optimizer, whose :class:`StepGuard` then sees nothing."""
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        if grads:
+            overflow = ~torch.nn.utils.get_total_norm(grads, norm_type=float("inf")).isfinite()
+            self.idle.masked_fill_(overflow, 1)
+            if hasattr(optimizer, "skipped"):
+                optimizer.skipped.add_(overflow)
+
+    def clip_gradients(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """As in :class:`LightningModule`; without a scaler also for an optimizer that could unscale by itself.
+
+        Overridden here and not in ``configure_gradient_clipping``, so that an override of that one, which a graph may be
+        unable to hold, is always a user's own.
+        """
+        plugin: Any = self.trainer.precision_plugin
+        value = self.trainer.gradient_clip_val if gradient_clip_val is None else gradient_clip_val
+        if not value or not isinstance(plugin, MixedPrecision) or not _optimizer_handles_unscaling(optimizer):
+            super().clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            return
+        if plugin.scaler is not None:
+            raise ValueError(
+                f"gradient_clip_val: with precision={plugin.precision!r} {type(optimizer).__name__} unscales gradients "
+                f"inside its update, after they would be clipped; expected precision='bf16-mixed', an optimizer that is "
+                f"not fused, or no clipping, got {value}"
+            )
+        algorithm = gradient_clip_algorithm or self.trainer.gradient_clip_algorithm or "norm"
+        Precision.clip_gradients(plugin, optimizer, value, GradClipAlgorithmType(algorithm))
 
     @property
     def executor(self) -> Executor:

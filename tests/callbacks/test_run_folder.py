@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import json
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,19 @@ def test_a_run_of_known_id_goes_on_in_its_folder(tmp_path: Path, scene_cache: Pa
             run.fit(tiny_module(), tiny_scene(scene_cache), ckpt_path="last")
         assert [path.name for path in (run_folder(run) / "checkpoints").glob("last*")] == ["last.ckpt"]
     assert run.ckpt_path == str(tmp_path / "runs/project/a1/checkpoints/last.ckpt")
+
+
+def test_a_mere_test_leaves_the_figures_of_training(tmp_path: Path, scene_cache: Path) -> None:
+    module, scene, written = tiny_module(), tiny_scene(scene_cache), []
+    for fits in (True, False):
+        run = trainer(tmp_path, max_steps=2, logger=Remote(tmp_path / "runs", "a1"), callbacks=[RunResults(str(fits))])
+        if fits:
+            run.fit(module, scene)
+        run.test(module, datamodule=scene, verbose=False)
+        written.append(json.loads((run_folder(run) / "results.json").read_text()))
+    assert written[0]["steps"] == 2
+    assert written[0]["training_seconds"] > 0
+    assert written[1] == {**written[0], "recipe": "False"}
 
 
 @pytest.mark.parametrize("callback", [ImageLogger, RunResults])

@@ -45,6 +45,11 @@ CASES: dict[str, Makes] = {
         "accumulate_grad_batches": 2,
         "max_steps": 15,
     },
+    "clip, bf16, FusedAdam": lambda: {
+        "module": plain_module(optimizer=lambda groups: FusedAdam(groups, lr=2**-7)),
+        "gradient_clip_val": 1e-3,
+        "precision": "bf16-mixed",
+    },
     "bf16": lambda: {"precision": "bf16-mixed"},
     "fused SGD": optimizer(torch.optim.SGD, lr=2**-3, momentum=0.9, fused=True),
     "SGD, which updates eagerly": optimizer(torch.optim.SGD, lr=2**-3, momentum=0.9),

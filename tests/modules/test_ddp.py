@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory, scene_cache: Path) -> dict[str, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("ddp")
-    tiny_scene(scene_cache, n_val=4).setup("fit")  # rendered once, not by both
+    tiny_scene(scene_cache, n_val=4, n_test=3).setup("fit")  # rendered once, not by both
     subprocess.run(
         [sys.executable, "-m", "tests.modules.ddp", str(scene_cache), str(folder)],
         check=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=600,
@@ -89,3 +89,18 @@ def test_views_are_shared_and_scored_as_a_whole(ranks: dict[str, list[dict[str, 
     scores = {**first["scores"], **second["scores"]}
     assert len(scores) == 4
     assert first["psnr"] == second["psnr"] == pytest.approx(sum(scores.values()) / 4, abs=1e-4)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_results_are_of_all_processes(ranks: dict[str, list[dict[str, Any]]], strategy: str) -> None:
+    first, second = ranks[strategy]
+    assert len(first["tested"]) == len(second["tested"]) == 2  # of three views, one of them twice
+    results, scores = first["results"], {**first["tested"], **second["tested"]}
+    assert results["images"] == 3
+    assert list(results["psnr_per_image"]) == sorted(scores)
+    assert results["psnr_per_image"] == pytest.approx(scores)
+    assert results["psnr"] == pytest.approx(sum(scores.values()) / 3)
+    samples = first["samples"] + second["samples"]
+    assert first["samples"] != second["samples"]
+    assert results["samples_per_second"] * results["training_seconds"] == pytest.approx(samples)
+    assert results["fill"] == pytest.approx(samples / STEPS / 2 / 2048)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.plugins import MixedPrecision
 from torch import Tensor
 
 from lightning_nerf.callbacks import ImageLogger, OccupancyGridUpdate, PSNRLogger, RunResults, Telemetry, Turntable
@@ -150,13 +151,14 @@ def test_a_fit_without_end_needs_a_schedule_of_its_own(tmp_path: Path, scene_cac
 
 @pytest.mark.parametrize("optimizer", [FusedAdam, torch.optim.Adam])
 @pytest.mark.parametrize("algorithm", ["norm", "value"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_clipping_bounds_the_gradients_of_the_update(
-    tmp_path: Path, scene_cache: Path, optimizer: Any, algorithm: str
+    tmp_path: Path, scene_cache: Path, optimizer: Any, algorithm: str, precision: str
 ) -> None:
     limit = 1e-4 if algorithm == "norm" else 1e-5
     module = tiny_module(optimizer=optimizer)
     options = {"max_steps": 4, "gradient_clip_val": limit, "gradient_clip_algorithm": algorithm}
-    seen, _, _ = fit(tmp_path, scene_cache, module, **options)
+    seen, _, _ = fit(tmp_path, scene_cache, module, precision=precision, **options)
     assert len(seen.in_update) == 4
     for raw, clipped in zip(seen.before_clipping, seen.in_update, strict=True):
         if algorithm == "norm":
@@ -167,6 +169,12 @@ def test_clipping_bounds_the_gradients_of_the_update(
         else:
             assert any(g.abs().max() > limit for g in raw)
             assert all(torch.equal(a, b.clamp(-limit, limit)) for a, b in zip(clipped, raw, strict=True))
+
+
+def test_clipping_what_the_optimizer_has_yet_to_unscale_is_refused(tmp_path: Path, scene_cache: Path) -> None:
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))
+    with pytest.raises(ValueError, match=r"^gradient_clip_val: with precision='16-mixed' FusedAdam .*got 0\.1"):
+        fit(tmp_path, scene_cache, plugins=[plugin], max_steps=2, gradient_clip_val=0.1)
 
 
 class Batches(L.Callback):

@@ -119,3 +119,12 @@ def test_a_grad_scaler_skips_as_well(tmp_path: Path, scene_cache: Path, why: str
     assert states.unchanged() == [3]
     assert telemetry.latest["train/skipped_steps"] == 1
     assert scaler.get_scale() == (2.0**9 if why == "infinite colours" else 2.0**10)
+
+
+def test_a_step_that_a_grad_scaler_does_not_make_is_counted(tmp_path: Path, scene_cache: Path) -> None:
+    """Its optimizer is not called at all; nor has it a say in whether the next window, an empty one, is skipped."""
+    plugin = MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu", init_scale=2.0**10))
+    bad = {"field": lambda: InfAt(3), "callbacks": [Empty({4})]}
+    states, telemetry, _ = run(tmp_path, scene_cache, "Adam", **bad, plugins=[plugin])
+    assert states.unchanged() == [3, 4]
+    assert telemetry.latest["train/skipped_steps"] == 2
