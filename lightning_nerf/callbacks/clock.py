@@ -12,8 +12,9 @@ import torch
 class TrainingClock(L.Callback):
     """Seconds and peak memory of training, from the first to the last step; the base of callbacks that report them.
 
-    Stands still during validation, and whenever a callback that does something else calls :func:`halt_clocks`. The device
-    is waited for where the clock starts and halts, and nowhere else. Loading does not count.
+    Stands still from a validation or the writing of a checkpoint to the next step, and whenever a callback that does
+    something else calls :func:`halt_clocks`. The device is waited for where the clock starts and halts, and nowhere else.
+    Loading does not count.
 
     ``training_seconds`` and ``peak_memory_gib`` (``max_memory_allocated``; None on a CPU) are None before training.
     """
@@ -55,9 +56,13 @@ class TrainingClock(L.Callback):
         """Halt the clock."""
         self.halt(pl_module)
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Let the clock go on, if this validation was within a training."""
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Halt the clock."""
+        self.halt(pl_module)
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Let the clock go on, if it was halted."""
+        if self._started is None:
             self.resume(pl_module)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:

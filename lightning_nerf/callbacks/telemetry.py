@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-import time
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
 
+from lightning_nerf.callbacks.clock import TrainingClock
 from lightning_nerf.callbacks.loggers import logged_step
 from lightning_nerf.ops._checks import check_integer
 
 
-class Telemetry(L.Callback):
+class Telemetry(TrainingClock):
     """Log loss, PSNR of the training rays, rays/s, samples/s, occupied share, learning rate, every ``every_n_steps``.
 
+    Rays/s and samples/s are those of this process, over training alone: validation and checkpoints do not count.
     ``train/skipped_steps`` counts updates that were not made, because a gradient was not finite or no batch had samples.
 
     ``self.log`` of a device tensor makes the progress bar wait for the device. Here the step's scalars are copied to pinned
@@ -39,6 +40,7 @@ class Telemetry(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Forget a former run."""
+        super().on_train_start(trainer, pl_module)
         self.latest, self._pending, self._last = {}, None, None
 
     @torch.no_grad()
@@ -48,7 +50,7 @@ class Telemetry(L.Callback):
         step = trainer.fit_loop.epoch_loop.total_batch_idx
         if step % self.every_n_steps != 0 or self._pending is not None:
             return
-        now = time.perf_counter()
+        now = self.seconds_so_far()
         seconds = (now - self._last[1]) / max(step - self._last[0], 1) if self._last else float("nan")
         self._last = (step, now)
         scalars = {name: value for name, value in outputs.items() if isinstance(value, Tensor) and value.ndim == 0}
@@ -75,6 +77,7 @@ class Telemetry(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         """Wait for the last reading, which no further step would publish."""
+        super().on_train_end(trainer, pl_module)
         if self._pending is not None and self._event is not None:
             self._event.synchronize()
         self._publish(trainer)

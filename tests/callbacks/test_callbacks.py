@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from nerf_plugin import UniformSamples
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, PSNRLogger, RayBudget, Telemetry
@@ -95,6 +98,28 @@ def test_telemetry_reads_the_step_it_names(tmp_path: Path, scene_cache: Path) ->
     assert latest["train/psnr"] == pytest.approx(-10 * np.log10(latest["train/mse"]))
     assert latest["train/samples_per_second"] > 0
     assert 0 < latest["train/occupied"] <= 1
+
+
+class Dawdles(L.Callback):
+    """Takes its time over validation and checkpoints."""
+
+    def on_validation_batch_end(self, *_: Any) -> None:
+        time.sleep(1.0)
+
+    def on_save_checkpoint(self, *_: Any) -> None:
+        time.sleep(1.0)
+
+
+@pytest.mark.parametrize("meanwhile", ["validation", "a checkpoint"])
+def test_telemetry_times_nothing_but_training(tmp_path: Path, scene_cache: Path, meanwhile: str) -> None:
+    telemetry = Telemetry(every_n_steps=2)
+    callbacks: list[Any] = [telemetry, Dawdles()]
+    options: dict[str, Any] = {"val_check_interval": 3, "limit_val_batches": 1}
+    if meanwhile == "a checkpoint":
+        options = {"enable_checkpointing": True}
+        callbacks.append(ModelCheckpoint(tmp_path, every_n_train_steps=3))
+    trainer(tmp_path, max_steps=5, callbacks=callbacks, **options).fit(tiny_module(), tiny_scene(scene_cache))
+    assert 0 < telemetry.latest["train/ms_per_step"] < 1000 / 2  # a second in two steps
 
 
 class Learner(UniformSamples):
