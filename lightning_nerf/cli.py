@@ -51,7 +51,8 @@ class SaveConfig(SaveConfigCallback):
             return
         path = run_folder(trainer) / self.config_filename  # Lightning's log_dir is all W&B runs' common folder
         if trainer.is_global_zero:
-            self.config["ckpt_path"] = None
+            if "ckpt_path" in self.config:  # without a subcommand there is none
+                self.config["ckpt_path"] = None
             if stage == "fit" or not path.exists():
                 self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=self.multifile)
             config = json.loads(self.parser.dump(self.config, skip_none=False, format="json"))
