@@ -5,6 +5,8 @@ All other arguments are the recipe's, as for `lightning-nerf fit`:
 
 The device is waited for at the window's two ends only. `first_step_seconds` runs from the entry of Trainer.fit to the end
 of the first step, data loaded before. `lightning_share` is 1 - (summed kernel time) / (wall time of a step).
+With several processes (--trainer.devices=2 --trainer.strategy=nerf_cuda_graph_ddp) rays and samples per second are those of
+all of them, all else is the first one's, and at the end weights, moments and grids are compared to the bit.
 --sweep repeats a short run with a growing number of samples (2^14 to 2^22, with a quarter as many rays at most), rows of
 the hash table (2^19 to 2^24) or training images (some of the scene's, repeated as needed).
 """
@@ -23,6 +25,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.bench.kernels import kernel_table, profiler
+from lightning_nerf.bench.processes import compare, total
 from lightning_nerf.bench.timing import environment, median_seconds, peak_memory_gib, wait
 from lightning_nerf.cli import NeRFCLI, build
 from lightning_nerf.data import NeRFDataModule, Views
@@ -144,6 +147,8 @@ class StepWindow(L.Callback):
                 step["kernel_ms_per_step"] = total / 1000
                 step["lightning_share"] = 1 - total / 1000 / step["ms_per_step"]
                 self.report["kernels"] = kernels
+            if trainer.world_size > 1:
+                self.report["processes"] = compare(trainer, pl_module)
             self.report["field"] = field_times(trainer, pl_module)
             trainer.should_stop = True
 
@@ -156,7 +161,8 @@ class StepWindow(L.Callback):
             "ms_per_step": 1000 * seconds / steps,
             "n_rays": rays,
             "n_samples": samples,
-            "samples_per_second": samples * steps / seconds,
+            "rays_per_second": total(rays * steps / seconds, self.device),
+            "samples_per_second": total(samples * steps / seconds, self.device),
             "peak_memory_gib": peak_memory_gib(self.device),
             "first_step_seconds": self.first_step_seconds,
         }

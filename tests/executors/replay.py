@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf import strategies
 from lightning_nerf.executors import CUDAGraphExecutor, cuda_graph
+from lightning_nerf.strategies import _replay
 
 mode = "default"
 
@@ -97,7 +97,7 @@ def replay_without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(CUDAGraphExecutor, "begin", begin_)
     monkeypatch.setattr(cuda_graph, "capture", capture)
-    monkeypatch.setattr(strategies, "_has_graphs", lambda device: True)
+    monkeypatch.setattr(_replay, "_has_graphs", lambda device: True)
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: None)
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,19 +15,25 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins import Precision
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import StrategyRegistry
 from lightning.pytorch.trainer.states import TrainerFn
 
-from lightning_nerf import strategies
 from lightning_nerf.cli import main
 from lightning_nerf.executors import EagerExecutor
-from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy, ExecutorDDPStrategy, ExecutorStrategy
+from lightning_nerf.strategies import (
+    CUDAGraphDDPStrategy,
+    CUDAGraphStrategy,
+    ExecutorDDPStrategy,
+    ExecutorStrategy,
+    _replay,
+)
 from tests.executors.replay import replay_without_gpu
 from tests.scenes import tiny_module, tiny_scene, trainer
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 def test_the_names_are_known_once_a_module_is_imported() -> None:
@@ -42,7 +48,7 @@ def test_the_names_are_known_once_a_module_is_imported() -> None:
 
 def test_a_cpu_runs_eagerly_and_says_so_once(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
-    monkeypatch.setattr(strategies, "rank_zero_info", said.append)
+    monkeypatch.setattr(_replay, "rank_zero_info", said.append)
     states = []
     for strategy in ("auto", "nerf_cuda_graph"):
         torch.manual_seed(0)
@@ -116,13 +122,13 @@ def test_messages_have_the_strategys_own_name(monkeypatch: pytest.MonkeyPatch, k
     strategy = kind(**(ddp if kind is CUDAGraphDDPStrategy else {"device": cpu}))
     name = kind.strategy_name
     said: list[str] = []
-    monkeypatch.setattr(strategies, "rank_zero_info", said.append)
+    monkeypatch.setattr(_replay, "rank_zero_info", said.append)
     monkeypatch.setattr(kind.__mro__[2], "setup", lambda self, trainer: None)  # Lightning's own would connect processes
     connector = SimpleNamespace(_num_nodes_flag=1)
     run = SimpleNamespace(state=SimpleNamespace(fn=TrainerFn.FITTING), _accelerator_connector=connector)
     strategy.setup(run)
     assert [message.split(":")[0] for message in said] == [name]
-    monkeypatch.setattr(strategies, "_has_graphs", lambda device: True)
+    monkeypatch.setattr(_replay, "_has_graphs", lambda device: True)
     for make in (BoringModel, manual):
         strategy._lightning_module = make()
         with pytest.raises((TypeError, ValueError), match=f"^strategy='{name}'"):
@@ -131,6 +137,37 @@ def test_messages_have_the_strategys_own_name(monkeypatch: pytest.MonkeyPatch, k
     strategy.optimizers = [torch.optim.LBFGS([torch.zeros(1)])]
     with pytest.raises(ValueError, match=f"^strategy='{name}'.*LBFGS"):
         strategy.setup(run)
+
+
+class Asking(L.Callback):
+    """Asks as Lightning does before each batch of several processes."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+
+
+@pytest.fixture
+def group_of_one() -> Iterator[None]:
+    """A process group may begin in this process, and nothing of it stays."""
+    before = dict(os.environ)
+    yield
+    torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("group_of_one")
+def test_whether_to_end_is_asked_seldom(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replay_without_gpu(monkeypatch)
+    asked: list[int] = []
+    ask = lambda loop: asked.append(loop.total_batch_idx)  # noqa: E731
+    monkeypatch.setattr(_TrainingEpochLoop, "_broadcast_sigterm_tensor", ask)
+    strategy = CUDAGraphDDPStrategy(process_group_backend="gloo")
+    run = trainer(tmp_path, max_steps=70, strategy=strategy, callbacks=[Asking()])
+    run.fit(tiny_module(), tiny_scene(scene_cache))
+    assert asked == [0, 32, 64]
+    run.fit_loop.epoch_loop._broadcast_sigterm_tensor()
+    assert asked == [0, 32, 64, 69]  # Lightning's own again
 
 
 class Counting(EagerExecutor):
@@ -217,7 +254,7 @@ import sys
 from pathlib import Path
 import torch
 from tests.scenes import tiny_module, tiny_scene, trainer
-from tests.test_strategies import Counting
+from tests.strategies.test_strategies import Counting
 from lightning_nerf.strategies import ExecutorDDPStrategy
 
 folder, cache = Path(sys.argv[1]), Path(sys.argv[2])

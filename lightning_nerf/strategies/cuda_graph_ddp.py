@@ -1,0 +1,111 @@
+"""Several devices, a process each, whose steps are replayed from CUDA graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch.overrides.distributed import _sync_module_states
+from lightning.pytorch.strategies import DDPStrategy
+
+from lightning_nerf.executors import CUDAGraphExecutor
+from lightning_nerf.strategies._replay import ReplayedSteps
+
+LARGE = 2**18  # elements from which on a gradient is reduced where it lies
+ASKED_EVERY = 32  # batches between two questions whether rank 0 was told to end
+
+
+class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
+    """One process per device; replayed steps, between whose two graphs the mean of the gradients is taken.
+
+    The module is not wrapped in DistributedDataParallel, whose hooks no graph can hold: parameters and buffers are given to
+    all ranks once, at the start, and gradients are reduced after each window of accumulation. All ranks must have gradients
+    of the same parameters.
+
+    Args:
+        warmup_steps: eager batches at the start of every fit, >= 1.
+        kwargs: of DDPStrategy; those for the wrapper are refused.
+    """
+
+    strategy_name = "nerf_cuda_graph_ddp"
+
+    def __init__(self, warmup_steps: int = 3, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        CUDAGraphExecutor(warmup_steps)
+        self.warmup_steps = warmup_steps
+        hooks = ("ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper", "model_averaging_period")
+        refused = [*self._ddp_kwargs, *(name for name in hooks if kwargs.get(name) is not None)]
+        if refused:
+            raise ValueError(
+                f"strategy='nerf_cuda_graph_ddp' has no DistributedDataParallel to give {', '.join(refused)} to: leave it "
+                "out, or use strategy='ddp'"
+            )
+
+    def setup(self, trainer: Any) -> None:
+        """See :meth:`Strategy.setup`; refuses what cannot work."""
+        if self._layer_sync is not None:
+            raise ValueError("sync_batchnorm=True is not for strategy='nerf_cuda_graph_ddp': use strategy='ddp'")
+        self._checked = False
+        super().setup(trainer)
+
+    def _lighten(self, trainer: Any) -> None:
+        """Also ask seldom what Lightning asks before each batch: whether rank 0 got a SIGTERM.
+
+        It reads the answer from the device, for which the host waits: what it does between two graphs would no longer hide
+        behind them.
+        """
+        super()._lighten(trainer)
+        loop = trainer.fit_loop.epoch_loop
+        ask = getattr(loop, "_broadcast_sigterm_tensor", None)  # since Lightning 2.6
+        if ask is not None:
+
+            def ask_seldom() -> None:
+                if loop.total_batch_idx % ASKED_EVERY == 0:  # on all ranks alike
+                    ask()
+
+            loop._broadcast_sigterm_tensor = ask_seldom
+
+    def teardown(self) -> None:
+        """Give the loop its own question back."""
+        module: Any = self.lightning_module
+        if module is not None and module._trainer is not None:
+            vars(module.trainer.fit_loop.epoch_loop).pop("_broadcast_sigterm_tensor", None)
+        super().teardown()
+
+    def configure_ddp(self) -> None:
+        """Give all ranks the parameters and buffers of rank 0, in place of wrapping the module."""
+        _sync_module_states(self.model)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def reduce_gradients(self) -> None:
+        """Take the mean of the gradients over all ranks, in place, where an update follows. The host does not wait."""
+        module: Any = self.lightning_module
+        if self.world_size == 1 or module.trainer.fit_loop._should_accumulate():
+            return
+        grads = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]
+        if not self._checked:
+            self._check_alike([name for name, p in module.named_parameters() if p.grad is not None])
+        small = [g for g in grads if g.numel() < LARGE]
+        flat = torch.cat([g.reshape(-1) for g in small]) if small else None
+        averages = torch.distributed.get_backend() == "nccl"  # gloo only sums
+        op = torch.distributed.ReduceOp.AVG if averages else torch.distributed.ReduceOp.SUM
+        for tensor in (*(g for g in grads if g.numel() >= LARGE), *(() if flat is None else (flat,))):
+            torch.distributed.all_reduce(tensor, op)
+            if not averages:
+                tensor.div_(self.world_size)
+        if flat is not None:
+            parts = flat.split([g.numel() for g in small])
+            for part, grad in zip(parts, small, strict=True):
+                grad.copy_(part.view_as(grad))
+
+    def _check_alike(self, names: list[str]) -> None:
+        everybodys: list[Any] = [None] * self.world_size
+        torch.distributed.all_gather_object(everybodys, names)
+        for rank, theirs in enumerate(everybodys):
+            if theirs != names:
+                odd = sorted(set(theirs) ^ set(names))
+                raise RuntimeError(
+                    f"ranks {self.global_rank} and {rank} have gradients of different parameters: {', '.join(odd)}; have "
+                    "all parameters take part in every loss, or use strategy='ddp_find_unused_parameters_true'"
+                )
+        self._checked = True
