@@ -46,7 +46,8 @@ class SteppedModule(CheckpointedModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Let the optimizer skip the update for which no batch had samples, on any rank."""
-        if self._counted and self.trainer.world_size > 1:
+        reduced = getattr(self.trainer.strategy, "reduces_idle", False)
+        if self._counted and self.trainer.world_size > 1 and not reduced:
             torch.distributed.all_reduce(self.idle, torch.distributed.ReduceOp.MIN)
         optimizer.idle = self.idle if self._counted else None
         self._counted = False

@@ -28,6 +28,7 @@ class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
     """
 
     strategy_name = "nerf_cuda_graph_ddp"
+    reduces_idle = True  # so that the module need not
 
     def __init__(self, warmup_steps: int = 3, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -78,25 +79,28 @@ class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
 
     @torch.no_grad()
     def reduce_gradients(self) -> None:
-        """Take the mean of the gradients over all ranks, in place, where an update follows. The host does not wait."""
+        """Take the mean of the gradients over all ranks, in place, where an update follows. The host does not wait.
+
+        ``module.idle`` goes with them, which spares a reduction of its own: 1 where it is 1 on all ranks, else 0.
+        """
         module: Any = self.lightning_module
         if self.world_size == 1 or module.trainer.fit_loop._should_accumulate():
             return
         grads = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]
         if not self._checked:
             self._check_alike([name for name, p in module.named_parameters() if p.grad is not None])
-        small = [g for g in grads if g.numel() < LARGE]
-        flat = torch.cat([g.reshape(-1) for g in small]) if small else None
+        small = [module.idle, *(g for g in grads if g.numel() < LARGE)]
+        flat = torch.cat([g.reshape(-1) for g in small])
         averages = torch.distributed.get_backend() == "nccl"  # gloo only sums
         op = torch.distributed.ReduceOp.AVG if averages else torch.distributed.ReduceOp.SUM
-        for tensor in (*(g for g in grads if g.numel() >= LARGE), *(() if flat is None else (flat,))):
+        for tensor in (*(g for g in grads if g.numel() >= LARGE), flat):
             torch.distributed.all_reduce(tensor, op)
             if not averages:
                 tensor.div_(self.world_size)
-        if flat is not None:
-            parts = flat.split([g.numel() for g in small])
-            for part, grad in zip(parts, small, strict=True):
-                grad.copy_(part.view_as(grad))
+        pieces = flat.split([g.numel() for g in small])
+        means = [piece.view_as(g) for piece, g in zip(pieces, small, strict=True)]
+        torch._foreach_copy_(small, means)  # type: ignore[attr-defined]
+        torch.gt(module.idle, 1 - 0.5 / self.world_size, out=module.idle)  # a mean of ones may miss 1 by a rounding
 
     def _check_alike(self, names: list[str]) -> None:
         everybodys: list[Any] = [None] * self.world_size
