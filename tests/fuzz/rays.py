@@ -51,6 +51,11 @@ def steps(draw: st.DrawFn) -> dict[str, Any]:
     )
 
 
+def too_many(step_size: float, rays_d: Tensor) -> bool:
+    """May a ray in a box of size 2 have more samples than a list can hold? One that stays where it is may, too."""
+    return step_size < 1e-9 or bool((rays_d.abs() < 1e-5).all(dim=-1).any())
+
+
 @st.composite
 def binaries(draw: st.DrawFn, device: str, levels: int = 2) -> Tensor:
     """[L, X, Y, Z]: nothing, everything, or some cells."""
