@@ -67,7 +67,7 @@ def test_traverse_grids(device: str, data: st.DataObject) -> None:
     result = answer(["step_size", "aabbs", "aabb"], traverse)
     if result is None:
         size = step["step_size"]
-        many = size is not None and 0 < size and too_many(size, rays_d)
+        many = size is not None and size > 0 and too_many(size, rays_d)
         assert many or not (aabbs[:, :3] < aabbs[:, 3:]).all() or not aabbs.isfinite().all()
         return
     intervals, samples, planes_ = result
