@@ -18,6 +18,8 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_nerf.checks import BadArgument
+
 T = TypeVar("T")
 
 _RECORD = "_constructor_arguments"
@@ -75,12 +77,12 @@ def build(spec: dict[str, Any], kind: type[T], **instead: Any) -> T:
             else than expected.
     """
     if "unnamed" in spec:
-        raise ValueError(
+        raise BadArgument(
             f"class_path: the checkpoint has none, it is of {spec['unnamed']}; build that and load its state_dict"
         )
     target = _resolved(spec["class_path"], "class_path")
     if not (inspect.isclass(target) and issubclass(target, kind) and issubclass(target, Recorded)):
-        raise ValueError(f"class_path: expected a subclass of {_path(kind)}, got {spec['class_path']!r}")
+        raise BadArgument(f"class_path: expected a subclass of {_path(kind)}, got {spec['class_path']!r}")
     return _called(target, {**spec.get("init_args", {}), **instead}, "", instead)
 
 
@@ -196,7 +198,7 @@ def _made(value: Any, name: str) -> Any:
     if not isinstance(value, dict):
         return value
     if "unnamed" in value:
-        raise ValueError(f"{name}: the checkpoint has no name for it, it was {value['unnamed']}; {_advice(name)}")
+        raise BadArgument(f"{name}: the checkpoint has no name for it, it was {value['unnamed']}; {_advice(name)}")
     if "class_path" not in value:
         return {key: _made(item, f"{name}.{key}") for key, item in value.items()}
     target = _resolved(value["class_path"], name)
@@ -205,7 +207,7 @@ def _made(value: Any, name: str) -> Any:
     if _is_for_training(target):
         return functools.partial(target, **{k: _made(v, f"{name}.{k}") for k, v in value["init_args"].items()})
     if not (inspect.isclass(target) and issubclass(target, Recorded)):
-        raise ValueError(
+        raise BadArgument(
             f"{name}: expected a field, estimator, renderer, optimizer or the like, got {value['class_path']!r}"
         )
     return _called(target, value["init_args"], name)
@@ -216,7 +218,7 @@ def _called(target: type[T], init_args: dict[str, Any], name: str, instead: Cont
     by_name = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
     unknown = [key for key in init_args if key not in by_name]
     if unknown and len(by_name) == len(parameters):
-        raise ValueError(f"{_inner(name, unknown[0])}: expected an argument of {_path(target)}, which takes no such")
+        raise BadArgument(f"{_inner(name, unknown[0])}: expected an argument of {_path(target)}, which takes no such")
     values = {
         key: value if key in instead else _as_written(_made(value, _inner(name, key)), by_name.get(key))
         for key, value in init_args.items()
@@ -259,7 +261,7 @@ def _resolved(path: Any, name: str) -> Any:
         except AttributeError:
             break
     where = " (the script that wrote it)" if parts[:1] == ["__main__"] else ""
-    raise ValueError(f"{name}: the checkpoint names {path!r}{where}, which is not to be found; {_advice(name)}")
+    raise BadArgument(f"{name}: the checkpoint names {path!r}{where}, which is not to be found; {_advice(name)}")
 
 
 def _advice(name: str) -> str:

@@ -10,6 +10,7 @@ from typing import IO, Any
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.files import whole_file
 
 
@@ -68,7 +69,7 @@ def read_checkpoint(
     except Exception as error:  # of many kinds, from wherever a broken file leads the reader
         reason = (isinstance(error, pickle.UnpicklingError) and error.__context__) or error  # torch wraps it in advice
         why = f"{type(reason).__name__}: {reason}".splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a checkpoint ({why})") from error
+        raise BadArgument(f"{path} cannot be read as a checkpoint ({why})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} cannot be read as a checkpoint (it holds a {type(content).__name__})")
+        raise BadArgument(f"{path} cannot be read as a checkpoint (it holds a {type(content).__name__})")
     return content

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dis
 import importlib
 import inspect
 import pkgutil
@@ -18,6 +17,8 @@ from typing import Any, NoReturn
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
+from lightning_nerf.checks import BadArgument
+
 # What jsonargparse says beside the reason: the other members of a union, the whole value, what would have been accepted.
 _NOISE = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Expected a <class 'NoneType'>|Given value|Not a valid subclass of|"
@@ -30,8 +31,8 @@ _ATTRIBUTE = re.compile(r"module '(.+)' has no attribute '(.+)'")
 _MODULE = re.compile(r"No module named '([\w.]+)'")
 _SHORT = re.compile(r"Expected a dot import path string: (\w+)")
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: |does not accept option ')(?:--)?([\w.]+)")
-_CHECKERS = (  # modules whose raise statements speak to the user
-    "lightning_nerf.",
+_CHECKS = ("lightning_nerf.checks", "lightning_nerf.argument_types")
+_LIGHTNING_CHECKS = (  # what reads the Trainer's flags and checkpoints
     "lightning.fabric.accelerators.",
     "lightning.fabric.plugins.io.",
     "lightning.pytorch.trainer.connectors.accelerator_connector",
@@ -59,8 +60,8 @@ class BriefParser(LightningArgumentParser):
 def refusals_in_a_line(command: str = "lightning-nerf") -> Iterator[None]:
     """End the program with one line and exit code 1 where a check refuses what a user gave; keep all other tracebacks.
 
-    A check is a ``raise`` statement of this package outside of ``ops`` (whose arguments are the package's own), or of what
-    reads the Trainer's flags and checkpoints in Lightning. What anything else raises may be a bug.
+    A check raises a :class:`~lightning_nerf.checks.BadArgument`, or stands where Lightning reads the Trainer's flags and
+    checkpoints. Any other exception may be a bug, as may a BadArgument of an op: the package chose the op's arguments.
     """
     try:
         yield
@@ -157,18 +158,8 @@ def _causes(error: BaseException | None) -> Iterator[Any]:
 def _is_refusal(error: BaseException) -> bool:
     if isinstance(error, MisconfigurationException):
         return True
-    if not isinstance(error, (ValueError, TypeError, OSError)) or error.__traceback__ is None:
-        return False
-    last = list(_tracebacks(error))[-1]
-    if last.tb_frame.f_code.co_code[last.tb_lasti] != dis.opmap["RAISE_VARARGS"]:  # an operation failed: an accident
-        return False
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    asked = next((m for m in reversed(modules) if m != "lightning_nerf.ops._checks"), "")
-    return asked.startswith(_CHECKERS) and not asked.startswith("lightning_nerf.ops.")
-
-
-def _tracebacks(error: BaseException) -> Iterator[Any]:
-    found = error.__traceback__
-    while found is not None:
-        yield found
-        found = found.tb_next
+    asked = next((m for m in reversed(modules) if m not in _CHECKS), "")
+    if isinstance(error, BadArgument):
+        return not asked.startswith("lightning_nerf.ops.")  # an op's arguments are this package's own: a bug
+    return isinstance(error, (ValueError, TypeError, OSError)) and asked.startswith(_LIGHTNING_CHECKS)

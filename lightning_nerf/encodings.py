@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from lightning_nerf.ops._checks import check_instance, check_integer
+from lightning_nerf.checks import BadArgument, check_instance, check_integer
 from lightning_nerf.ops.hash_grid import hash_grid
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
 
@@ -62,12 +62,12 @@ class HashGrid(nn.Module):
         check_integer("n_levels", n_levels, 1, MAX_LEVELS)
         check_integer("n_features", n_features, 1, 8)
         if n_features not in (1, 2, 4, 8):
-            raise ValueError(f"n_features: expected 1, 2, 4 or 8, got {n_features}")
+            raise BadArgument(f"n_features: expected 1, 2, 4 or 8, got {n_features}")
         check_integer("log2_table_size", log2_table_size, 3, 28)
         check_integer("base_resolution", base_resolution, 2, 2**20)
         check_integer("max_resolution", max_resolution, base_resolution, 2**20)
         if n_levels == 1 and base_resolution != max_resolution:
-            raise ValueError(
+            raise BadArgument(
                 "n_levels=1 has one resolution: expected base_resolution == max_resolution, "
                 f"got {base_resolution} and {max_resolution}"
             )
@@ -84,7 +84,7 @@ class HashGrid(nn.Module):
             rows.append((resolution, offset, size))
             offset += size
         if offset >= 2**31:
-            raise ValueError(f"n_levels, log2_table_size: expected a table of less than 2**31 rows, got {offset}")
+            raise BadArgument(f"n_levels, log2_table_size: expected a table of less than 2**31 rows, got {offset}")
         self.register_buffer("levels", torch.tensor(rows, dtype=torch.int32))
         self.table = nn.Parameter(torch.empty(offset, n_features))
         self.reset_parameters()
@@ -118,7 +118,7 @@ class HashGrid(nn.Module):
     def forward(self, positions: Tensor) -> Tensor:
         """Features [N, n_levels * n_features] of positions [N, n_dims]."""
         if positions.shape[-1] != self.n_dims:
-            raise ValueError(f"positions: expected shape [N, {self.n_dims}], got {list(positions.shape)}")
+            raise BadArgument(f"positions: expected shape [N, {self.n_dims}], got {list(positions.shape)}")
         if positions.is_cuda and self.table.dtype is torch.float32 and torch.is_autocast_enabled("cuda"):
             # bfloat16 features of a float16 table: their gradients need the range of bfloat16.
             dtype = torch.get_autocast_dtype("cuda")
@@ -206,7 +206,7 @@ class Frequency(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Encoding [..., n_outputs] of x [..., n_dims]."""
         if x.shape[-1] != self.n_dims:
-            raise ValueError(f"x: expected shape [..., {self.n_dims}], got {list(x.shape)}")
+            raise BadArgument(f"x: expected shape [..., {self.n_dims}], got {list(x.shape)}")
         angles = (x[..., None, :] * self.frequencies[:, None]).flatten(-2)
         parts = [angles.sin(), angles.cos()]
         return torch.cat([x, *parts] if self.include_input else parts, -1)

@@ -10,6 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from lightning_nerf.checks import BadFile
+
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -53,7 +55,7 @@ def named_errors(path: Path) -> Iterator[None]:
         if cause is None:
             raise
         reason = "the disk is full" if cause.errno in _FULL else cause.strerror or str(cause)
-        raise OSError(cause.errno, f"cannot be written, {reason}", str(path)) from error
+        raise BadFile(cause.errno, f"cannot be written, {reason}", str(path)) from error
 
 
 def check_writable(name: str, folder: Path) -> None:
@@ -70,7 +72,7 @@ def check_writable(name: str, folder: Path) -> None:
             pass
     except OSError as error:
         message = f"{name}: nothing can be written there, {error.strerror} ({there})"
-        raise OSError(error.errno, message, str(folder)) from error
+        raise BadFile(error.errno, message, str(folder)) from error
 
 
 def _sync_folder(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_integer, check_number
+from lightning_nerf.checks import BadArgument, check_integer, check_number
 from lightning_nerf.ops.adam import SKIPPED, adam_, adam_begin_, make_control
 
 _OWN = ("capturable", "fused", "ema_decay", "ema_share", "ema_every")  # options that load_state_dict leaves alone
@@ -240,4 +240,4 @@ def _rate(lr: float | Tensor) -> float | Tensor:
 
 def _expect(name: str, value: Any, good: bool, expected: str) -> None:
     if not good:
-        raise ValueError(f"{name}: expected {expected}, got {value}")
+        raise BadArgument(f"{name}: expected {expected}, got {value}")

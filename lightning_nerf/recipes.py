@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lightning_nerf.checks import MissingFile
+
 
 def recipes_folder() -> Path:
     """The wheel's recipes; in a source checkout, the ones at its top level."""
@@ -29,4 +31,4 @@ def resolve_recipe(name: str) -> str:
     shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
     if shipped.is_file():
         return str(shipped)
-    raise FileNotFoundError(f"config {name!r}: no such file, nor a shipped recipe; those are {', '.join(recipe_names())}")
+    raise MissingFile(f"config {name!r}: no such file, nor a shipped recipe; those are {', '.join(recipe_names())}")

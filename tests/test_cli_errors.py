@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_nerf.checks import check_integer
 from lightning_nerf.cli import main
 from lightning_nerf.cli_errors import brief, refusals_in_a_line
 from lightning_nerf.data import BlenderData
-from lightning_nerf.ops._checks import check_integer
 from lightning_nerf.ops.random import random_uniform
 from tests.data.test_blender import write_split
 
@@ -111,8 +111,8 @@ def test_a_bug_keeps_its_traceback(bug: Any, tmp_path: Path, monkeypatch: pytest
 def test_a_check_that_ours_called_is_ours() -> None:
     with pytest.raises(SystemExit, match=r"^x: n_train: expected an integer >= 1, got 0$"), refusals_in_a_line("x"):
         BlenderData(".", n_train=0)
-    with pytest.raises(ValueError, match="n: expected"), refusals_in_a_line():
-        check_integer("n", 0, 1)  # asked for by this module
+    with pytest.raises(SystemExit, match=r"^x: n: expected an integer >= 1, got 0$"), refusals_in_a_line("x"):
+        check_integer("n", 0, 1)  # a part of the user's own may check its arguments in the same way
 
 
 def test_what_is_not_understood_is_shown_whole() -> None:

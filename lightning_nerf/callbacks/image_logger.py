@@ -14,8 +14,8 @@ from torch import Tensor
 from lightning_nerf.callbacks.colors import colorize, to_uint8
 from lightning_nerf.callbacks.loggers import log_image, run_goes_on
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
+from lightning_nerf.checks import check_integer
 from lightning_nerf.files import whole_file
-from lightning_nerf.ops._checks import check_integer
 
 
 def comparison(prediction: Tensor, truth: Tensor, depth: Tensor, opacity: Tensor, cells: Tensor | None = None) -> Tensor:

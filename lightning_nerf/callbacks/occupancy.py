@@ -7,9 +7,9 @@ from typing import Any
 import lightning as L
 import torch
 
+from lightning_nerf.checks import check_integer
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
 from lightning_nerf.executors import EAGER
-from lightning_nerf.ops._checks import check_integer
 
 
 class OccupancyGridUpdate(L.Callback):

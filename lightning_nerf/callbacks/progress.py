@@ -8,7 +8,7 @@ import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
 from lightning_nerf.callbacks.telemetry import Telemetry
-from lightning_nerf.ops._checks import check_integer
+from lightning_nerf.checks import check_integer
 
 
 class NeRFProgressBar(TQDMProgressBar):

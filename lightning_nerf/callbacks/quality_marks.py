@@ -13,8 +13,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 
 from lightning_nerf.callbacks.clock import TrainingClock, halt_clocks, resume_clocks
 from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
 from lightning_nerf.data.views import image_truth
-from lightning_nerf.ops._checks import check_instance, check_integer, check_number
 
 
 class QualityMarks(TrainingClock):
@@ -43,10 +43,10 @@ class QualityMarks(TrainingClock):
         for i, mark in enumerate(marks_seconds):
             check_number(f"marks_seconds[{i}]", mark, "(0, inf)")
         if any(not a < b for a, b in pairwise(marks_seconds)):
-            raise ValueError(f"marks_seconds: expected ascending numbers > 0, got {list(marks_seconds)}")
+            raise BadArgument(f"marks_seconds: expected ascending numbers > 0, got {list(marks_seconds)}")
         check_integer("views_every", views_every, 1)
         if split not in ("test", "val"):
-            raise ValueError(f'split: expected "test" or "val", got {split!r}')
+            raise BadArgument(f'split: expected "test" or "val", got {split!r}')
         self.marks_seconds = tuple(marks_seconds)
         self.views_every = views_every
         self.split = split
@@ -57,7 +57,7 @@ class QualityMarks(TrainingClock):
         """Load the views before the clock starts."""
         self.scores, self._ahead = [], list(self.marks_seconds)
         if not len(pl_module.datamodule.views(self.split).images):
-            raise ValueError(f"{type(self).__name__}: the {self.split} split has no views")
+            raise BadArgument(f"{type(self).__name__}: the {self.split} split has no views")
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Evaluate if a mark has been reached."""

@@ -9,8 +9,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_nerf.checks import check_integer, check_number
 from lightning_nerf.executors import EAGER
-from lightning_nerf.ops._checks import check_integer, check_number
 from lightning_nerf.ops.ray_budget import ray_budget_
 
 

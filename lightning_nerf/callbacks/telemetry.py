@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_nerf.callbacks.clock import TrainingClock
 from lightning_nerf.callbacks.loggers import logged_step
-from lightning_nerf.ops._checks import check_integer
+from lightning_nerf.checks import check_integer
 
 
 class Telemetry(TrainingClock):

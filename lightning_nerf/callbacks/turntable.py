@@ -13,9 +13,9 @@ import numpy as np
 from lightning_nerf.callbacks.colors import to_uint8
 from lightning_nerf.callbacks.loggers import log_video, run_goes_on
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
+from lightning_nerf.checks import check_integer, check_number
 from lightning_nerf.data.camera_paths import cameras_on, orbit
 from lightning_nerf.files import named_errors
-from lightning_nerf.ops._checks import check_integer, check_number
 
 
 class Turntable(WritesRunFiles):

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_nerf.arguments import Recorded, build
 from lightning_nerf.checkpoint_io import read_checkpoint
+from lightning_nerf.checks import BadArgument, check_number
 from lightning_nerf.data.views import Views, draw_rays
-from lightning_nerf.ops._checks import check_number
 from lightning_nerf.ops.draw_rays import draw_background
 from lightning_nerf.types import RayBatch, SceneBox
 
@@ -58,12 +58,12 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
         for name, value in [("near", near), ("far", far)]:
             check_number(name, value, "[0, inf)")
         if not near < far:
-            raise ValueError(f"near, far: expected 0 <= near < far, got {near}, {far}")
+            raise BadArgument(f"near, far: expected 0 <= near < far, got {near}, {far}")
         self.near, self.far = float(near), float(far)
         if background not in (*BACKGROUNDS, "random"):
-            raise ValueError(f'background: expected "white", "black" or "random", got {background!r}')
+            raise BadArgument(f'background: expected "white", "black" or "random", got {background!r}')
         if eval_background is not None and eval_background not in tuple(BACKGROUNDS):
-            raise ValueError(f'eval_background: expected "white", "black" or None, got {eval_background!r}')
+            raise BadArgument(f'eval_background: expected "white", "black" or None, got {eval_background!r}')
         self.background = background
         self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")
         self._loaded: dict[str, tuple[Views, list[str]]] = {}
@@ -90,7 +90,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
         """
         spec = read_checkpoint(checkpoint_path, map_location, weights_only).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
         if spec is None:
-            raise ValueError(f"checkpoint_path: {checkpoint_path} names no data module; build {cls.__name__} yourself")
+            raise BadArgument(f"checkpoint_path: {checkpoint_path} names no data module; build {cls.__name__} yourself")
         return build(spec, cls, **kwargs)
 
     @property
@@ -159,7 +159,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
 
     def _load_once(self, split: str) -> tuple[Views, list[str]]:
         if split not in SPLITS:
-            raise ValueError(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+            raise BadArgument(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         if split not in self._loaded:
             self._loaded[split] = self.load(split)
         return self._loaded[split]
@@ -213,9 +213,9 @@ def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:
     try:
         box = torch.tensor([[float(x) for x in corner] for corner in aabb])
     except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError(f"aabb: expected two corners of three numbers, got {aabb!r}") from error
+        raise BadArgument(f"aabb: expected two corners of three numbers, got {aabb!r}") from error
     if box.shape != (2, 3) or not bool(torch.isfinite(box).all()) or not bool((box[0] < box[1]).all()):
-        raise ValueError(f"aabb: expected a minimum corner and a maximum corner above it, three numbers each, got {aabb!r}")
+        raise BadArgument(f"aabb: expected a minimum corner and a maximum corner above it, got {aabb!r}")
     return box
 
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_nerf.checks import BadArgument, MissingFile, check_instance, check_integer
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.frames import Frame, Transforms
 from lightning_nerf.data.images import load_images, load_masks
 from lightning_nerf.data.views import Views
-from lightning_nerf.ops._checks import check_instance, check_integer
 
 
 class BlenderData(NeRFDataModule):
@@ -68,7 +68,7 @@ class BlenderData(NeRFDataModule):
         if holdout_every is not None:
             check_integer("holdout_every", holdout_every, 2)
         if train_split == test_split:
-            raise ValueError(f"train_split, test_split: both are {train_split!r}; test views are never trained on")
+            raise BadArgument(f"train_split, test_split: both are {train_split!r}; test views are never trained on")
         self.root = Path(os.path.expanduser(root))  # Path.expanduser raises where there is no such user
         self.files = {"train": train_split, "val": val_split, "test": test_split}
         self.holdout_every = holdout_every
@@ -84,9 +84,9 @@ class BlenderData(NeRFDataModule):
     def load(self, split: str) -> tuple[Views, list[str]]:
         """The views that the arguments leave of a split, and their names: file stems, or paths if two are alike."""
         if str(self.root) == "???":  # as recipes have it
-            raise ValueError("root: required, give --data.root=path/to/scene")
+            raise BadArgument("root: required, give --data.root=path/to/scene")
         if not self.root.is_dir():
-            raise FileNotFoundError(f"root: no folder {self.root}")
+            raise MissingFile(f"root: no folder {self.root}")
         held_out = self.holdout_every is not None and split != "test"
         path = self.root / f"transforms_{self.files['train' if held_out else split]}.json"
         if split == "val" and self.files["val"] == "val" and not path.is_file() and not held_out:
@@ -100,7 +100,7 @@ class BlenderData(NeRFDataModule):
         limit = min(self.limit[split] or len(frames), len(frames))
         frames = [frames[i * len(frames) // limit] for i in range(limit)]
         if not frames:
-            raise ValueError(f"{path}: no {split} views are left with holdout_every={self.holdout_every}")
+            raise BadArgument(f"{path}: no {split} views are left with holdout_every={self.holdout_every}")
         return _load_views(transforms, frames, self.downscale), _names([f.image for f in frames], self.root)
 
 
@@ -117,7 +117,7 @@ def _load_views(transforms: Transforms, frames: list[Frame], downscale: int) -> 
     if any(f.mask for f in frames):
         pixels = load_masks([f.mask for f in frames], height, width, downscale).view(-1).nonzero()[:, 0]
         if not len(pixels):
-            raise ValueError(f"{transforms.path}: the masks exclude every pixel of all {len(frames)} views")
+            raise BadArgument(f"{transforms.path}: the masks exclude every pixel of all {len(frames)} views")
     intrinsics = torch.tensor(transforms.intrinsics(width, height)) / downscale
     c2w = torch.tensor([f.c2w for f in frames], dtype=torch.float32)
     times = None if frames[0].time is None else torch.tensor([f.time for f in frames], dtype=torch.float32)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.cameras import helix_poses, turntable_poses
 from lightning_nerf.data.frames import Transforms
 from lightning_nerf.data.views import Views
@@ -95,7 +96,7 @@ def _training_cameras(data: NeRFDataModule) -> tuple[Tensor, Tensor]:
     """The middle of the scene's box [3], and where the training cameras are from there [V, 3]."""
     train = data.views("train")
     if len(train.c2w) == 0:
-        raise ValueError(f"{type(data).__name__} has no training views to take distance and intrinsics from")
+        raise BadArgument(f"{type(data).__name__} has no training views to take distance and intrinsics from")
     centre = data.scene_box.aabb.mean(0)
     return centre, train.c2w[:, :, 3].cpu() - centre
 

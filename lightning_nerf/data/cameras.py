@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument
+
 
 def look_at(positions: Tensor, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
     """Cameras at ``positions`` [n, 3] that look at ``target``, upright; not straight from above or below."""
@@ -19,7 +21,7 @@ def look_at(positions: Tensor, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Ten
 def turntable_poses(n: int, radius: float, elevation: float = 30.0, target: Sequence[float] = (0.0, 0.0, 0.0)) -> Tensor:
     """n cameras on a circle around ``target``, ``elevation`` degrees above its horizon; a film of them loops."""
     if n < 1 or not radius > 0 or not -90 < elevation < 90:
-        raise ValueError(
+        raise BadArgument(
             f"expected n >= 1, radius > 0 and -90 < elevation < 90, got n={n}, radius={radius}, elevation={elevation}"
         )
     azimuth = torch.arange(n, dtype=torch.float64) * (2 * math.pi / n)
@@ -42,7 +44,7 @@ def helix_poses(
 ) -> Tensor:
     """n cameras that wind around ``target``, ``turns`` times, from one elevation (degrees) to another at an even pace."""
     if n < 1 or not radius > 0 or not all(-90 < e < 90 for e in elevations):
-        raise ValueError(
+        raise BadArgument(
             f"expected n >= 1, radius > 0 and -90 < elevations < 90, got n={n}, radius={radius}, elevations={elevations}"
         )
     share = torch.linspace(0, 1, n, dtype=torch.float64) if n > 1 else torch.full((1,), 0.5, dtype=torch.float64)

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument
+
 _T = TypeVar("_T")
 _U = TypeVar("_U")
 
@@ -25,13 +27,13 @@ def load_images(paths: Sequence[Path], downscale: int = 1) -> tuple[Tensor, tupl
     first, _ = read_rgba(paths[0])
     height, width = (side // downscale for side in first.shape[:2])
     if not height or not width:
-        raise ValueError(f"{paths[0]}: {first.shape[1]}x{first.shape[0]} pixels are too few for downscale={downscale}")
+        raise BadArgument(f"{paths[0]}: {first.shape[1]}x{first.shape[0]} pixels are too few for downscale={downscale}")
     images = np.empty((len(paths), height, width, 4), np.uint8)
 
     def load(i: int) -> bool:
         image, has_alpha = read_rgba(paths[i])
         if image.shape != first.shape:
-            raise ValueError(
+            raise BadArgument(
                 f"{paths[i]}: {image.shape[1]}x{image.shape[0]} pixels, but {paths[0]} has "
                 f"{first.shape[1]}x{first.shape[0]}; the images of a split must have one size"
             )
@@ -54,7 +56,7 @@ def load_masks(paths: Sequence[Path | None], height: int, width: int, downscale:
             return np.ones((height // downscale, width // downscale), bool)
         mask = read_rgba(path)[0][..., :3].max(-1) > 0  # alpha masks nothing
         if mask.shape != (height, width):
-            raise ValueError(f"{path}: a mask of {mask.shape[1]}x{mask.shape[0]} pixels for an image of {width}x{height}")
+            raise BadArgument(f"{path}: a mask of {mask.shape[1]}x{mask.shape[0]} pixels for an image of {width}x{height}")
         return _blocks(mask[..., None], downscale).min((1, 3))[..., 0]
 
     return torch.from_numpy(np.stack(_in_threads(load, paths)))
@@ -68,7 +70,7 @@ def read_rgba(path: Path) -> tuple[np.ndarray, bool]:
     elif image.dtype == bool:
         image = image.astype(np.uint8) * np.uint8(255)
     elif image.dtype != np.uint8:
-        raise ValueError(f"{path}: expected 8 or 16 bits per channel, got {image.dtype}")
+        raise BadArgument(f"{path}: expected 8 or 16 bits per channel, got {image.dtype}")
     if image.ndim == 2:
         image = image[..., None]
     channels = image.shape[-1]
@@ -108,9 +110,9 @@ def _read(path: Path) -> np.ndarray:
     try:
         image = iio.imread(path, plugin="pillow")
     except Exception as error:  # of many kinds, from any decoder
-        raise ValueError(f"{path}: cannot be read as an image ({error})") from error
+        raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] > 4):
-        raise ValueError(f"{path}: expected one picture with 1 to 4 channels, got an array of shape {image.shape}")
+        raise BadArgument(f"{path}: expected one picture with 1 to 4 channels, got an array of shape {image.shape}")
     return image
 
 

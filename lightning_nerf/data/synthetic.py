@@ -11,12 +11,12 @@ from pathlib import Path
 import imageio.v3 as iio
 from lightning.pytorch.utilities import rank_zero_info
 
+from lightning_nerf.checks import check_instance, check_integer
 from lightning_nerf.data.analytic import AnalyticScene
 from lightning_nerf.data.blender import BlenderData
 from lightning_nerf.data.cameras import spiral_poses
 from lightning_nerf.data.views import Views
 from lightning_nerf.files import named_errors
-from lightning_nerf.ops._checks import check_instance, check_integer
 
 VERSION = 1  # of the pictures: whatever changes them must change it
 CAMERA_ANGLE_X, RADIUS = 0.6911112070083618, 4.0  # those of NeRF-Synthetic's Lego

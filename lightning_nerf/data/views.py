@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_instance, check_same_device, check_tensor
 from lightning_nerf.ops import draw_rays as ops
-from lightning_nerf.ops._checks import check_instance, check_same_device, check_tensor
 from lightning_nerf.ops.draw_rays import camera_rays
 from lightning_nerf.types import RayBatch, Rays
 
@@ -66,7 +66,7 @@ def image_rays(views: Views, index: int, near: float, far: float, start: int = 0
         raise IndexError(f"index: expected a view in 0 ... {n_views - 1}, got {index}")
     stop = height * width if stop is None else stop
     if not 0 <= start <= stop <= height * width:
-        raise ValueError(f"start, stop: expected 0 <= start <= stop <= {height * width} pixels, got {start}, {stop}")
+        raise BadArgument(f"start, stop: expected 0 <= start <= stop <= {height * width} pixels, got {start}, {stop}")
     pixel = torch.arange(start, stop, device=views.images.device)
     y = torch.div(pixel, width, rounding_mode="floor")
     # One camera for all pixels: a gathered copy of it per ray would be most of the time.

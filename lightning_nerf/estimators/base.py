@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from lightning_nerf.argument_types import names_types
 from lightning_nerf.arguments import Recorded
-from lightning_nerf.ops._checks import FLOATS, check_returned, check_same_device, check_tensor
-from lightning_nerf.ops._types import names_types
+from lightning_nerf.checks import FLOATS, BadArgument, check_returned, check_same_device, check_tensor
 from lightning_nerf.ops.composite import composite_alphas
 from lightning_nerf.ops.random import key_from_torch
 from lightning_nerf.ops.visibility import prune
@@ -80,7 +80,7 @@ class Estimator(Recorded, nn.Module, ABC):
         """
         for name, value in [("render_step_size", step_size), ("cone_angle", cone_angle)]:
             if value is not None:
-                raise ValueError(f"{name}: {type(self).__name__} has no such setting, expected None, got {value}")
+                raise BadArgument(f"{name}: {type(self).__name__} has no such setting, expected None, got {value}")
         return self.sample(rays, key=key)
 
     @names_types
@@ -122,7 +122,7 @@ class Estimator(Recorded, nn.Module, ABC):
         """
         rays = _rays(rays_o, rays_d, near_plane, far_plane, t_min, t_max)
         if sigma_fn is not None and alpha_fn is not None:
-            raise ValueError("sigma_fn, alpha_fn: expected at most one of them")
+            raise BadArgument("sigma_fn, alpha_fn: expected at most one of them")
         key = key_from_torch(rays.origins.device) if stratified else None
         samples = self.candidates(rays, key=key, step_size=render_step_size, cone_angle=cone_angle)
         found = samples.ray_indices.long(), samples.t_starts, samples.t_ends
@@ -163,7 +163,7 @@ def corners(scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[f
     """[2, 3] float32 of what :meth:`Estimator.bind` takes."""
     aabb = scene_box.aabb if isinstance(scene_box, SceneBox) else torch.as_tensor(scene_box)
     if aabb.shape not in ((2, 3), (6,)) or aabb.is_complex():
-        raise ValueError(f"scene_box: expected corners of shape [2, 3] or [6], got {aabb.dtype} of {list(aabb.shape)}")
+        raise BadArgument(f"scene_box: expected corners of shape [2, 3] or [6], got {aabb.dtype} of {list(aabb.shape)}")
     return aabb.detach().to(torch.float32).reshape(2, 3)
 
 

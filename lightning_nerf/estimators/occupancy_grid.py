@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import BadArgument, check_integer, check_number, check_returned
 from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn, corners
 from lightning_nerf.ops import occupancy
-from lightning_nerf.ops._checks import check_integer, check_number, check_returned
-from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
@@ -82,7 +82,7 @@ class OccupancyGrid(Estimator):
         check_integer("resolution", resolution, 1)
         check_integer("n_levels", n_levels, 1, 8)
         if n_levels * resolution**3 >= 2**31:
-            raise ValueError(f"resolution: expected fewer than 2**31 cells in all levels, got {resolution}")
+            raise BadArgument(f"resolution: expected fewer than 2**31 cells in all levels, got {resolution}")
         check_number("decay", decay, "[0, 1]")
         check_number("threshold", threshold, "[0, inf)")
         check_integer("warmup_steps", warmup_steps, 0)
@@ -113,7 +113,7 @@ class OccupancyGrid(Estimator):
         """Lay the first level over the scene box. Binding the same box again changes nothing; another starts afresh."""
         box = corners(scene_box).to(self.aabb)
         if not bool(box.isfinite().all() & (box[0] < box[1]).all()):
-            raise ValueError(f"scene_box: expected finite corners, minimum below maximum, got {box.tolist()}")
+            raise BadArgument(f"scene_box: expected finite corners, minimum below maximum, got {box.tolist()}")
         if not torch.equal(box, self.aabb):
             self.aabb.copy_(box)
             self.occs.zero_()
@@ -218,7 +218,7 @@ class OccupancyGrid(Estimator):
         """
         part, parts = share
         if not 0 <= part < parts:
-            raise ValueError(f"share: expected (i, n) with 0 <= i < n, got {share}")
+            raise BadArgument(f"share: expected (i, n) with 0 <= i < n, got {share}")
         step_size = self.render_step_size
         key = key_from_torch(self.occs.device) if key is None else key
         cells = self.cells(step, key)

@@ -11,11 +11,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_nerf.checks import check_integer
 from lightning_nerf.executors._graph import capture, fill, like
 from lightning_nerf.executors._sync import synchronisations, unwatched
 from lightning_nerf.executors._watch import Options, Rates, Watch
 from lightning_nerf.executors.base import Executor
-from lightning_nerf.ops._checks import check_integer
 
 RECAPTURES = 8  # for tensors that were replaced; more often than that, something replaces them all the time
 RUN_AHEAD = 2  # steps that the host may be ahead of the device

@@ -8,12 +8,12 @@ import warnings
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import check_integer, check_number
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import FusedMLP, mlp
 from lightning_nerf.ops import instant_ngp
-from lightning_nerf.ops._checks import check_integer, check_number
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE
 from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render

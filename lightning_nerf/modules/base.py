@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
 from lightning_nerf.data.views import Views, checked_batch, image_rays, image_truth
 from lightning_nerf.estimators.base import Estimator
@@ -23,7 +24,6 @@ from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.modules.checkpoints import refuse_another_box
 from lightning_nerf.modules.schedule import WarmupDecay
 from lightning_nerf.modules.steps import SteppedModule
-from lightning_nerf.ops._checks import check_instance, check_integer, check_number
 from lightning_nerf.ops.ray_loss import ray_loss
 from lightning_nerf.optim import FusedAdam
 from lightning_nerf.renderers.base import Renderer
@@ -98,7 +98,7 @@ class NeRFModule(SteppedModule):
         check_integer("march_factor", march_factor, 1)
         check_integer("initial_rays", initial_rays, 1)
         if initial_rays > max_rays:
-            raise ValueError(f"initial_rays: expected <= max_rays = {max_rays}, got {initial_rays}")
+            raise BadArgument(f"initial_rays: expected <= max_rays = {max_rays}, got {initial_rays}")
         check_integer("random_background_steps", random_background_steps, 0)
         check_number("huber_delta", huber_delta, "(0, inf]")
         check_instance("optimizer", optimizer, Callable)
@@ -128,19 +128,19 @@ class NeRFModule(SteppedModule):
         """The Trainer's data module."""
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, NeRFDataModule):
-            raise TypeError(f"datamodule: expected a lightning_nerf.data.NeRFDataModule, got {type(datamodule).__name__}")
+            raise BadType(f"datamodule: expected a lightning_nerf.data.NeRFDataModule, got {type(datamodule).__name__}")
         return datamodule
 
     def setup(self, stage: str) -> None:
         """Tell field and estimator where the scene is. A field that knows another scene's box is refused."""
         if self.trainer.precision in ("64-true", "16-true", "bf16-true"):
-            raise ValueError(
+            raise BadArgument(
                 f"precision: {type(self).__name__} keeps its weights in float32, expected '32-true', '16-mixed' or "
                 f"'bf16-mixed', got {self.trainer.precision!r}"
             )
         repeated = self.trainer.overfit_batches  # type: ignore[attr-defined]
         if repeated and not isinstance(repeated, int):
-            raise ValueError(f"overfit_batches: expected a number of batches, since epochs are endless, got {repeated}")
+            raise BadArgument(f"overfit_batches: expected a number of batches, since epochs are endless, got {repeated}")
         box = self.datamodule.scene_box
         refuse_another_box(box.aabb, self.field.aabb, "the data module's")
         self.write_atomically()
@@ -182,7 +182,7 @@ class NeRFModule(SteppedModule):
         if self._lr_scheduler is None:
             steps = self.trainer.estimated_stepping_batches
             if not 0 < steps < float("inf"):  # the loader is endless, so an epoch has no length
-                raise ValueError(f"max_steps: the schedule needs Trainer(max_steps=...), got {self.trainer.max_steps}")
+                raise BadArgument(f"max_steps: the schedule needs Trainer(max_steps=...), got {self.trainer.max_steps}")
             scheduler = WarmupDecay(optimizer, int(steps))
         else:
             scheduler = self._lr_scheduler(optimizer)

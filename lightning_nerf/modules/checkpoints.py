@@ -16,6 +16,7 @@ from torch import Tensor
 from lightning_nerf.arguments import Recorded, build, described, differences
 from lightning_nerf.callbacks.loggers import WANDB_RUN_KEY, wandb_run
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.files import check_writable
 
@@ -158,7 +159,7 @@ def refuse_another(module: CheckpointedModule, checkpoint: dict[str, Any]) -> No
     lines = [line for part in arguments.values() for line in part] + shapes if shapes else arguments["field"]
     if lines:
         shown = "\n  ".join(lines[:12] + [f"and {len(lines) - 12} more"] * (len(lines) > 12))
-        raise ValueError(f"checkpoint: of another architecture than this {type(module).__name__}\n  {shown}")
+        raise BadArgument(f"checkpoint: of another architecture than this {type(module).__name__}\n  {shown}")
     for key in ("field.aabb", "estimator.aabb"):
         if key in came and key in expected:
             refuse_another_box(came[key], expected[key], "the checkpoint's")
@@ -168,7 +169,7 @@ def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
     """Raise a ValueError if both boxes [2, 3] are known and differ."""
     came, expected = came.float().cpu(), expected.float().cpu()
     if came.isfinite().all() and expected.isfinite().all() and not torch.equal(came, expected):
-        raise ValueError(f"scene_box: {whose} is {came.tolist()}, expected {expected.tolist()}")
+        raise BadArgument(f"scene_box: {whose} is {came.tolist()}, expected {expected.tolist()}")
 
 
 def _shape(value: Tensor | None) -> list[int] | str:

@@ -7,7 +7,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_nerf.ops._checks import check_instance, check_integer, check_number
+from lightning_nerf.checks import check_instance, check_integer, check_number
 
 
 class WarmupDecay(LambdaLR):

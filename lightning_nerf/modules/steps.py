@@ -10,6 +10,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.utilities.enums import GradClipAlgorithmType
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.executors import EAGER, Executor
 from lightning_nerf.modules.checkpoints import CheckpointedModule
 from lightning_nerf.ops.random import make_key
@@ -81,7 +82,7 @@ class SteppedModule(CheckpointedModule):
             super().clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
             return
         if plugin.scaler is not None:
-            raise ValueError(
+            raise BadArgument(
                 f"gradient_clip_val: with precision={plugin.precision!r} {type(optimizer).__name__} unscales gradients "
                 f"inside its update, after they would be clipped; expected precision='bf16-mixed', an optimizer that is "
                 f"not fused, or no clipping, got {value}"

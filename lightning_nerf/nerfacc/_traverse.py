@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.ops.march import candidates, find_samples, lattice_of, march
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.types import PackedSamples, Rays
@@ -61,7 +62,7 @@ def sample(
 ) -> PackedSamples:
     """All samples, or each ray's first ``limit``; see :func:`lightning_nerf.nerfacc.grid.traverse_grids`."""
     if math.isnan(step_size):
-        raise ValueError(f"step_size: expected a number, got {step_size}")
+        raise BadArgument(f"step_size: expected a number, got {step_size}")
     marched = step_size > 0 and len(aabbs) <= _MAX_LEVELS and max(binaries.shape[1:]) <= _MAX_RESOLUTION
     if marched and are_nested(aabbs):
         aabb = aabbs[0].view(2, 3)
@@ -77,7 +78,7 @@ def sample(
         first = rank < limit
         t_starts, t_ends, ray = t_starts[first], t_ends[first], ray[first]
     if len(ray) >= 2**31:
-        raise ValueError(f"expected fewer than 2**31 samples, got {len(ray)}; take a larger step_size, or fewer rays")
+        raise BadArgument(f"expected fewer than 2**31 samples, got {len(ray)}; take a larger step_size, or fewer rays")
     offsets = torch.cat([ray.new_zeros(1), torch.bincount(ray, minlength=n_rays).cumsum(0)]).int()
     kept = torch.ones(n_rays, dtype=torch.bool, device=ray.device)
     return PackedSamples(t_starts, t_ends, ray.int(), offsets, kept)
@@ -128,7 +129,7 @@ def _lattice_samples(
     first, last = candidates(*lines)
     n_steps = float((last - first).sum())
     if n_steps >= 2**31:
-        raise ValueError(
+        raise BadArgument(
             f"expected fewer than 2**31 steps within the boxes, which are not nested by doubling, got {n_steps:.3g}; "
             "take a larger step_size, fewer rays, or nearer far planes"
         )

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_same_device
-from lightning_nerf.ops._types import names_types
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import BadArgument, check_same_device
 
 _N_PARAMS = (0, 1, 2, 4, 5, 8, 12)
 
@@ -122,17 +122,17 @@ def _opencv_lens_distortion_fisheye(uv: Tensor, params: Tensor, eps: float = 1e-
 
 def _check(uv: Tensor, params: Tensor, lengths: tuple[int, ...]) -> None:
     if uv.ndim < 1 or uv.shape[-1] != 2 or not uv.is_floating_point():
-        raise ValueError(f"uv: expected floats of shape [..., 2], got {uv.dtype} of {list(uv.shape)}")
+        raise BadArgument(f"uv: expected floats of shape [..., 2], got {uv.dtype} of {list(uv.shape)}")
     if params.ndim < 1 or params.shape[-1] not in lengths:
-        raise ValueError(
+        raise BadArgument(
             f"params: expected {' or '.join(map(str, lengths))} parameters in the last dimension, got {list(params.shape)}"
         )
     if params.is_complex():
-        raise ValueError(f"params: expected real numbers, got {params.dtype}")
+        raise BadArgument(f"params: expected real numbers, got {params.dtype}")
     batch, points = params.shape[:-1], uv.shape[:-1]
     first = len(points) - len(batch)
     if first < 0 or any(n not in (1, m) for n, m in zip(batch, points[first:], strict=True)):
-        raise ValueError(
+        raise BadArgument(
             f"params: expected a shape that broadcasts to uv's {list(points)}, got {list(batch)} before the last"
         )
     check_same_device(uv=uv, params=params)

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.nerfacc._traverse import sample, termination_planes
 from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
-from lightning_nerf.ops._checks import check_same_device, check_tensor
-from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.types import PackedSamples, Rays
 
@@ -140,16 +140,16 @@ def traverse_grids(
         rays_mask=rays_mask,
     )
     if 0 in binaries.shape:
-        raise ValueError(f"binaries: expected boxes and cells, got shape {list(binaries.shape)}")
+        raise BadArgument(f"binaries: expected boxes and cells, got shape {list(binaries.shape)}")
     looked_at = aabbs.device.type == "cpu" and not torch.compiler.is_compiling()
     if looked_at and len(aabbs) == 1 and not bool((aabbs[:, :3] < aabbs[:, 3:]).all()):
-        raise ValueError(f"aabbs: expected minimum < maximum on each axis, got {aabbs.tolist()}")
+        raise BadArgument(f"aabbs: expected minimum < maximum on each axis, got {aabbs.tolist()}")
     step_size, cone_angle = step_size or 0.0, cone_angle or 0.0
     if not cone_angle >= 0:
-        raise ValueError(f"cone_angle: expected >= 0, got {cone_angle}")
+        raise BadArgument(f"cone_angle: expected >= 0, got {cone_angle}")
     limit = traverse_steps_limit if traverse_steps_limit is not None and traverse_steps_limit > 0 else None
     if over_allocate and limit is None:
-        raise ValueError(f"over_allocate: expected a traverse_steps_limit > 0 with it, got {traverse_steps_limit}")
+        raise BadArgument(f"over_allocate: expected a traverse_steps_limit > 0 with it, got {traverse_steps_limit}")
     near = rays_o.new_zeros(n_rays) if near_planes is None else near_planes
     far = rays_o.new_full((n_rays,), math.inf) if far_planes is None else far_planes
     if rays_mask is not None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import check_ray_indices, check_tensor
 from lightning_nerf.nerfacc._rays import in_range
-from lightning_nerf.ops._checks import check_ray_indices, check_tensor
-from lightning_nerf.ops._types import names_types
 
 
 @names_types

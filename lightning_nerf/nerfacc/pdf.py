@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import BadArgument, BadType, check_tensor
 from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
 from lightning_nerf.nerfacc.pack import pack_info
 from lightning_nerf.ops import importance
-from lightning_nerf.ops._checks import check_tensor
 from lightning_nerf.ops._segments import owners
-from lightning_nerf.ops._types import names_types
 
 
 @names_types
@@ -33,7 +33,7 @@ def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayInterval
         query_rays = values.ray_indices
         if query_rays is None:
             if values.packed_info is None:
-                raise ValueError("values: expected packed_info or ray_indices with vals in one list, got neither")
+                raise BadArgument("values: expected packed_info or ray_indices with vals in one list, got neither")
             query_rays = owners(len(values.vals), values.packed_info.long())
         check_tensor("ray_indices", query_rays, (len(values.vals),), (torch.int64, torch.int32))
         query_rays = query_rays.long()
@@ -61,7 +61,7 @@ def importance_sampling(
     """
     vals, packed_info = intervals.vals, _packed_info(intervals)
     if cdfs.numel() != vals.numel():
-        raise ValueError(f"cdfs: expected shape {list(vals.shape)} as intervals.vals, got {list(cdfs.shape)}")
+        raise BadArgument(f"cdfs: expected shape {list(vals.shape)} as intervals.vals, got {list(cdfs.shape)}")
     n_rays = vals.shape[:-1].numel() if packed_info is None else len(packed_info)
     several = isinstance(n_intervals_per_ray, Tensor)
     number = n_intervals_per_ray.flatten() if several else operator.index(n_intervals_per_ray)
@@ -94,12 +94,12 @@ def _packed_info(values: RayIntervals | RaySamples) -> Tensor | None:
         return values.packed_info.long()
     if values.ray_indices is not None:
         return pack_info(values.ray_indices)
-    raise ValueError("vals: expected packed_info or ray_indices with values in one list, got neither")
+    raise BadArgument("vals: expected packed_info or ray_indices with values in one list, got neither")
 
 
 def _check_vals(name: str, values: RayIntervals | RaySamples) -> None:
     if not isinstance(values.vals, Tensor):
-        raise TypeError(f"{name}: expected a tensor of values, got {type(values.vals).__name__}")
+        raise BadType(f"{name}: expected a tensor of values, got {type(values.vals).__name__}")
 
 
 def _sample_from_weighted(

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
-from lightning_nerf.ops._types import names_types
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops.scan import segmented_product, segmented_sum
 
 
@@ -58,7 +58,7 @@ def _scan(
     exclusive: bool,
 ) -> Tensor:
     if packed_info is not None and indices is not None:
-        raise ValueError("packed_info, indices: expected at most one of them, got both")
+        raise BadArgument("packed_info, indices: expected at most one of them, got both")
     check_tensor("inputs", inputs, ("N",), FLOATS)
     if indices is not None:
         check_tensor("indices", indices, (inputs.shape[0],), (torch.int64, torch.int32))

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import FLOATS, BadArgument, check_ray_indices, check_same_device, check_tensor, needs_grad
 from lightning_nerf.nerfacc._rays import in_range
-from lightning_nerf.ops._checks import FLOATS, check_ray_indices, check_same_device, check_tensor, needs_grad
-from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
 from lightning_nerf.renderers.rendering import in_unit_steps
@@ -140,9 +140,9 @@ def render_weight_from_density(
     """Weights ``T_i alpha_i``, ``T_i`` and ``alpha_i``; like sigmas, differentiable in all floating-point arguments."""
     for name, t in (("t_starts", t_starts), ("t_ends", t_ends)):
         if t.shape != sigmas.shape:
-            raise ValueError(f"{name}: expected the shape of sigmas, {list(sigmas.shape)}, got {list(t.shape)}")
+            raise BadArgument(f"{name}: expected the shape of sigmas, {list(sigmas.shape)}, got {list(t.shape)}")
         if t.is_complex():
-            raise ValueError(f"{name}: expected real numbers, got {t.dtype}")
+            raise BadArgument(f"{name}: expected real numbers, got {t.dtype}")
     _check_samples("sigmas", sigmas, packed_info, ray_indices, prefix_trans)
     check_same_device(sigmas=sigmas, t_starts=t_starts, t_ends=t_ends)
     offsets = _offsets(sigmas, packed_info, ray_indices, n_rays)
@@ -214,7 +214,7 @@ def accumulate_along_rays(
     if ray_indices is None:
         return source.sum(dim=-2)
     if n_rays is None:
-        raise ValueError("n_rays: expected a number with ray_indices, got None")
+        raise BadArgument("n_rays: expected a number with ray_indices, got None")
     _check_packed(weights, ray_indices)
     check_ray_indices(ray_indices, n_rays)
     return source.new_zeros(n_rays, source.shape[-1]).index_add(0, *in_range(ray_indices, n_rays, source))
@@ -227,7 +227,7 @@ def accumulate_along_rays_(
     """:func:`accumulate_along_rays`, added to ``outputs`` [R, D] in place."""
     source = _weighted(weights, values)
     if outputs is None:
-        raise ValueError("outputs: expected a tensor, got None")
+        raise BadArgument("outputs: expected a tensor, got None")
     check_same_device(weights=weights, outputs=outputs)
     if ray_indices is None:
         check_tensor("outputs", outputs, (*source.shape[:-2], source.shape[-1]), FLOATS)
@@ -236,7 +236,7 @@ def accumulate_along_rays_(
     _check_packed(weights, ray_indices)
     check_tensor("outputs", outputs, ("R", source.shape[-1]), FLOATS)
     if len(outputs) == 0 and len(ray_indices) > 0:
-        raise ValueError(f"outputs: expected a row for each ray of {len(ray_indices)} samples, got none")
+        raise BadArgument(f"outputs: expected a row for each ray of {len(ray_indices)} samples, got none")
     check_ray_indices(ray_indices, len(outputs))
     outputs.index_add_(0, *in_range(ray_indices, len(outputs), source.to(outputs.dtype)))
 
@@ -246,9 +246,9 @@ def _check_samples(
 ) -> None:
     if absorbers.dtype not in FLOATS or absorbers.ndim == 0:
         got = f"{absorbers.dtype} of {list(absorbers.shape)}"
-        raise ValueError(f"{name}: expected floats of shape [..., S], or [N] with packed_info or ray_indices, got {got}")
+        raise BadArgument(f"{name}: expected floats of shape [..., S], or [N] with packed_info or ray_indices, got {got}")
     if absorbers.numel() >= 2**31:
-        raise ValueError(f"{name}: expected fewer than 2**31 samples, got {absorbers.numel()}")
+        raise BadArgument(f"{name}: expected fewer than 2**31 samples, got {absorbers.numel()}")
     check_same_device(**{name: absorbers}, packed_info=packed_info, ray_indices=ray_indices, prefix_trans=prefix_trans)
     if prefix_trans is not None:
         _check_broadcasts("prefix_trans", prefix_trans, absorbers.shape)
@@ -259,7 +259,7 @@ def _check_broadcasts(name: str, value: Tensor, shape: torch.Size) -> None:
     fits = len(sizes) <= len(shape) and all(a in (1, b) for a, b in zip(reversed(sizes), reversed(shape), strict=False))
     if not fits or value.is_complex():
         got = f"{value.dtype} of {list(sizes)}"
-        raise ValueError(f"{name}: expected real numbers that broadcast to {list(shape)}, got {got}")
+        raise BadArgument(f"{name}: expected real numbers that broadcast to {list(shape)}, got {got}")
 
 
 def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor | None, n_rays: int | None) -> Tensor:
@@ -269,7 +269,7 @@ def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor 
         n = absorbers.numel() // length if length else 0
         return torch.arange(n + 1, dtype=torch.int32, device=absorbers.device) * length
     if absorbers.ndim != 1:
-        raise ValueError(f"expected samples of shape [N] with packed_info or ray_indices, got {list(absorbers.shape)}")
+        raise BadArgument(f"expected samples of shape [N] with packed_info or ray_indices, got {list(absorbers.shape)}")
     n = absorbers.shape[0]
     if packed_info is None:
         assert ray_indices is not None
@@ -282,7 +282,7 @@ def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor 
     offsets = torch.cat([starts.new_zeros(1), ends]).to(torch.int32)
     looked_at = packed_info.device.type == "cpu" and not torch.compiler.is_compiling()
     if looked_at and not (torch.equal(starts.int(), offsets[:-1]) and (packed_info >= 0).all() and offsets[-1] <= n):
-        raise ValueError(f"packed_info: expected rays that follow one another within {n} samples, as pack_info gives them")
+        raise BadArgument(f"packed_info: expected rays that follow one another within {n} samples, as pack_info gives them")
     return offsets
 
 
@@ -307,14 +307,14 @@ def _visible(trans: Tensor, alphas: Tensor, early_stop_eps: float, alpha_thre: f
 
 def _weighted(weights: Tensor, values: Tensor | None) -> Tensor:
     if weights.ndim == 0 or weights.is_complex():
-        raise ValueError(f"weights: expected real numbers [N] or [..., S], got {weights.dtype} of {list(weights.shape)}")
+        raise BadArgument(f"weights: expected real numbers [N] or [..., S], got {weights.dtype} of {list(weights.shape)}")
     if values is None:
         return weights[..., None]
     check_same_device(weights=weights, values=values)
     if values.is_complex():
-        raise ValueError(f"values: expected real numbers, got {values.dtype}")
+        raise BadArgument(f"values: expected real numbers, got {values.dtype}")
     if values.shape[:-1] != weights.shape or values.ndim != weights.ndim + 1:
-        raise ValueError(f"values: expected shape {[*weights.shape, 'D']}, got {list(values.shape)}")
+        raise BadArgument(f"values: expected shape {[*weights.shape, 'D']}, got {list(values.shape)}")
     return weights[..., None] * values
 
 

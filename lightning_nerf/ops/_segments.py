@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_tensor
+from lightning_nerf.checks import BadArgument, check_tensor
 
 
 def check_packed_info(name: str, packed_info: Tensor, n: int) -> None:
@@ -19,9 +19,9 @@ def check_packed_info(name: str, packed_info: Tensor, n: int) -> None:
         begins, counts = packed_info[packed_info[:, 0].argsort()].unbind(1)
     ends = begins + counts
     if ((counts < 0) | (counts > 0) & ((begins < 0) | (ends > n))).any():
-        raise ValueError(f"{name}: expected begins and counts of segments within {n} entries, got others")
+        raise BadArgument(f"{name}: expected begins and counts of segments within {n} entries, got others")
     if (ends[:-1] > begins[1:]).any():
-        raise ValueError(f"{name}: expected segments that do not overlap, got some that do")
+        raise BadArgument(f"{name}: expected segments that do not overlap, got some that do")
 
 
 def owners(n: int, packed_info: Tensor) -> Tensor:

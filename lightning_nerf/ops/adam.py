@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_tensor
 
 ENDED, NOW, BAD, SKIPPED = range(4)  # entries of `control`
 
@@ -102,13 +102,13 @@ def adam_(
     if emas:
         _check_lists(control, grads=grads, emas=emas)
         if not (0 <= ema_decay < 1 and 0 < ema_share <= 1 and ema_every >= 1):
-            raise ValueError(
+            raise BadArgument(
                 "expected 0 <= ema_decay < 1, 0 < ema_share <= 1 and ema_every >= 1, "
                 f"got {ema_decay}, {ema_share} and {ema_every}"
             )
     for half in halves:
         if half.dtype is not torch.float16:
-            raise ValueError(f"halves: expected dtype torch.float16, got {half.dtype}")
+            raise BadArgument(f"halves: expected dtype torch.float16, got {half.dtype}")
     rate = lr if isinstance(lr, Tensor) else None
     for name, scalar in (("lr", rate), ("grad_scale", grad_scale), ("found_inf", found_inf)):
         if scalar is not None:
@@ -143,15 +143,15 @@ def _check_lists(control: Tensor, grads: Sequence[Tensor], **lists: Sequence[Ten
     check_tensor("control", control, (4,), torch.int32)
     for name, tensors in (("grads", grads), *lists.items()):
         if len(tensors) != len(grads):
-            raise ValueError(f"{name}: expected {len(grads)} tensors, as many as grads, got {len(tensors)}")
+            raise BadArgument(f"{name}: expected {len(grads)} tensors, as many as grads, got {len(tensors)}")
         for i, (t, grad) in enumerate(zip(tensors, grads, strict=True)):
             if t.dtype is not torch.float32 or not t.is_contiguous() or t.device != control.device:
-                raise ValueError(
+                raise BadArgument(
                     f"{name}[{i}]: expected contiguous torch.float32 on {control.device}, got {t.dtype} on {t.device} with "
                     f"strides {t.stride()}"
                 )
             if name != "steps" and t.shape != grad.shape:
-                raise ValueError(f"{name}[{i}]: expected shape {list(grad.shape)}, as its gradient, got {list(t.shape)}")
+                raise BadArgument(f"{name}[{i}]: expected shape {list(grad.shape)}, as its gradient, got {list(t.shape)}")
 
 
 def begin_reference(grads: list[Tensor], steps: list[Tensor], control: Tensor, check_grads: bool) -> None:

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
 from lightning_nerf.ops.composite_reference import backward_reference, reference
 
 MAX_CHANNELS = 32  # per call of the op; the public functions take more in passes
@@ -95,7 +95,7 @@ def composite(
             for name, t in [("t_starts", t_starts), ("t_ends", t_ends), ("deltas", deltas), ("ts", ts)]
             if t is not None
         ]
-        raise ValueError(f"expected t_starts and t_ends, or deltas and ts, got {' and '.join(given) or 'none of them'}")
+        raise BadArgument(f"expected t_starts and t_ends, or deltas and ts, got {' and '.join(given) or 'none of them'}")
     return _composite(
         ("densities", densities),
         channels,
@@ -129,7 +129,7 @@ def composite_alphas(
     channels behind an opaque sample must be finite, since its gradient depends on them.
     """
     if (t_starts is None) != (t_ends is None) or (t_starts is None) == (ts is None):
-        raise ValueError("expected either t_starts and t_ends, or ts")
+        raise BadArgument("expected either t_starts and t_ends, or ts")
     intervals = {"t_starts": t_starts, "t_ends": t_ends} if ts is None else {"ts": ts}
     wanted = return_weights, return_trans, False
     modes = True, ts is not None
@@ -154,11 +154,11 @@ def _composite(
         check_tensor(each, t, (n,), (torch.float32, torch.float64) if double else torch.float32)
     check_tensor("offsets", offsets, ("R + 1",), torch.int32)
     if offsets.shape[0] == 0:
-        raise ValueError("offsets: expected shape [R + 1] with R >= 0, got [0]")
+        raise BadArgument("offsets: expected shape [R + 1] with R >= 0, got [0]")
     if background is not None:
         check_tensor("background", background, (3,) if background.ndim == 1 else (offsets.shape[0] - 1, 3), FLOATS)
         if channels.shape[1] < 3:
-            raise ValueError(f"background: expected at least 3 channels in front of it, got {channels.shape[1]}")
+            raise BadArgument(f"background: expected at least 3 channels in front of it, got {channels.shape[1]}")
         background = background.to(torch.float64 if double else torch.float32).contiguous()
     check_same_device(**{name: densities}, channels=channels, **intervals, offsets=offsets, background=background)
     check_early_stop_eps(early_stop_eps)
@@ -181,7 +181,7 @@ def _composite(
 def check_early_stop_eps(value: float) -> None:
     """A transmittance below 1: with 1 or more not even the first sample would be seen."""
     if not 0.0 <= value < 1.0:
-        raise ValueError(f"early_stop_eps: expected a transmittance in [0, 1), got {value}")
+        raise BadArgument(f"early_stop_eps: expected a transmittance in [0, 1), got {value}")
 
 
 def _fake(

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
 from lightning_nerf.ops.random import reference as random_reference
 from lightning_nerf.types import RayBatch, Rays
@@ -58,9 +58,9 @@ def draw_rays(
     check_tensor("images", images, ("V", "H", "W", "C"), torch.uint8)
     n_views, _, _, channels = images.shape
     if channels not in (3, 4):
-        raise ValueError(f"images: expected 3 or 4 channels, got {channels}")
+        raise BadArgument(f"images: expected 3 or 4 channels, got {channels}")
     if not images.is_contiguous():  # a copy of all images each step would go unnoticed
-        raise ValueError(f"images: expected a contiguous tensor, got strides {images.stride()}")
+        raise BadArgument(f"images: expected a contiguous tensor, got strides {images.stride()}")
     check_tensor("c2w", c2w, (n_views, 3, 4), torch.float32)
     check_tensor("intrinsics", intrinsics, (n_views, 4), torch.float32)
     check_tensor("key", key, (3,), torch.int64)
@@ -72,11 +72,11 @@ def draw_rays(
         check_tensor("n_rays", n_rays, (), (torch.int32, torch.int64))
     check_same_device(key=key, images=images, c2w=c2w, intrinsics=intrinsics, times=times, pixels=pixels, n_rays=n_rays)
     if not (math.isfinite(near) and math.isfinite(far)):
-        raise ValueError(f"near, far: expected finite numbers, got {near}, {far}")
+        raise BadArgument(f"near, far: expected finite numbers, got {near}, {far}")
     if not 0 <= capacity < 2**31:
-        raise ValueError(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
+        raise BadArgument(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
     if capacity > 0 and (images.numel() == 0 or (pixels is not None and pixels.numel() == 0)):
-        raise ValueError("images, pixels: expected at least one pixel to draw, got none")
+        raise BadArgument("images, pixels: expected at least one pixel to draw, got none")
     if n_rays is not None and n_rays.dtype is not torch.int32:
         n_rays = n_rays.clamp(0, capacity).int()
 
@@ -112,9 +112,9 @@ def draw_background(key: Tensor, n: int, *, colour: tuple[float, float, float] |
     """
     check_tensor("key", key, (3,), torch.int64)
     if not 0 <= n < 2**31:
-        raise ValueError(f"n: expected 0 <= n < 2**31, got {n}")
+        raise BadArgument(f"n: expected 0 <= n < 2**31, got {n}")
     if random_steps < 0:
-        raise ValueError(f"random_steps: expected >= 0, got {random_steps}")
+        raise BadArgument(f"random_steps: expected >= 0, got {random_steps}")
     if colour is None:
         colour, random_steps = (0.0, 0.0, 0.0), _ALWAYS
     return torch.ops.lightning_nerf.draw_background(key.contiguous(), n, random_steps, *map(float, colour))

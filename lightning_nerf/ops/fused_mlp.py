@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
 
 WIDTHS = (16, 32, 64, 128)
 MAX_HIDDEN_LAYERS = 4
@@ -42,18 +42,18 @@ def fused_mlp(x: Tensor, weights: Sequence[Tensor], *, dtype: torch.dtype) -> Te
     """
     check_tensor("x", x, ("N", "I"), FLOATS)
     if not 2 <= len(weights) <= MAX_HIDDEN_LAYERS + 1:
-        raise ValueError(f"weights: expected 2 to {MAX_HIDDEN_LAYERS + 1} matrices, got {len(weights)}")
+        raise BadArgument(f"weights: expected 2 to {MAX_HIDDEN_LAYERS + 1} matrices, got {len(weights)}")
     width, last = weights[0].shape[0], len(weights) - 1
     for i, w in enumerate(weights):
         shape = ("O" if i == last else width, x.shape[1] if i == 0 else width)
         check_tensor(f"weights[{i}]", w, shape, torch.float32)
     outputs = weights[last].shape[0]
     if width not in WIDTHS:
-        raise ValueError(f"weights[0]: expected a hidden width of {', '.join(map(str, WIDTHS))}, got {width}")
+        raise BadArgument(f"weights[0]: expected a hidden width of {', '.join(map(str, WIDTHS))}, got {width}")
     if not (1 <= x.shape[1] <= MAX_ENDS and 1 <= outputs <= MAX_ENDS):
-        raise ValueError(f"expected 1 to {MAX_ENDS} inputs and outputs, got {x.shape[1]} and {outputs}")
+        raise BadArgument(f"expected 1 to {MAX_ENDS} inputs and outputs, got {x.shape[1]} and {outputs}")
     if dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"dtype: expected torch.float16 or torch.bfloat16, got {dtype}")
+        raise BadArgument(f"dtype: expected torch.float16 or torch.bfloat16, got {dtype}")
     check_same_device(x=x, **{f"weights[{i}]": w for i, w in enumerate(weights)})
     five = [w.contiguous() for w in weights] + [None] * (MAX_HIDDEN_LAYERS - last)
     return torch.ops.lightning_nerf.fused_mlp(x.contiguous(), *five, dtype)

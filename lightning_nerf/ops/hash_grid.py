@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
 
 PRIMES = (1, 2654435761, 805459861, 3674653429)
 
@@ -69,16 +69,16 @@ def hash_grid(
     check_tensor("levels", levels, ("L", 3), (torch.int32, torch.int64))
     check_same_device(positions=positions, table=table, levels=levels, working=working)
     if positions.shape[1] not in (2, 3, 4):
-        raise ValueError(f"positions: expected 2, 3 or 4 dimensions, got {positions.shape[1]}")
+        raise BadArgument(f"positions: expected 2, 3 or 4 dimensions, got {positions.shape[1]}")
     if table.shape[1] not in (1, 2, 4, 8):
-        raise ValueError(f"table: expected 1, 2, 4 or 8 features, got {table.shape[1]}")
+        raise BadArgument(f"table: expected 1, 2, 4 or 8 features, got {table.shape[1]}")
     if working is not None:
         check_tensor("working", working, tuple(table.shape), TABLE_DTYPES)
         working = working.detach().contiguous()
     if dtype is None:
         dtype = table.dtype if working is None else working.dtype
     elif dtype not in TABLE_DTYPES:
-        raise ValueError(f"dtype: expected {' or '.join(map(str, TABLE_DTYPES))}, got {dtype}")
+        raise BadArgument(f"dtype: expected {' or '.join(map(str, TABLE_DTYPES))}, got {dtype}")
     levels = levels.to(torch.int32).contiguous()
     deterministic = deterministic or torch.are_deterministic_algorithms_enabled()
     return torch.ops.lightning_nerf.hash_grid(

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
 from lightning_nerf.ops._segments import check_packed_info, owners
 
 
@@ -51,7 +51,7 @@ def searchsorted(
         check_tensor("query_rays", query_rays, (queries.shape[0],), torch.int64)
         query_rays = query_rays.contiguous()
     elif queries.dtype not in FLOATS or queries.ndim < 2 or queries.shape[:-1].numel() != n_rays:
-        raise ValueError(
+        raise BadArgument(
             f"queries: expected floats of shape [..., Q] for {n_rays} rays, got {queries.dtype} of {list(queries.shape)}"
         )
     double = torch.float64 in (keys.dtype, queries.dtype)
@@ -113,12 +113,12 @@ def importance_sampling(
         offsets = torch.cat([ends.new_zeros(2, 1), ends], 1)
         total, total_edges, negative = torch.cat([offsets[:, -1], (counts < 0).any()[None]]).tolist()
         if negative:
-            raise ValueError("n_samples: expected numbers >= 0, got a negative one")
+            raise BadArgument("n_samples: expected numbers >= 0, got a negative one")
         sample_offsets, edge_offsets = offsets.unbind(0)
         shapes = (total,), (total_edges,)
     else:
         if n_samples < 0:
-            raise ValueError(f"n_samples: expected >= 0, got {n_samples}")
+            raise BadArgument(f"n_samples: expected >= 0, got {n_samples}")
         sample_offsets = edge_offsets = None
         leading = edges.shape[:-1] if packed_info is None else (n_rays,)
         total, total_edges = n_rays * n_samples, n_rays * (n_samples + 1)
@@ -152,7 +152,7 @@ def _check_lists(name: str, values: Tensor, packed_info: Tensor | None) -> tuple
         return values, packed_info.shape[0]
     if values.dtype not in FLOATS or values.ndim < 2:
         got = f"{values.dtype} of {list(values.shape)}"
-        raise ValueError(f"{name}: expected floats of shape [..., n], or [N] with packed_info, got {got}")
+        raise BadArgument(f"{name}: expected floats of shape [..., n], or [N] with packed_info, got {got}")
     return values, values.shape[:-1].numel()
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
 from lightning_nerf.ops.instant_ngp_reference import (
     ENCODED,
     SHAPES,
@@ -191,11 +191,11 @@ def _check_parameters(table: Tensor, working: Tensor, levels: Tensor, weights: W
     check_tensor("working", working, tuple(table.shape), torch.float16)
     check_tensor("levels", levels, (ENCODED // max(1, table.shape[1]), 3), torch.int32)
     if table.shape[1] not in (2, 4):
-        raise ValueError(f"table: expected 2 or 4 features per level, got {table.shape[1]}")
+        raise BadArgument(f"table: expected 2 or 4 features per level, got {table.shape[1]}")
     for (name, shape), weight in zip(SHAPES.items(), weights, strict=True):
         check_tensor(f"weights.{name}", weight, shape, torch.float32)
     if dtype not in (torch.float16, torch.bfloat16):
-        raise ValueError(f"dtype: expected torch.float16 or torch.bfloat16, got {dtype}")
+        raise BadArgument(f"dtype: expected torch.float16 or torch.bfloat16, got {dtype}")
 
 
 # -- derivative ----------------------------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
 from lightning_nerf.ops._exact import write_exactly
 from lightning_nerf.ops.pack import MAX_COUNT, check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
@@ -121,13 +121,13 @@ def _march(
     )
     n_levels, *resolution = occupancy.shape
     if not 1 <= n_levels <= _MAX_LEVELS or not all(1 <= cells <= _MAX_RESOLUTION for cells in resolution):
-        raise ValueError(f"occupancy: expected 1 to 8 levels of 1 to 2**18 cells on each axis, got {list(occupancy.shape)}")
+        raise BadArgument(f"occupancy: expected 1 to 8 levels of 1 to 2**18 cells an axis, got {list(occupancy.shape)}")
     if not _SMALLEST_STEP <= step_size <= _LARGEST:
-        raise ValueError(f"step_size: expected a positive float32, got {step_size}")
+        raise BadArgument(f"step_size: expected a positive float32, got {step_size}")
     if not 0 <= cone_angle <= _LARGEST:
-        raise ValueError(f"cone_angle: expected a float32 >= 0, got {cone_angle}")
+        raise BadArgument(f"cone_angle: expected a float32 >= 0, got {cone_angle}")
     if aabb.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((aabb[0] < aabb[1]).all()):
-        raise ValueError(f"aabb: expected minimum < maximum on each axis, got {aabb.tolist()}")
+        raise BadArgument(f"aabb: expected minimum < maximum on each axis, got {aabb.tolist()}")
 
     arguments = (
         *(a.detach().contiguous() for a in (rays.origins, rays.directions, rays.near, rays.far)),
@@ -142,7 +142,7 @@ def _march(
     if limit is None and capacity is not None:
         return PackedSamples(*count_pack_write(*arguments, capacity))
     if limit is not None and limit < 0:
-        raise ValueError(f"limit: expected None or >= 0, got {limit}")
+        raise BadArgument(f"limit: expected None or >= 0, got {limit}")
     counts, plan = count(*arguments)
     offsets, kept = pack(counts if limit is None else counts.clamp(max=limit), capacity)
     if capacity is not None:
@@ -156,7 +156,7 @@ def _march(
     )
     if not complete:
         excess = int((~kept).sum())
-        raise ValueError(
+        raise BadArgument(
             f"step_size: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
             f"expected a larger one than {step_size}, or near and far closer together"
         )

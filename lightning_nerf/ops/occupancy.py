@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
 from lightning_nerf.ops.random import STREAM_CELL_POINTS, STREAM_CELLS, random_uniform
 
 
@@ -56,9 +56,9 @@ def _check_select(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: int
     check_tensor("binaries", binaries, ("L", "X", "Y", "Z"), torch.bool)
     check_same_device(key=key, binaries=binaries)
     if not 1 <= binaries.numel() < 2**31:
-        raise ValueError(f"binaries: expected 1 to 2**31 - 1 cells, got shape {list(binaries.shape)}")
+        raise BadArgument(f"binaries: expected 1 to 2**31 - 1 cells, got shape {list(binaries.shape)}")
     if n_uniform < 0 or n_occupied < 0:
-        raise ValueError(f"expected n_uniform >= 0 and n_occupied >= 0, got {n_uniform} and {n_occupied}")
+        raise BadArgument(f"expected n_uniform >= 0 and n_occupied >= 0, got {n_uniform} and {n_occupied}")
 
 
 def cell_points(key: Tensor, cells: Tensor, aabb: Tensor, resolution: Sequence[int]) -> Tensor:
@@ -99,7 +99,7 @@ def occupancy_newest(cells: Tensor, values: Tensor, n_cells: int) -> Tensor:
     check_tensor("values", values, (cells.shape[0],), torch.float32)
     check_same_device(cells=cells, values=values)
     if not 0 <= n_cells < 2**31:
-        raise ValueError(f"n_cells: expected 0 <= n_cells < 2**31, got {n_cells}")
+        raise BadArgument(f"n_cells: expected 0 <= n_cells < 2**31, got {n_cells}")
     return torch.ops.lightning_nerf.occupancy_newest(cells.contiguous(), values.detach().contiguous(), n_cells)
 
 
@@ -131,11 +131,11 @@ def occupancy_update_(
     check_tensor("newest", newest, (occs.shape[0],), torch.float32)
     check_same_device(occs=occs, binaries=binaries, mean=mean, newest=newest)
     if binaries.numel() != occs.numel():
-        raise ValueError(f"binaries: expected {occs.numel()} cells as in occs, got shape {list(binaries.shape)}")
+        raise BadArgument(f"binaries: expected {occs.numel()} cells as in occs, got shape {list(binaries.shape)}")
     if not (occs.is_contiguous() and binaries.is_contiguous()):
-        raise ValueError("occs, binaries: expected contiguous tensors, since they are written in place")
+        raise BadArgument("occs, binaries: expected contiguous tensors, since they are written in place")
     if not 0 <= decay <= 1 or not threshold >= 0:
-        raise ValueError(f"expected 0 <= decay <= 1 and threshold >= 0, got decay={decay}, threshold={threshold}")
+        raise BadArgument(f"expected 0 <= decay <= 1 and threshold >= 0, got decay={decay}, threshold={threshold}")
     torch.ops.lightning_nerf.occupancy_update_(occs, binaries, mean, newest.contiguous(), decay, threshold)
 
 
@@ -194,7 +194,7 @@ def mark_invisible_cells(
 def _resolution(resolution: Sequence[int]) -> tuple[int, int, int]:
     x, y, z = resolution
     if min(x, y, z) < 1 or x * y * z >= 2**31:
-        raise ValueError(f"resolution: expected three numbers >= 1 with a product below 2**31, got {list(resolution)}")
+        raise BadArgument(f"resolution: expected three numbers >= 1 with a product below 2**31, got {list(resolution)}")
     return x, y, z
 
 

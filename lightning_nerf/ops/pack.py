@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_tensor
 
 MAX_COUNT = 2**31 - 1  # a count that stands for itself and all above: such a ray never fits
 
@@ -35,7 +35,7 @@ def pack(counts: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor]:
 def check_capacity(capacity: int) -> None:
     """A capacity as :func:`pack` takes it, or a ValueError."""
     if not 0 <= capacity <= MAX_COUNT:
-        raise ValueError(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
+        raise BadArgument(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
 
 
 def reference(counts: Tensor, capacity: int) -> tuple[Tensor, Tensor]:

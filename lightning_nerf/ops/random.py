@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_tensor
 
 # One stream per purpose, so that two draws of one step never share numbers.
 STREAM_RAYS = 0  # which pixel of which image
@@ -50,7 +50,7 @@ def random_uniform(key: Tensor, stream: int, n: int, k: int) -> Tensor:
     """
     check_tensor("key", key, (3,), torch.int64)
     if not 0 <= n < 2**31 or k < 1 or not 0 <= stream < 2**32:
-        raise ValueError(f"expected 0 <= n < 2**31, k >= 1 and 0 <= stream < 2**32, got n={n}, k={k}, stream={stream}")
+        raise BadArgument(f"expected 0 <= n < 2**31, k >= 1 and 0 <= stream < 2**32, got n={n}, k={k}, stream={stream}")
     return torch.ops.lightning_nerf.random_uniform(key, stream, n, k)
 
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
 
 
 def ray_aabb(

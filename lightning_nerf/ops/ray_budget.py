@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -28,9 +28,9 @@ def ray_budget_(n_rays: Tensor, n_samples: Tensor, n_counted: Tensor, *, target:
     check_tensor("n_counted", n_counted, (), _INTEGERS)
     check_same_device(n_rays=n_rays, n_samples=n_samples, n_counted=n_counted)
     if not target > 0:
-        raise ValueError(f"target: expected > 0, got {target}")
+        raise BadArgument(f"target: expected > 0, got {target}")
     if not 1 <= max_rays < 2**31:
-        raise ValueError(f"max_rays: expected 1 <= max_rays < 2**31, got {max_rays}")
+        raise BadArgument(f"max_rays: expected 1 <= max_rays < 2**31, got {max_rays}")
     torch.ops.lightning_nerf.ray_budget_(n_rays, n_samples.int(), n_counted.long(), float(target), max_rays)
 
 

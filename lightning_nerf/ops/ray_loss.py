@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, mse_loss
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_grad
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -62,12 +62,12 @@ def ray_loss(
     if alpha is None:
         background = None
     elif background is None:
-        raise ValueError("background: expected a tensor, as there is alpha, got None")
+        raise BadArgument("background: expected a tensor, as there is alpha, got None")
     else:
         check_tensor("alpha", alpha, (n,), _FLOATS)
         check_tensor("background", background, (3,) if background.ndim == 1 else (n, 3), _FLOATS)
     if not delta > 0:
-        raise ValueError(f"delta: expected > 0, got {delta}")
+        raise BadArgument(f"delta: expected > 0, got {delta}")
     check_same_device(kept=kept, rgb=rgb, target=target, mask=mask, alpha=alpha, background=background)
     op = reference if needs_grad(target, alpha, background) else torch.ops.lightning_nerf.ray_loss
     return op(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_tensor
 
 
 def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:
@@ -27,15 +27,15 @@ def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:
     check_tensor("ray_indices", ray_indices, ("N",), (torch.int64, torch.int32))
     n = ray_indices.shape[0]
     if not 0 <= n_rays < 2**31 - 1:
-        raise ValueError(f"n_rays: expected 0 <= n_rays < 2**31 - 1, got {n_rays}")
+        raise BadArgument(f"n_rays: expected 0 <= n_rays < 2**31 - 1, got {n_rays}")
     if n_rays == 0 and n > 0:
-        raise ValueError(f"n_rays: expected at least 1 for {n} samples, got 0")
+        raise BadArgument(f"n_rays: expected at least 1 for {n} samples, got 0")
     if ray_indices.device.type == "cpu" and n > 0 and not torch.compiler.is_compiling():
         first, last = int(ray_indices[0]), int(ray_indices[-1])
         if bool((ray_indices[1:] < ray_indices[:-1]).any()):
-            raise ValueError("ray_indices: expected indices that never fall")
+            raise BadArgument("ray_indices: expected indices that never fall")
         if first < 0 or last >= n_rays:
-            raise ValueError(f"ray_indices: expected indices in [0, {n_rays}), got {first} to {last}")
+            raise BadArgument(f"ray_indices: expected indices in [0, {n_rays}), got {first} to {last}")
     return torch.ops.lightning_nerf.ray_offsets(ray_indices.contiguous(), n_rays)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_grad
 from lightning_nerf.types import PackedSamples, Rays
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import FLOATS, check_same_device, check_tensor
 from lightning_nerf.ops._segments import check_packed_info, ranks
 
 
@@ -85,13 +85,13 @@ def _scan(
     check_tensor("values", values, ("N",), FLOATS)
     given = [s for s in (offsets, packed_info, ray_indices) if s is not None]
     if len(given) != 1:
-        raise ValueError(f"offsets, packed_info, ray_indices: expected exactly one of them, got {len(given)}")
+        raise BadArgument(f"offsets, packed_info, ray_indices: expected exactly one of them, got {len(given)}")
     check_same_device(values=values, offsets=offsets, packed_info=packed_info, ray_indices=ray_indices)
     n = values.shape[0]
     if offsets is not None:
         check_tensor("offsets", offsets, ("R + 1",), torch.int32)
         if offsets.shape[0] == 0:
-            raise ValueError("offsets: expected shape [R + 1] with R >= 0, got [0]")
+            raise BadArgument("offsets: expected shape [R + 1] with R >= 0, got [0]")
         segments = offsets
     elif packed_info is not None:
         check_packed_info("packed_info", packed_info, n)

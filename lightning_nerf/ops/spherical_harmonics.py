@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_tensor
 
 MAX_DEGREE = 5
 
@@ -38,7 +38,7 @@ def spherical_harmonics(directions: Tensor, degree: int) -> Tensor:
     """
     check_tensor("directions", directions, ("N", 3), torch.float32)
     if not 1 <= degree <= MAX_DEGREE:
-        raise ValueError(f"degree: expected 1 to {MAX_DEGREE}, got {degree}")
+        raise BadArgument(f"degree: expected 1 to {MAX_DEGREE}, got {degree}")
     return torch.ops.lightning_nerf.spherical_harmonics(directions.contiguous(), degree)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops._checks import check_same_device, check_tensor
 from lightning_nerf.ops._exact import write_exactly
 from lightning_nerf.ops._segments import exclusive_sum
 from lightning_nerf.ops.pack import check_capacity, pack
@@ -54,7 +54,7 @@ def prune_from(
     check_tensor("samples.offsets", samples.offsets, ("R + 1",), torch.int32)
     check_tensor("samples.kept", samples.kept, (samples.offsets.shape[0] - 1,), torch.bool)
     if not early_stop_eps >= 0:
-        raise ValueError(f"early_stop_eps: expected >= 0, got {early_stop_eps}")
+        raise BadArgument(f"early_stop_eps: expected >= 0, got {early_stop_eps}")
     if isinstance(alpha_thre, Tensor):
         check_tensor("alpha_thre", alpha_thre, (), torch.float32)
         threshold = alpha_thre.detach()

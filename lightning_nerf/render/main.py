@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lightning_nerf.checks import BadArgument, MissingFile
 from lightning_nerf.cli_errors import refusals_in_a_line, unknown
 from lightning_nerf.data.base import BACKGROUNDS
 from lightning_nerf.data.camera_paths import box_distances, cameras_on, from_file, orbit, resized, spiral
@@ -45,7 +46,7 @@ def main(args: Sequence[str] | None = None) -> list[Path]:
             if options.config or str(error).startswith("--"):
                 raise
             hint = f"as {options.ckpt} has it; if that has moved, --data.root=... or the like says where it is"
-            raise FileNotFoundError(f"{error} ({hint})") from error
+            raise MissingFile(f"{error} ({hint})") from error
         check_out(options.out, len(names))
         check_channels(options.channels, _one_ray(scene, views))
         return render(options, scene, views, names, _depth_range(options, scene, views))
@@ -103,26 +104,26 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
 def check(options: argparse.Namespace) -> None:
     """What can be said before anything is loaded."""
     if options.ckpt is None:
-        raise ValueError("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
+        raise BadArgument("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
     if not options.ckpt.is_file():
-        raise FileNotFoundError(f"--ckpt: no file {options.ckpt}")
+        raise MissingFile(f"--ckpt: no file {options.ckpt}")
     if options.path not in ("test", "orbit", "spiral"):
         if not options.path.endswith(".json"):
-            raise ValueError(f"--path: expected test, orbit, spiral or the name of a .json file, got {options.path!r}")
+            raise BadArgument(f"--path: expected test, orbit, spiral or the name of a .json file, got {options.path!r}")
         if not Path(options.path).is_file():
-            raise FileNotFoundError(f"--path: no file {options.path}")
+            raise MissingFile(f"--path: no file {options.path}")
     if options.n_frames is not None and options.n_frames < 1:
-        raise ValueError(f"--n_frames: expected >= 1, got {options.n_frames}")
+        raise BadArgument(f"--n_frames: expected >= 1, got {options.n_frames}")
     if not -90 < options.elevation < 90:
-        raise ValueError(f"--elevation: expected degrees between -90 and 90, got {options.elevation}")
+        raise BadArgument(f"--elevation: expected degrees between -90 and 90, got {options.elevation}")
     if options.resolution and min(options.resolution) < 1:
-        raise ValueError(f"--resolution: expected W >= 1 and H >= 1, got {' '.join(map(str, options.resolution))}")
+        raise BadArgument(f"--resolution: expected W >= 1 and H >= 1, got {' '.join(map(str, options.resolution))}")
     if options.scale is not None and not 0 < options.scale < math.inf:
-        raise ValueError(f"--scale: expected a number > 0, got {options.scale}")
+        raise BadArgument(f"--scale: expected a number > 0, got {options.scale}")
     if not 0 < options.fps < math.inf:
-        raise ValueError(f"--fps: expected a number > 0, got {options.fps}")
+        raise BadArgument(f"--fps: expected a number > 0, got {options.fps}")
     if options.depth_range and not 0 <= options.depth_range[0] < options.depth_range[1] < math.inf:
-        raise ValueError(f"--depth_range: expected 0 <= NEAR < FAR, got {' '.join(map(str, options.depth_range))}")
+        raise BadArgument(f"--depth_range: expected 0 <= NEAR < FAR, got {' '.join(map(str, options.depth_range))}")
     check_out(options.out)
 
 
@@ -138,10 +139,10 @@ def choose_views(options: argparse.Namespace, scene: TrainedScene) -> tuple[View
     found = len(views.c2w)
     names = data.names("test") if options.path == "test" else [f"{i:04d}" for i in range(found)]
     if found == 0:
-        raise ValueError(f"--path: the data has no {options.path} views")
+        raise BadArgument(f"--path: the data has no {options.path} views")
     n = options.n_frames or found
     if n > found:
-        raise ValueError(f"--n_frames: expected at most {found}, the number of cameras of --path {options.path}, got {n}")
+        raise BadArgument(f"--n_frames: expected at most {found}, the number of cameras of --path {options.path}, got {n}")
     chosen = [i * found // n for i in range(n)]
     images, c2w, intrinsics, times, _ = cameras_on(views, "cpu")
     views = Views(images[:n], c2w[chosen], intrinsics[chosen], None if times is None else times[chosen])
@@ -149,7 +150,7 @@ def choose_views(options: argparse.Namespace, scene: TrainedScene) -> tuple[View
     if options.scale is not None:
         width, height = round(width * options.scale), round(height * options.scale)
         if min(width, height) < 1:
-            raise ValueError(f"--scale: {options.scale} leaves {width} x {height} pixels")
+            raise BadArgument(f"--scale: {options.scale} leaves {width} x {height} pixels")
     width, height = options.resolution or (width, height)
     return cameras_on(resized(views, width, height), scene.module.device), [names[i] for i in chosen]
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from lightning_nerf.callbacks.colors import colorize, to_uint8
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.types import Render
 
 CHANNELS = ("rgb", "depth", "opacity")  # and the names of the field's extras
@@ -17,13 +18,13 @@ def check_channels(channels: Sequence[str], render: Render) -> None:
     known = [*CHANNELS, *(name for name in render.extras if name not in CHANNELS)]
     for channel in channels:
         if channel not in known:
-            raise ValueError(f"--channels: this model renders {', '.join(known)}, got {channel!r}")
+            raise BadArgument(f"--channels: this model renders {', '.join(known)}, got {channel!r}")
         if channel not in CHANNELS and render.extras[channel].shape[-1] not in (1, 3):
-            raise ValueError(
+            raise BadArgument(
                 f"--channels: expected one or three numbers per pixel, {channel!r} has {render.extras[channel].shape[-1]}"
             )
     if len(set(channels)) < len(channels):
-        raise ValueError(f"--channels: expected each name once, got {' '.join(channels)}")
+        raise BadArgument(f"--channels: expected each name once, got {' '.join(channels)}")
 
 
 def picture(render: Render, channel: str, depth_range: tuple[float, float]) -> Tensor:

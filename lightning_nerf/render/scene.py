@@ -14,6 +14,7 @@ import yaml
 
 from lightning_nerf.arguments import build
 from lightning_nerf.checkpoint_io import read_checkpoint
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.cli import build as build_cli
 from lightning_nerf.cli_errors import BriefParser
 from lightning_nerf.data.base import NeRFDataModule
@@ -49,7 +50,7 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
     """
     content = read_checkpoint(checkpoint, "cpu")
     if not isinstance(content.get("state_dict"), dict):
-        raise ValueError(f"--ckpt: {checkpoint} is no Lightning checkpoint: it has no 'state_dict'")
+        raise BadArgument(f"--ckpt: {checkpoint} is no Lightning checkpoint: it has no 'state_dict'")
     scene = _by_recipes(recipes, rest) if recipes else _by_itself(checkpoint, content, rest)
     module, data, trainer = scene
     data.prepare_data()
@@ -59,7 +60,7 @@ def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> Train
         module.on_load_checkpoint(content)
         module.load_state_dict(content["state_dict"], strict=module.strict_loading)
     except (RuntimeError, ValueError) as error:
-        raise ValueError(f"--ckpt: {checkpoint} does not fit the model ({' '.join(str(error).split())})") from error
+        raise BadArgument(f"--ckpt: {checkpoint} does not fit the model ({' '.join(str(error).split())})") from error
     trainer.precision_plugin.convert_module(module)
     module.to(trainer.strategy.root_device).eval()
     return scene
@@ -89,7 +90,7 @@ def _by_itself(path: Path, content: dict[str, Any], rest: Sequence[str]) -> Trai
     specs = {name: content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY) or {} for name, kind in kinds.items()}
     lacks = [name for name, spec in specs.items() if not {"class_path", "unnamed"} & set(spec)]
     if lacks:
-        raise ValueError(
+        raise BadArgument(
             f"-c: {path} does not describe its {' nor its '.join(lacks)}: name the recipe that it was trained with, e.g. "
             f"lightning-nerf render -c blender/instant_ngp --data.root path/to/scene --ckpt {path}"
         )

@@ -12,6 +12,7 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.files import check_writable
 
 FILES = (".png", ".gif", ".mp4")
@@ -92,15 +93,15 @@ def check_out(out: Path, n_frames: int | None = None) -> None:
     """Can frames be written there? A ValueError says why not, before anything is rendered."""
     suffix = out.suffix.lower()
     if suffix in _OTHERS:
-        raise ValueError(f"--out: expected a folder (for PNG files), or a name that ends in {', '.join(FILES)}, got {out}")
+        raise BadArgument(f"--out: expected a folder (for PNG files), or a name that ends in {', '.join(FILES)}, got {out}")
     if suffix == ".mp4" and not find_spec("imageio_ffmpeg"):
-        raise ValueError(f"--out: {out} needs imageio-ffmpeg: pip install 'imageio[ffmpeg]', or name a .gif or a folder")
+        raise BadArgument(f"--out: {out} needs imageio-ffmpeg: pip install 'imageio[ffmpeg]', or name a .gif or a folder")
     if suffix == ".png" and n_frames is not None and n_frames > 1:
-        raise ValueError(f"--out: {out} takes one picture, there are {n_frames}: give a folder, or --n_frames 1")
+        raise BadArgument(f"--out: {out} takes one picture, there are {n_frames}: give a folder, or --n_frames 1")
     if suffix not in FILES and out.is_file():
-        raise ValueError(f"--out: expected a folder, {out} is a file")
+        raise BadArgument(f"--out: expected a folder, {out} is a file")
     if suffix in FILES and out.is_dir():
-        raise ValueError(f"--out: expected a file, {out} is a folder")
+        raise BadArgument(f"--out: expected a file, {out} is a folder")
     check_writable("--out", out.parent if suffix in FILES else out)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_same_device, check_tensor, needs_grad
-from lightning_nerf.ops._types import names_types
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
 
@@ -63,7 +63,7 @@ def rendering(
             function is given.
     """
     if (rgb_sigma_fn is None) == (rgb_alpha_fn is None):
-        raise ValueError("rgb_sigma_fn, rgb_alpha_fn: expected exactly one of them")
+        raise BadArgument("rgb_sigma_fn, rgb_alpha_fn: expected exactly one of them")
     offsets, rays = layout(t_starts, t_ends, ray_indices, n_rays)
     if t_starts.numel() == 0:
         return _nothing(t_starts, rays, render_bkgd, "sigmas" if rgb_alpha_fn is None else "alphas")
@@ -116,25 +116,25 @@ def layout(
 ) -> tuple[Tensor, tuple[int, ...]]:
     """Offsets [R + 1] int32 of packed or batched samples, and the shape of the rays."""
     if t_ends.shape != t_starts.shape:
-        raise ValueError(f"t_ends: expected the shape of t_starts, {list(t_starts.shape)}, got {list(t_ends.shape)}")
+        raise BadArgument(f"t_ends: expected the shape of t_starts, {list(t_starts.shape)}, got {list(t_ends.shape)}")
     for name, t in (("t_starts", t_starts), ("t_ends", t_ends)):
         if not t.is_floating_point():
-            raise ValueError(f"{name}: expected a floating-point tensor, got {t.dtype}")
+            raise BadArgument(f"{name}: expected a floating-point tensor, got {t.dtype}")
     if ray_indices is not None:
         check_tensor("t_starts", t_starts, ("N",), t_starts.dtype)
         check_tensor("ray_indices", ray_indices, (t_starts.shape[0],), (torch.int64, torch.int32))
         check_same_device(t_starts=t_starts, t_ends=t_ends, ray_indices=ray_indices)
         if n_rays is None:
-            raise ValueError("n_rays: expected a number with ray_indices, got None")
+            raise BadArgument("n_rays: expected a number with ray_indices, got None")
         return ray_offsets(ray_indices, n_rays), (n_rays,)
     if t_starts.ndim == 0:
-        raise ValueError("t_starts: expected shape [N] or [..., S], got []")
+        raise BadArgument("t_starts: expected shape [N] or [..., S], got []")
     if t_starts.ndim == 1 and n_rays not in (None, 1):
-        raise ValueError(f"ray_indices: expected with {t_starts.shape[0]} samples of {n_rays} rays, got None")
+        raise BadArgument(f"ray_indices: expected with {t_starts.shape[0]} samples of {n_rays} rays, got None")
     check_same_device(t_starts=t_starts, t_ends=t_ends)
     rays, length = tuple(t_starts.shape[:-1]), t_starts.shape[-1]
     if t_starts.numel() >= 2**31:
-        raise ValueError(f"t_starts: expected fewer than 2**31 samples, got {t_starts.numel()}")
+        raise BadArgument(f"t_starts: expected fewer than 2**31 samples, got {t_starts.numel()}")
     count = math.prod(rays)
     if length == 0:
         return torch.zeros(count + 1, dtype=torch.int32, device=t_starts.device), rays
@@ -143,38 +143,38 @@ def layout(
 
 def _returned(name: str, result: Any, t_starts: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     if not isinstance(result, (tuple, list)) or len(result) not in (2, 3):
-        raise ValueError(f"{name}: expected it to return two or three things, got {type(result).__name__}")
+        raise BadArgument(f"{name}: expected it to return two or three things, got {type(result).__name__}")
     rgbs, absorbers = result[:2]
     further = dict(result[2]) if len(result) == 3 else {}
     shape = t_starts.shape
     for key, value in {"rgbs": rgbs, "sigmas or alphas": absorbers, **further}.items():
         if not isinstance(value, Tensor) or not value.is_floating_point():
             got = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(f"{name}: expected {key} to be floating-point tensors, got {got}")
+            raise BadArgument(f"{name}: expected {key} to be floating-point tensors, got {got}")
         if value.device != t_starts.device:
-            raise ValueError(f"{name}: expected {key} on {t_starts.device} (where t_starts is), got {value.device}")
+            raise BadArgument(f"{name}: expected {key} on {t_starts.device} (where t_starts is), got {value.device}")
     if absorbers.shape != shape:
-        raise ValueError(f"{name}: expected its second result to have shape {list(shape)}, got {list(absorbers.shape)}")
+        raise BadArgument(f"{name}: expected its second result to have shape {list(shape)}, got {list(absorbers.shape)}")
     for key, value in {"rgbs": rgbs, **further}.items():
         if value.ndim != len(shape) + 1 or value.shape[:-1] != shape:
-            raise ValueError(f"{name}: expected {key} of shape {[*shape, 'C']}, got {list(value.shape)}")
+            raise BadArgument(f"{name}: expected {key} of shape {[*shape, 'C']}, got {list(value.shape)}")
     clashes = [key for key in further if key in _OURS]
     if clashes:
-        raise ValueError(f"{name}: expected other names than {', '.join(_OURS)} for its channels, got {clashes[0]}")
+        raise BadArgument(f"{name}: expected other names than {', '.join(_OURS)} for its channels, got {clashes[0]}")
     return rgbs, absorbers, further
 
 
 def _background(render_bkgd: Tensor, rays: tuple[int, ...], n_channels: int, device: torch.device) -> Tensor:
     """[C] or [R, C]."""
     if not render_bkgd.is_floating_point():
-        raise ValueError(f"render_bkgd: expected a floating-point tensor, got {render_bkgd.dtype}")
+        raise BadArgument(f"render_bkgd: expected a floating-point tensor, got {render_bkgd.dtype}")
     if render_bkgd.device != device:
-        raise ValueError(f"render_bkgd: expected a tensor on {device} (where t_starts is), got {render_bkgd.device}")
+        raise BadArgument(f"render_bkgd: expected a tensor on {device} (where t_starts is), got {render_bkgd.device}")
     if render_bkgd.shape == (n_channels,):
         return render_bkgd
     if render_bkgd.shape != (*rays, n_channels):
         expected = f"[{n_channels}] or {[*rays, n_channels]}"
-        raise ValueError(f"render_bkgd: expected shape {expected}, got {list(render_bkgd.shape)}")
+        raise BadArgument(f"render_bkgd: expected shape {expected}, got {list(render_bkgd.shape)}")
     return render_bkgd.reshape(-1, n_channels)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._checks import check_number, check_tensor
+from lightning_nerf.checks import check_number, check_tensor
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.types import FieldOutput, PackedSamples, Render

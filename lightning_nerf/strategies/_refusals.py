@@ -8,6 +8,7 @@ from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 
+from lightning_nerf.checks import BadArgument, BadType
 from lightning_nerf.step_guard import StepGuard
 
 
@@ -15,16 +16,16 @@ def refuse_combination(strategy: str, trainer: Any, module: Any, plugin: Precisi
     """Name what cannot work in CUDA graphs, before anything is set up."""
     prefix, instead = f"strategy={strategy!r} cannot be combined with", "use strategy='auto'"
     if not hasattr(type(module), "executor"):
-        raise TypeError(
+        raise BadType(
             f"strategy={strategy!r} trains modules whose training_step goes through self.executor.step, such as "
             f"lightning_nerf.modules.NeRFModule, got {type(module).__name__}: {instead}"
         )
     if not module.automatic_optimization:
-        raise ValueError(f"{prefix} automatic_optimization=False: {instead}")
+        raise BadArgument(f"{prefix} automatic_optimization=False: {instead}")
     if getattr(trainer, "_detect_anomaly", False):
-        raise ValueError(f"{prefix} detect_anomaly=True, which reads every result on the host: drop it, or {instead}")
+        raise BadArgument(f"{prefix} detect_anomaly=True, which reads every result on the host: drop it, or {instead}")
     if type(plugin) not in (Precision, MixedPrecision):
-        raise ValueError(
+        raise BadArgument(
             f"{prefix} the precision plugin {type(plugin).__name__}: choose precision 32-true, bf16-mixed or 16-mixed, "
             f"or {instead}"
         )
@@ -32,7 +33,7 @@ def refuse_combination(strategy: str, trainer: Any, module: Any, plugin: Precisi
 
 def refuse_optimizers(strategy: str, optimizers: list[Optimizer]) -> None:  # Lightning refuses several
     if isinstance(optimizers[0], LBFGS):
-        raise ValueError(
+        raise BadArgument(
             f"strategy={strategy!r} cannot be combined with the optimizer LBFGS, which runs the step several times at "
             "will: use another, or strategy='auto'"
         )

@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.executors import CUDAGraphExecutor
 from lightning_nerf.strategies._replay import ReplayedSteps
 
@@ -37,7 +38,7 @@ class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
         hooks = ("ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper", "model_averaging_period")
         refused = [*self._ddp_kwargs, *(name for name in hooks if kwargs.get(name) is not None)]
         if refused:
-            raise ValueError(
+            raise BadArgument(
                 f"strategy='nerf_cuda_graph_ddp' has no DistributedDataParallel to give {', '.join(refused)} to: leave it "
                 "out, or use strategy='ddp'"
             )
@@ -45,7 +46,7 @@ class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
     def setup(self, trainer: Any) -> None:
         """See :meth:`Strategy.setup`; refuses what cannot work."""
         if self._layer_sync is not None:
-            raise ValueError("sync_batchnorm=True is not for strategy='nerf_cuda_graph_ddp': use strategy='ddp'")
+            raise BadArgument("sync_batchnorm=True is not for strategy='nerf_cuda_graph_ddp': use strategy='ddp'")
         self._checked = False
         super().setup(trainer)
 

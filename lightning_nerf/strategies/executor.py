@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lightning_nerf.checks import BadArgument, BadType
 from lightning_nerf.executors import Executor
 
 
@@ -31,7 +32,7 @@ class ExecutorStrategy(SingleDeviceStrategy):
         try:
             root = torch.device("cpu" if device is None else device)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise ValueError(f"device: expected None, a name such as 'cuda:0' or a torch.device, got {device!r}") from error
+            raise BadArgument(f"device: expected None, a name as 'cuda:0' or a torch.device, got {device!r}") from error
         super().__init__(root, accelerator, checkpoint_io, precision_plugin)
         self.executor = _checked(executor)
         self._devices = None if device is None else [root]
@@ -45,7 +46,7 @@ class ExecutorStrategy(SingleDeviceStrategy):
     def parallel_devices(self, devices: list[torch.device]) -> None:
         if len(devices) != 1:
             one, all_of_them = self._names()
-            raise ValueError(
+            raise BadArgument(
                 f"{one} drives one device, got {len(devices)}: set devices=1, or {all_of_them} for all of them"
             )
         self._devices, self._root_device = list(devices), devices[0]
@@ -55,7 +56,7 @@ class ExecutorStrategy(SingleDeviceStrategy):
         nodes = trainer._accelerator_connector._num_nodes_flag
         if nodes > 1:  # Lightning would start each by itself, and all would write the same files
             one, several = self._names()
-            raise ValueError(f"{one} trains on one node, got num_nodes={nodes}: use {several}")
+            raise BadArgument(f"{one} trains on one node, got num_nodes={nodes}: use {several}")
         super().setup(trainer)
 
     def _names(self) -> tuple[str, str]:
@@ -78,5 +79,5 @@ class ExecutorDDPStrategy(DDPStrategy):
 
 def _checked(executor: Executor) -> Executor:
     if not isinstance(executor, Executor):
-        raise TypeError(f"executor: expected a lightning_nerf.Executor, got {type(executor).__name__}")
+        raise BadType(f"executor: expected a lightning_nerf.Executor, got {type(executor).__name__}")
     return executor

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import BadArgument, check_returned, check_same_device, check_tensor
 from lightning_nerf.nerfacc._traverse import sample
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.grid import _enlarge_aabb
-from lightning_nerf.ops._checks import check_returned, check_same_device, check_tensor
-from lightning_nerf.ops._types import names_types
 from lightning_nerf.ops.occupancy import cell_points, occupancy_cover, occupancy_newest, occupancy_update_
 from lightning_nerf.ops.visibility import prune, prune_from
 from lightning_nerf.types import PackedSamples, Rays
@@ -56,20 +56,20 @@ class OccGridEstimator(AbstractEstimator):
     ) -> None:
         super().__init__()
         if kwargs:
-            raise ValueError(f"expected roi_aabb, resolution and levels (as since NerfAcc 0.4), got {', '.join(kwargs)}")
+            raise BadArgument(f"expected roi_aabb, resolution and levels (as since NerfAcc 0.4), got {', '.join(kwargs)}")
         if isinstance(resolution, int):
             resolution = [resolution] * self.DIM
         cells = resolution if isinstance(resolution, Tensor) else torch.tensor(resolution, dtype=torch.int32)
         box = torch.as_tensor(roi_aabb)
         if box.is_complex():
-            raise ValueError(f"roi_aabb: expected real numbers, got {box.dtype}")
+            raise BadArgument(f"roi_aabb: expected real numbers, got {box.dtype}")
         box = box.float()
         if cells.shape != (self.DIM,) or int(cells.min()) < 1:
-            raise ValueError(f"resolution: expected one or three numbers >= 1, got {resolution}")
+            raise BadArgument(f"resolution: expected one or three numbers >= 1, got {resolution}")
         if box.shape != (2 * self.DIM,):
-            raise ValueError(f"roi_aabb: expected six numbers, got {roi_aabb}")
+            raise BadArgument(f"roi_aabb: expected six numbers, got {roi_aabb}")
         if levels < 1 or levels * int(cells.long().prod()) >= 2**31:
-            raise ValueError(f"levels: expected >= 1, and fewer than 2**31 cells in all, got {levels} of {cells.tolist()}")
+            raise BadArgument(f"levels: expected >= 1, and fewer than 2**31 cells in all, got {levels} of {cells.tolist()}")
         self.cells_per_lvl = int(cells.long().prod())
         self.levels = levels
         shape = [int(n) for n in cells]
@@ -187,7 +187,7 @@ class OccGridEstimator(AbstractEstimator):
         if not self.training:
             raise RuntimeError("update_every_n_steps: expected training mode, the estimator is in evaluation mode")
         if n < 1:
-            raise ValueError(f"n: expected >= 1, got {n}")
+            raise BadArgument(f"n: expected >= 1, got {n}")
         if step % n == 0:
             self._update(step, occ_eval_fn, occ_thre, ema_decay, warmup_steps)
 
@@ -244,16 +244,16 @@ class OccGridEstimator(AbstractEstimator):
             chunk: cells looked at together, for memory: O(chunk V).
         """
         if c2w.ndim != 3 or c2w.shape[1:] not in ((3, 4), (4, 4)):
-            raise ValueError(f"c2w: expected shape [V, 3, 4] or [V, 4, 4], got {list(c2w.shape)}")
+            raise BadArgument(f"c2w: expected shape [V, 3, 4] or [V, 4, 4], got {list(c2w.shape)}")
         views = c2w.shape[0]
         if K.ndim != 3 or K.shape[1:] != (3, 3) or K.shape[0] not in (1, views):
-            raise ValueError(f"K: expected shape [1, 3, 3] or [{views}, 3, 3], got {list(K.shape)}")
+            raise BadArgument(f"K: expected shape [1, 3, 3] or [{views}, 3, 3], got {list(K.shape)}")
         check_same_device(K=K, c2w=c2w, occs=self.occs)
         for name, value in (("K", K), ("c2w", c2w)):
             if value.is_complex():
-                raise ValueError(f"{name}: expected real numbers, got {value.dtype}")
+                raise BadArgument(f"{name}: expected real numbers, got {value.dtype}")
         if chunk < 1:
-            raise ValueError(f"chunk: expected >= 1, got {chunk}")
+            raise BadArgument(f"chunk: expected >= 1, got {chunk}")
         rotation, position = c2w[:, :3, :3].double(), c2w[:, None, :3, 3].double()
         for level, box in enumerate(self.aabbs.double()):
             occs = self.occs[level * self.cells_per_lvl : (level + 1) * self.cells_per_lvl]

@@ -9,12 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from lightning_nerf.argument_types import names_types
+from lightning_nerf.checks import FLOATS, BadArgument, check_returned, check_same_device, check_tensor
 from lightning_nerf.nerfacc.data_specs import RayIntervals
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.pdf import importance_sampling, searchsorted
 from lightning_nerf.nerfacc.volrend import render_transmittance_from_density
-from lightning_nerf.ops._checks import FLOATS, check_returned, check_same_device, check_tensor
-from lightning_nerf.ops._types import names_types
 
 SamplingType = Literal["uniform", "lindisp"]
 PropSigmaFn = Callable[[Tensor, Tensor], Tensor]
@@ -74,14 +74,14 @@ class PropNetEstimator(AbstractEstimator):
             ``(t_starts [R, num_samples], t_ends [R, num_samples])``.
         """
         if len(prop_sigma_fns) != len(prop_samples):
-            raise ValueError(
+            raise BadArgument(
                 f"prop_samples: expected one number for each of {len(prop_sigma_fns)} functions, got {len(prop_samples)}"
             )
         if n_rays < 0:
-            raise ValueError(f"n_rays: expected >= 0, got {n_rays}")
+            raise BadArgument(f"n_rays: expected >= 0, got {n_rays}")
         for name, numbers in (("prop_samples", prop_samples), ("num_samples", [num_samples])):
             if any(number < 0 for number in numbers):
-                raise ValueError(f"{name}: expected >= 0, got {min(numbers)}")
+                raise BadArgument(f"{name}: expected >= 0, got {min(numbers)}")
         if requires_grad:
             self.prop_cache.clear()
         cdfs = torch.linspace(0.0, 1.0, 2, device=self.device).repeat(n_rays, 1)
@@ -191,14 +191,14 @@ def _transform_stot(transform_type: SamplingType, s_vals: Tensor, t_min: float |
     """t in [t_min, t_max] of s in [0, 1]: linear, or with 1 / t linear in s."""
     for name, t in (("near_plane", t_min), ("far_plane", t_max)):
         if not isinstance(t, Tensor) and (math.isnan(t) or (transform_type == "uniform" and math.isinf(t))):
-            raise ValueError(f"{name}: expected a finite number, got {t}")
+            raise BadArgument(f"{name}: expected a finite number, got {t}")
     if transform_type == "uniform":
         return s_vals * t_max + (1 - s_vals) * t_min
     if transform_type != "lindisp":
-        raise ValueError(f'sampling_type: expected "uniform" or "lindisp", got {transform_type!r}')
+        raise BadArgument(f'sampling_type: expected "uniform" or "lindisp", got {transform_type!r}')
     for name, t in (("near_plane", t_min), ("far_plane", t_max)):
         if not isinstance(t, Tensor) and not t > 0:
-            raise ValueError(f'{name}: expected > 0 with "lindisp", got {t}')
+            raise BadArgument(f'{name}: expected > 0 with "lindisp", got {t}')
     return 1 / (s_vals * (1 / t_max) + (1 - s_vals) * (1 / t_min))
 
 
@@ -229,7 +229,7 @@ def _pdf_loss(
     else:
         is_left, is_right = segments_query.is_left, segments_query.is_right
         if is_left is None or is_right is None:
-            raise ValueError("segments_query: expected is_left and is_right with flattened intervals")
+            raise BadArgument("segments_query: expected is_left and is_right with flattened intervals")
         w = cdfs_query[is_right] - cdfs_query[is_left]
         left, right = left[is_left], right[is_right]
     outer = cdfs_key.gather(-1, right) - cdfs_key.gather(-1, left)

@@ -13,6 +13,8 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from torch import Tensor
 
+from lightning_nerf.checks import BadType
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -34,7 +36,7 @@ def names_types(function: Callable[P, R]) -> Callable[P, R]:
             complaint = _complaint(function, args, kwargs)
             if complaint is None:
                 raise
-            raise TypeError(complaint) from error
+            raise BadType(complaint) from error
 
     return checked
 

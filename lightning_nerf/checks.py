@@ -1,4 +1,7 @@
-"""Argument checks of the public functions: each error names the argument, what came and what was expected.
+"""What a user got wrong: the errors that say so, and the checks of public functions that raise them.
+
+Each message names the argument, what came and what was expected. The command line shows a :class:`BadArgument` in one line,
+without a traceback; any other exception is a bug and keeps its own.
 
 A training step makes dozens of these checks, so the path without an error builds nothing.
 """
@@ -11,16 +14,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+
+class BadArgument(ValueError):
+    """An argument, a file or a setting that the user has to change. Raise it from your own parts too."""
+
+
+class BadType(BadArgument, TypeError):
+    """An argument of a wrong type."""
+
+
+class BadFile(OSError, BadArgument):
+    """A file or folder that cannot be read or written: ``BadFile(errno, message, path)``, as of OSError."""
+
+
+class MissingFile(BadFile, FileNotFoundError):
+    """A file or folder that does not exist."""
+
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def check_tensor(name: str, value: Any, shape: tuple[int | str, ...], dtype: torch.dtype | tuple[torch.dtype, ...]) -> None:
     """``shape`` mixes sizes and letters; a letter stands for any size. ``dtype``: one, or several that are accepted."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        raise BadType(f"{name}: expected a tensor, got {type(value).__name__}")
     if value.dtype is not dtype and not (isinstance(dtype, tuple) and value.dtype in dtype):
         dtypes = dtype if isinstance(dtype, tuple) else (dtype,)
-        raise ValueError(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {value.dtype}")
+        raise BadArgument(f"{name}: expected dtype {' or '.join(map(str, dtypes))}, got {value.dtype}")
     sizes = value.shape
     if sizes == shape:
         return
@@ -30,7 +50,7 @@ def check_tensor(name: str, value: Any, shape: tuple[int | str, ...], dtype: tor
             if not isinstance(wanted, str) and sizes[i] != wanted:
                 fits = False
     if not fits:
-        raise ValueError(f"{name}: expected shape [{', '.join(map(str, shape))}], got {list(sizes)}")
+        raise BadArgument(f"{name}: expected shape [{', '.join(map(str, shape))}], got {list(sizes)}")
 
 
 def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
@@ -56,11 +76,11 @@ def check_instance(name: str, value: Any, *kinds: Any) -> None:
     """An object of one of these classes."""
     if not isinstance(value, kinds):
         names = ["None" if kind is type(None) else kind.__name__ for kind in kinds]
-        raise TypeError(f"{name}: expected {' or '.join(names)}, got {type(value).__name__}")
+        raise BadType(f"{name}: expected {' or '.join(names)}, got {type(value).__name__}")
 
 
-def _refusal(value: Any) -> type[Exception]:
-    return ValueError if isinstance(value, numbers.Real) else TypeError
+def _refusal(value: Any) -> type[BadArgument]:
+    return BadArgument if isinstance(value, numbers.Real) else BadType
 
 
 def check_same_device(**tensors: Tensor | None) -> None:
@@ -72,34 +92,34 @@ def check_same_device(**tensors: Tensor | None) -> None:
         if device is None:
             first, device = name, t.device
         elif t.device != device:
-            raise ValueError(f"{name}: expected a tensor on {device} (where {first} is), got {t.device}")
+            raise BadArgument(f"{name}: expected a tensor on {device} (where {first} is), got {t.device}")
 
 
 def check_ray_indices(ray_indices: Tensor, n_rays: int) -> None:
     """Indices in [0, n_rays), in any order. Their values are looked at on a CPU only: elsewhere that would synchronise."""
     if n_rays < 0:
-        raise ValueError(f"n_rays: expected >= 0, got {n_rays}")
+        raise BadArgument(f"n_rays: expected >= 0, got {n_rays}")
     if len(ray_indices) == 0:
         return
     if n_rays == 0:
-        raise ValueError(f"n_rays: expected at least 1 for {len(ray_indices)} samples, got 0")
+        raise BadArgument(f"n_rays: expected at least 1 for {len(ray_indices)} samples, got 0")
     if ray_indices.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = (int(v) for v in ray_indices.aminmax())
         if low < 0 or high >= n_rays:
-            raise ValueError(f"ray_indices: expected 0 <= index < n_rays = {n_rays}, got {low} to {high}")
+            raise BadArgument(f"ray_indices: expected 0 <= index < n_rays = {n_rays}, got {low} to {high}")
 
 
 def check_returned(name: str, value: Tensor, *shapes: tuple[int, ...], device: torch.device) -> None:
     """What a user's function says of points or samples: real numbers, of one of these shapes, on their device."""
     if not isinstance(value, Tensor):
-        raise ValueError(f"{name}: expected it to return a tensor, got {type(value).__name__}")
+        raise BadArgument(f"{name}: expected it to return a tensor, got {type(value).__name__}")
     if tuple(value.shape) not in shapes:
         expected = " or ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"{name}: expected values of shape {expected}, got {list(value.shape)}")
+        raise BadArgument(f"{name}: expected values of shape {expected}, got {list(value.shape)}")
     if value.is_complex():
-        raise ValueError(f"{name}: expected it to return real numbers, got {value.dtype}")
+        raise BadArgument(f"{name}: expected it to return real numbers, got {value.dtype}")
     if value.device != device:
-        raise ValueError(f"{name}: expected it to return a tensor on {device}, got {value.device}")
+        raise BadArgument(f"{name}: expected it to return a tensor on {device}, got {value.device}")
 
 
 def needs_grad(*tensors: Tensor | None) -> bool:
