@@ -1,32 +1,40 @@
-// One ray through one random pixel: the words behind the index, the pinhole camera, the pixel's colour. And what is behind it.
+// One ray through one random pixel: the words behind the index, the pinhole camera, the pixel's color. And what is behind it.
 #pragma once
 #include "random.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::draw_rays {
 
 constexpr uint32_t kStreamRays = 0, kStreamBackground = 1;  // of lightning_nerf/ops/random.py
 
-struct DrawRays {
-  const uint8_t* images;    // [V, H, W, C]
+struct Pixels {
+  const uint8_t* colors;    // [P, C]
+  const int64_t* offsets;   // [V + 1]
+  const int64_t* drawable;  // [M] or null
   const float* c2w;         // [V, 3, 4]
   const float* intrinsics;  // [V, 4] fx, fy, cx, cy
+  const int64_t* size;      // [V, 2] width, height
+  const float* bounds;      // [V, 2] near, far
   const float* times;       // [V] or null
-  const int64_t* pixels;    // [P] or null
-  const int64_t* key;       // [3]
-  const int32_t* n_rays;    // [] or null
-  int64_t size;             // P, or V * H * W
-  int64_t height, width, channels;
-  float near, far;
+  int64_t n_views, n_channels;
+  int64_t n_drawable;  // M, or P
+};
 
-  float* origins;        // [R, 3]
-  float* directions;     // [R, 3]
-  float* nears;          // [R]
-  float* fars;           // [R]
-  float* ray_times;      // [R] or null
-  float* rgb;            // [R, 3]
-  float* alpha;          // [R] or null
-  bool* mask;            // [R] or null
-  int64_t* image_index;  // [R]
+struct Draw {
+  const int64_t* key;     // [3]
+  const int32_t* n_rays;  // [] or null
+};
+
+struct Drawn {
+  float* origins;     // [R, 3]
+  float* directions;  // [R, 3]
+  float* near;        // [R]
+  float* far;         // [R]
+  float* times;       // [R] or null
+  float* footprint;   // [R]
+  float* rgb;         // [R, 3]
+  float* alpha;       // [R] or null
+  bool* mask;         // [R] or null
+  int64_t* camera;    // [R]
 };
 
 // Row `row` of stream "rays": the two numbers that random_uniform shows make a 48-bit fraction, exact in float64.
@@ -37,15 +45,26 @@ LN_HD int64_t draw_index(const int64_t* key, int64_t row, int64_t size) {
   return int64_t(double(fraction) * (1.0 / 281474976710656.0) * double(size));  // one rounding, in the last product
 }
 
-LN_HD void draw_ray(const DrawRays& d, int64_t ray) {
-  const int64_t index = draw_index(d.key, ray, d.size);
-  const int64_t flat = d.pixels ? d.pixels[index] : index;
-  const int64_t row = flat / d.width;  // of all images' rows
-  const int64_t image = row / d.height;
-  const float x = float(flat - row * d.width), y = float(row - image * d.height);
+// The last view whose pixels begin at or before `pixel`. A dozen loads that all rays share, hence from the cache.
+LN_HD int64_t view_of(const int64_t* offsets, int64_t n_views, int64_t pixel) {
+  int64_t low = 0, high = n_views;  // offsets[low] <= pixel < offsets[high]
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    if (offsets[middle] <= pixel) low = middle;
+    else high = middle;
+  }
+  return low;
+}
 
-  const float* lens = d.intrinsics + 4 * image;
-  const float* pose = d.c2w + 12 * image;
+LN_HD void draw_ray(const Pixels& p, const Draw& draw, const Drawn& out, int64_t ray) {
+  const int64_t index = draw_index(draw.key, ray, p.n_drawable);
+  const int64_t pixel = p.drawable ? p.drawable[index] : index;
+  const int64_t view = view_of(p.offsets, p.n_views, pixel);
+  const int64_t inside = pixel - p.offsets[view], width = p.size[2 * view], row = inside / width;
+  const float x = float(inside - row * width), y = float(row);
+
+  const float* lens = p.intrinsics + 4 * view;
+  const float* pose = p.c2w + 12 * view;
   const float u = (x + 0.5f - lens[2]) / lens[0], v = (lens[3] - 0.5f - y) / lens[1];
   float direction[3], squared = 0.0f;
   for (int a = 0; a < 3; ++a) {
@@ -54,33 +73,34 @@ LN_HD void draw_ray(const DrawRays& d, int64_t ray) {
   }
   const float length = sqrtf(squared);
   for (int a = 0; a < 3; ++a) {
-    d.origins[3 * ray + a] = pose[4 * a + 3];
-    d.directions[3 * ray + a] = direction[a] / length;
+    out.origins[3 * ray + a] = pose[4 * a + 3];
+    out.directions[3 * ray + a] = direction[a] / length;
   }
+  out.footprint[ray] = 1.0f / sqrtf(fabsf(lens[0] * lens[1] * (1.0f + u * u + v * v)));
 
-  const bool active = !d.n_rays || ray < *d.n_rays;
-  d.nears[ray] = active ? d.near : 0.0f;
-  d.fars[ray] = active ? d.far : 0.0f;
-  if (d.mask) d.mask[ray] = active;
-  if (d.ray_times) d.ray_times[ray] = d.times[image];
-  d.image_index[ray] = image;
+  const bool active = !draw.n_rays || ray < *draw.n_rays;
+  out.near[ray] = active ? p.bounds[2 * view] : 0.0f;
+  out.far[ray] = active ? p.bounds[2 * view + 1] : 0.0f;
+  if (out.mask) out.mask[ray] = active;
+  if (out.times) out.times[ray] = p.times[view];
+  out.camera[ray] = view;
 
-  const uint8_t* colour = d.images + flat * d.channels;
-  for (int c = 0; c < 3; ++c) d.rgb[3 * ray + c] = float(colour[c]) / 255.0f;
-  if (d.alpha) d.alpha[ray] = float(colour[3]) / 255.0f;
+  const uint8_t* color = p.colors + pixel * p.n_channels;
+  for (int c = 0; c < 3; ++c) out.rgb[3 * ray + c] = float(color[c]) / 255.0f;
+  if (out.alpha) out.alpha[ray] = float(color[3]) / 255.0f;
 }
 
 struct Background {
   const int64_t* key;  // [3]
   int64_t random_steps;
-  float colour[3];
+  float color[3];
   float* out;  // [R, 3]
 };
 
 LN_HD void draw_background_of(const Background& b, int64_t ray) {
-  float colour[3] = {b.colour[0], b.colour[1], b.colour[2]};
-  if (b.key[2] < b.random_steps) random_uniform_row(b.key, kStreamBackground, ray, 3, colour);
-  for (int c = 0; c < 3; ++c) b.out[3 * ray + c] = colour[c];
+  float color[3] = {b.color[0], b.color[1], b.color[2]};
+  if (b.key[2] < b.random_steps) random_uniform_row(b.key, kStreamBackground, ray, 3, color);
+  for (int c = 0; c < 3; ++c) b.out[3 * ray + c] = color[c];
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::draw_rays

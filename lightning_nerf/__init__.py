@@ -16,7 +16,14 @@ _HOME = {
     "FieldOutput": "types",
     "Render": "types",
     "RayBatch": "types",
-    "SceneBox": "types",
+    "SceneBox": "scene_box",
+    "Cameras": "cameras",
+    "Densities": "types",
+    "Placement": "types",
+    "Pruning": "types",
+    "Query": "types",
+    "Round": "types",
+    "Step": "types",
     "HashGrid": "encodings",
     "SphericalHarmonics": "encodings",
     "Frequency": "encodings",
@@ -24,34 +31,60 @@ _HOME = {
     "RadianceField": "fields",
     "InstantNGPField": "fields",
     "Estimator": "estimators",
+    "as_query": "estimators",
     "OccupancyGrid": "estimators",
     "Renderer": "renderers",
     "VolumeRenderer": "renderers",
     "rendering": "renderers.rendering",
+    "FrameRenderer": "renderers",
+    "Loss": "losses",
+    "Photometric": "losses",
+    "states": "capabilities",
+    "BadArgument": "checks",
     "Executor": "executors",
+    "StepProgram": "executors",
     "ExecutorStrategy": "strategies",
     "NeRFModule": "modules",
     "InstantNGP": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
     "SyntheticScene": "data",
-    "Views": "data",
+    "Images": "data",
+    "Scene": "data",
+    "Source": "data",
 }
 
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from lightning_nerf.data import BlenderData, NeRFDataModule, SyntheticScene, Views
+    from lightning_nerf.cameras import Cameras
+    from lightning_nerf.capabilities import states
+    from lightning_nerf.checks import BadArgument
+    from lightning_nerf.data import BlenderData, Images, NeRFDataModule, Scene, Source, SyntheticScene
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
-    from lightning_nerf.estimators import Estimator, OccupancyGrid
-    from lightning_nerf.executors import Executor
+    from lightning_nerf.estimators import Estimator, OccupancyGrid, as_query
+    from lightning_nerf.executors import Executor, StepProgram
     from lightning_nerf.fields import InstantNGPField, RadianceField
+    from lightning_nerf.losses import Loss, Photometric
     from lightning_nerf.modules import InstantNGP, NeRFModule
     from lightning_nerf.optim import FusedAdam
-    from lightning_nerf.renderers import Renderer, VolumeRenderer
+    from lightning_nerf.renderers import FrameRenderer, Renderer, VolumeRenderer
     from lightning_nerf.renderers.rendering import rendering
+    from lightning_nerf.scene_box import SceneBox
     from lightning_nerf.strategies import ExecutorStrategy
-    from lightning_nerf.types import FieldOutput, PackedSamples, RayBatch, Rays, Render, SceneBox
+    from lightning_nerf.types import (
+        Densities,
+        FieldOutput,
+        PackedSamples,
+        Placement,
+        Pruning,
+        Query,
+        RayBatch,
+        Rays,
+        Render,
+        Round,
+        Step,
+    )
 
 
 def __getattr__(name: str) -> Any:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from lightning_nerf.checks import BadArgument, check_instance, check_integer
 from lightning_nerf.ops.hash_grid import hash_grid
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
+from lightning_nerf.optim.mirror import HalfMirror
 
 MAX_LEVELS = 64
 
@@ -38,10 +35,8 @@ class HashGrid(nn.Module):
     holds each level's (resolution, offset, size). Positions are float32 in [0, 1], also under autocast. Under CUDA autocast
     the features are read from :meth:`working_table` and come in autocast's dtype; elsewhere both are the table's.
 
-    The float16 copy lives on the parameter, as ``table.half_copy``, and ``table.half_copy_version`` is the parameter's
-    ``_version`` that it mirrors. An optimizer that writes both sets it anew and says so in an attribute
-    ``writes_half_copies = True``; after any other optimizer's step, and any other in-place change of the table, the next
-    use refreshes the copy. Changes through ``table.data`` have no version and go unseen.
+    The float16 copy is the parameter's :class:`~lightning_nerf.optim.HalfMirror`: :class:`~lightning_nerf.FusedAdam` writes
+    both; after the step of any other optimizer, and any other in-place change of the table, the next use renews the copy.
 
     Source: Mueller et al. 2022, equations 2 and 3, table 1.
     """
@@ -93,11 +88,6 @@ class HashGrid(nn.Module):
         """Draw the table anew from torch's default generator."""
         nn.init.uniform_(self.table, -1e-4, 1e-4)
 
-    @property
-    def table_half(self) -> Tensor | None:
-        """The float16 copy as it is, or None before its first use."""
-        return vars(self.table).get("half_copy")
-
     def working_table(self) -> Tensor:
         """A float16 copy of the table, up to date: the same tensor each time. The table itself if it is not float32."""
         table = self.table
@@ -105,15 +95,7 @@ class HashGrid(nn.Module):
             return table.detach()
         if torch.compiler.is_compiling() or not isinstance(table, nn.Parameter):  # torch.func.functional_call
             return table.detach().half()
-        copy = self.table_half
-        if copy is None or vars(table).get("half_copy_version") != table._version:
-            _watch_optimizers()
-            with torch.inference_mode(False), torch.no_grad():  # a validation may come first
-                if copy is None:
-                    copy = torch.empty_like(table, dtype=torch.float16)
-                copy.copy_(table)
-            vars(table).update(half_copy=copy, half_copy_version=table._version)
-        return copy
+        return HalfMirror.made_for(table).current(table)
 
     def forward(self, positions: Tensor) -> Tensor:
         """Features [N, n_levels * n_features] of positions [N, n_dims]."""
@@ -127,19 +109,9 @@ class HashGrid(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HashGrid:
         super()._apply(fn, recurse)  # gives the parameter other data without another version
-        table, copy = self.table, self.table_half
-        if copy is not None:
-            vars(table)["half_copy_version"] = -1
-            if (
-                copy.device != table.device or table.dtype is not torch.float32
-            ):  # else it stays: CUDA graphs hold its address
-                del vars(table)["half_copy"]
+        if (mirror := HalfMirror.of(self.table)) is not None:
+            mirror.follow(self.table)
         return self
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        if self.table_half is not None:
-            vars(self.table)["half_copy_version"] = -1  # versions count from 0 again
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""
@@ -148,21 +120,6 @@ class HashGrid(nn.Module):
             f"log2_table_size={self.log2_table_size}, base_resolution={self.base_resolution}, "
             f"max_resolution={self.max_resolution}, rows={len(self.table)}"
         )
-
-
-@functools.cache
-def _watch_optimizers() -> None:
-    """See to it that no copy outlives an optimizer's step. Versions do not tell: torch's fused optimizers leave them."""
-    register_optimizer_step_post_hook(_forget_copies)
-
-
-def _forget_copies(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
-    if getattr(optimizer, "writes_half_copies", False):
-        return
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if "half_copy" in vars(parameter):
-                vars(parameter)["half_copy_version"] = -1
 
 
 class SphericalHarmonics(nn.Module):

@@ -1,18 +1,20 @@
-"""What flows between estimators, fields, renderers and modules.
+"""What flows between data, estimators, fields, renderers, losses and modules.
 
-Every type is a NamedTuple of tensors: Lightning moves them between devices and torch.compile takes them as they are.
-Shape letters, here and everywhere in this project:
+Every type is a NamedTuple of tensors: Lightning moves them between devices and torch.compile takes them as they are. The
+Protocols at the end say what parts ask of each other. Shape letters, here and everywhere in this project:
 
     R  rays           N  packed samples (a capacity: the true count is ``offsets[-1]``)
-    C  channels       V  views (images)       H, W  image height and width
+    C  channels       V  views (images)       P  pixels of all images
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
+
+from lightning_nerf.scene_box import SceneBox as SceneBox
 
 
 class Rays(NamedTuple):
@@ -27,18 +29,12 @@ class Rays(NamedTuple):
     near: Tensor  # [R] float32
     far: Tensor  # [R] float32
     times: Tensor | None = None  # [R] float32, for dynamic scenes
+    cameras: Tensor | None = None  # [R] int64, index of the camera, for codes of appearance and refined poses
+    footprint: Tensor | None = None  # [R] float32, side of the pixel at t = 1, for anti-aliasing
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Rays:
         """``function`` of each tensor, say ``lambda t: t[:100]``."""
-        times = None if self.times is None else function(self.times)
-        return Rays(function(self.origins), function(self.directions), function(self.near), function(self.far), times)
-
-
-class Evaluated(NamedTuple):
-    """What a field computed of samples when asked for their densities, for its own later use; never differentiated."""
-
-    features: Tensor  # [M, k] rows, of which only those named by sources need to hold anything
-    sources: Tensor | None  # [N] int32, the row of each sample; None: row i is sample i's
+        return Rays(*(None if value is None else function(value) for value in self))  # type: ignore[arg-type]
 
 
 class PackedSamples(NamedTuple):
@@ -56,11 +52,57 @@ class PackedSamples(NamedTuple):
     ray_indices: Tensor  # [N] int32
     offsets: Tensor  # [R + 1] int32
     kept: Tensor  # [R] bool
-    evaluated: Evaluated | None = None  # left by the density function that placed these samples
+
+
+class Evaluated(NamedTuple):
+    """Features that a field computed when asked for densities, for its own later use; never differentiated."""
+
+    features: Tensor  # [M, k] rows, of which only those named by sources need to hold anything
+    sources: Tensor | None  # [N] int32, the row of each sample; None: row i is sample i's
+
+
+class Densities(NamedTuple):
+    """A field's answer to a :class:`Query`: densities of N samples and, where the field keeps any, features of them."""
+
+    values: Tensor  # [N] >= 0, per unit length
+    features: Tensor | None = None  # [N, k]
+
+
+class Query(Protocol):
+    """Densities of samples along rays: the only way in which an estimator asks for a field."""
+
+    def __call__(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        """Densities of N samples. Differentiable in the field's parameters where gradients are enabled.
+
+        Behind the point where a ray keeps less than ``early_stop_eps`` of its light they may be anything finite.
+        """
+        ...
+
+
+class Round(NamedTuple):
+    """Samples of an earlier round of placing, with the weights that they got; the weights have gradients."""
+
+    samples: PackedSamples
+    weights: Tensor  # [N]
+
+
+class Placement(NamedTuple):
+    """An estimator's answer: the samples to evaluate, and what a loss or the field may use of how they were found."""
+
+    samples: PackedSamples
+    rounds: tuple[Round, ...] = ()  # from the first to the last before ``samples``
+    evaluated: Evaluated | None = None  # features of ``samples``
+
+
+class Pruning(NamedTuple):
+    """Thresholds by which an estimator drops samples."""
+
+    early_stop_eps: float  # samples behind which less light than this remains
+    alpha_thre: Tensor  # [] float32, samples of lower opacity
 
 
 class FieldOutput(NamedTuple):
-    """What a radiance field says of N points. ``extras`` are further per-sample channels, composited with the colours."""
+    """What a radiance field says of N points. ``extras`` are further per-sample channels, composited with the colors."""
 
     density: Tensor  # [N] >= 0, per unit length
     rgb: Tensor  # [N, 3] in [0, 1]
@@ -83,13 +125,69 @@ class RayBatch(NamedTuple):
 
     rays: Rays
     rgb: Tensor  # [R, 3] in [0, 1]; with alpha, not yet composited (straight alpha)
-    alpha: Tensor | None  # [R] in [0, 1], None where the images have none
-    mask: Tensor | None  # [R] bool, False: not a training ray (inactive); None: all rays count
-    image_index: Tensor  # [R] int64
+    alpha: Tensor | None = None  # [R] in [0, 1], None where the images have none
+    mask: Tensor | None = None  # [R] bool, False: not a training ray (inactive); None: all rays count
 
 
-class SceneBox(NamedTuple):
-    """The region that holds the scene. ``contraction`` names a map of all of space into a ball, or is "none"."""
+class Step(NamedTuple):
+    """All that a :class:`~lightning_nerf.losses.Loss` may see of a training step."""
 
-    aabb: Tensor  # [2, 3] float32, minimum and maximum corner, world units
-    contraction: str = "none"
+    batch: RayBatch
+    background: Tensor  # [3] or [R, 3]
+    placement: Placement
+    output: FieldOutput  # at the samples of ``placement``
+    render: Render
+    logs: dict[str, Tensor]  # device scalars by name; a loss may add its own
+
+    @property
+    def counts(self) -> Tensor:
+        """[R] bool: rays that count in a loss, those that are active and whose samples fit."""
+        kept, mask = self.placement.samples.kept, self.batch.mask
+        return kept if mask is None else kept & mask
+
+
+class FrameKernel(Protocol):
+    """Renders rays in one pass from candidates: what pruning, the field and a plain renderer would give, up to rounding."""
+
+    def __call__(self, rays: Rays, candidates: PackedSamples, pruning: Pruning) -> Render:
+        """R rays without gradient and without background."""
+        ...
+
+
+class SampledField(Protocol):
+    """A field as a renderer of frames asks for it."""
+
+    def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        """See :class:`Query`."""
+        ...
+
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        """Density and color in the middle of each sample."""
+        ...
+
+    def frame_kernel(self, rays: Rays) -> FrameKernel | None:
+        """The kernel for rays like these, if there is one."""
+        ...
+
+
+class Placer(Protocol):
+    """An estimator as a renderer of frames asks for it."""
+
+    fixed_count: int | None
+
+    @property
+    def pruning(self) -> Pruning | None:
+        """The thresholds by which :meth:`place` drops candidates, if that is all it does with densities."""
+        ...
+
+    def place(
+        self,
+        rays: Rays,
+        query: Query | None = None,
+        *,
+        key: Tensor | None = None,
+        capacity: int | None = None,
+        march_capacity: int | None = None,
+    ) -> Placement:
+        """Place samples on rays."""
+        ...

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from lightning_nerf.bench import peers
 from lightning_nerf.bench.timing import Work
+from lightning_nerf.cameras import Cameras
+from lightning_nerf.data import Images, Scene
 from lightning_nerf.encodings import HashGrid
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.fields import InstantNGPField
@@ -18,7 +20,7 @@ from lightning_nerf.fields.mlp import mlp
 from lightning_nerf.ops import composite, draw_rays, hash_grid, march, sample_points, spherical_harmonics
 from lightning_nerf.ops.random import make_key
 from lightning_nerf.ops.visibility import prune
-from lightning_nerf.optim import FusedAdam
+from lightning_nerf.optim import FusedAdam, HalfMirror
 from lightning_nerf.types import PackedSamples, Rays, SceneBox
 
 Run = Callable[[], object]
@@ -99,17 +101,20 @@ def setting(device: str, n_rays: int, n_points: int, resolution: int = 128, step
 def drawing(s: Setting) -> Iterator[Case]:
     """Training rays from 100 images of 800 x 800 (on a CPU: 4 of 100 x 100)."""
     views, side = (100, 800) if s.device == "cuda" else (4, 100)
-    images = torch.randint(256, (views, side, side, 4), dtype=torch.uint8, device=s.device)
-    c2w = torch.eye(4)[:3].expand(views, 3, 4).contiguous().to(s.device)
-    intrinsics = torch.tensor([1111.0, 1111.0, side / 2, side / 2]).expand(views, 4).contiguous().to(s.device)
+    pictures = torch.randint(256, (views, side, side, 4), dtype=torch.uint8)
+    intrinsics = torch.tensor([1111.0, 1111.0, side / 2, side / 2])
+    poses = torch.eye(4)[:3].expand(views, 3, 4).contiguous()
+    cameras = Cameras.of_one_size(poses, intrinsics, side, side, near=0.0, far=10.0)
+    scene = Scene(cameras, Images.from_pictures(list(pictures)), [str(i) for i in range(views)])
+    pixels = scene.to(s.device).pixels()
     key, n = make_key(0).to(s.device), len(s.rays.origins)
-    written, read = 57, 32  # ray, colour, alpha, mask and index; one sector of an image
+    written, read = 61, 32  # ray, footprint, colour, alpha, mask and index; one sector of an image
     yield Case(
         "draw_rays",
-        lambda: draw_rays.draw_rays(images, c2w, intrinsics, key, n, near=0.0, far=10.0),
+        lambda: draw_rays.draw_rays(pixels, key, n),
         n,
         Work((written + read) * n),
-        lambda: draw_rays.reference(images, c2w, intrinsics, None, None, key, None, n, 0.0, 10.0),
+        lambda: draw_rays.reference(*pixels, key, None, n),
     )
 
 
@@ -305,7 +310,7 @@ def optimisers(s: Setting) -> Iterator[Case]:
     adam = torch.optim.Adam(parameters, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, fused=True)
     yield Case("torch.optim.Adam(fused)", adam.step, n, Work(28 * n))
     table = max(parameters, key=torch.numel)
-    table.half_copy = table.detach().half()  # type: ignore[attr-defined]
+    HalfMirror.made_for(table).current(table)
     for name, decay, extra in [("", None, 0), (", average", 0.95, 8)]:
         ours = FusedAdam(parameters, ema_decay=decay)
         ours.zero_grads = True

@@ -23,9 +23,11 @@ from torch import Tensor
 
 from lightning_nerf.bench.timing import environment, median_seconds, peak_memory_gib, wait
 from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.cli import build
-from lightning_nerf.data.views import Views, image_rays, image_truth
-from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.modules.base import NeRFModule
+from lightning_nerf.types import Render
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,36 +88,42 @@ class FrameTimes(L.Callback):
             return
         device = self.device = pl_module.device
         every = slice(None, None, self.views_every)
-        images, c2w, intrinsics, times, _ = pl_module.datamodule.views("test")
-        views = Views(images[every], c2w[every], intrinsics[every], None if times is None else times[every]).to(device)
-        names = pl_module.datamodule.names("test")[every]
-        self.size = " x ".join(map(str, reversed(views.images.shape[1:3])))
+        scene = pl_module.datamodule.scene("test")
+        chosen, names = range(scene.n_views)[every], scene.names[every]
+        cameras = scene.cameras.chosen(list(chosen)).to(device)
+        shapes = [scene.cameras.shape(i) for i in chosen]  # known to the host, as in a test
+        self.size = " x ".join(map(str, reversed(shapes[0])))
         background = pl_module.eval_background()
+
+        def frame(i: int) -> Render:
+            return pl_module.frames.frame(cameras, i, background, shapes[i])
+
         with trainer.precision_plugin.forward_context():
             if device.type == "cuda":
                 torch.cuda.empty_cache()
                 torch.cuda.reset_peak_memory_stats()
             for i, name in enumerate(names):
-                ms = 1000 * median_seconds(lambda i=i: pl_module.render_view(views, i), device.type, self.repeats)
+                ms = 1000 * median_seconds(lambda i=i: frame(i), device.type, self.repeats)
                 begin = time.perf_counter()
-                render = pl_module.render_view(views, i)
+                render = frame(i)
                 wait(device)
                 wall = time.perf_counter() - begin
-                truth = image_truth(views.images[i], background)
+                truth = scene.truth(chosen[i], background)
                 self.rows.append({"view": name, "ms": ms, "wall_ms": 1000 * wall, "psnr": float(psnr(render.rgb, truth))})
             self.peak_memory_gib = peak_memory_gib(device)
             for i, row in enumerate(self.rows):
-                truth = image_truth(views.images[i], background)
-                row["training_renderer_psnr"] = float(psnr(training_render(pl_module, views, i, background), truth))
+                truth = scene.truth(chosen[i], background)
+                row["training_renderer_psnr"] = float(psnr(training_render(pl_module, cameras, i, background), truth))
 
 
-def training_render(module: Any, views: Views, index: int, background: Tensor, rays_at_once: int = 2**15) -> Tensor:
+def training_render(
+    module: NeRFModule, cameras: Cameras, index: int, background: Tensor, rays_at_once: int = 2**15
+) -> Tensor:
     """One view [H, W, 3] by the estimator, field and renderer of a training step."""
-    rays = image_rays(views, index, module.datamodule.near, module.datamodule.far)
-    colours = []
+    rays, colors = image_rays(cameras, index), []
     for start in range(0, len(rays.origins), rays_at_once):
         part = rays.map(lambda t, start=start: t[start : start + rays_at_once])
         samples = module.estimator.sample(part, module.field.density)
-        output = module.field(*sample_points(part, samples))
-        colours.append(module.renderer(output, samples, background=background).rgb)
-    return torch.cat(colours).view(*views.images.shape[1:3], 3)
+        output = RadianceField.at_samples(module.field, part, samples)  # point by point, whatever kernels the field has
+        colors.append(module.renderer(output, samples, background=background).rgb)
+    return torch.cat(colors).view(*cameras.shape(index), 3)

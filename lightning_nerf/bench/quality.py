@@ -18,12 +18,12 @@ import torch
 
 from lightning_nerf.bench.timing import environment
 from lightning_nerf.callbacks import QualityMarks
+from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.cameras.cameras import image_rays
 from lightning_nerf.cli import build
-from lightning_nerf.data.views import image_rays
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.ops.march import march
-from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune
 
 
@@ -44,6 +44,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
     steps = trainer.global_step
     trainer.test(model, datamodule=datamodule, verbose=False)
     values = findings.psnr
+    clock = clock_of(trainer)
     ssim = trainer.callback_metrics.get("test/ssim")
     return {
         "environment": environment(findings.device),
@@ -54,9 +55,9 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
         f"psnr_every_{options.views_every}": _mean(values[:: options.views_every]),
         "ssim": None if ssim is None else float(ssim),
         "steps": steps,
-        "training_seconds": marks.training_seconds,
-        "ms_per_step": 1000 * (marks.training_seconds or 0.0) / max(1, steps),
-        "peak_memory_gib": marks.peak_memory_gib,
+        "training_seconds": clock.training_seconds,
+        "ms_per_step": 1000 * (clock.training_seconds or 0.0) / max(1, steps),
+        "peak_memory_gib": clock.peak_memory_gib,
         **findings.skipped,
     }
 
@@ -86,7 +87,7 @@ def skipped(module: Any, index: int = 0) -> dict[str, float]:
     """Of a uniform march's samples over one whole test view, how many the grid leaves, and then visibility."""
     grid: OccupancyGrid = module.estimator
     datamodule = module.datamodule
-    rays = image_rays(datamodule.views("test"), index, datamodule.near, datamodule.far)
+    rays = image_rays(datamodule.scene("test").cameras, index)
     uniform = marched = visible = 0
     for start in range(0, len(rays.origins), 2**16):
         part = rays.map(lambda t, start=start: t[start : start + 2**16].to(module.device))
@@ -94,8 +95,7 @@ def skipped(module: Any, index: int = 0) -> dict[str, float]:
         uniform += len(march(part, torch.ones_like(grid.binaries), grid.aabb, **options).t_starts)  # type: ignore[arg-type]
         samples = march(part, grid.binaries, grid.aabb, **options)  # type: ignore[arg-type]
         marched += len(samples.t_starts)
-        positions, _, times = sample_points(part, samples)
-        densities = module.field.density(positions, times).float()
+        densities = module.field.query(part, samples).values
         left = prune(densities, samples, early_stop_eps=grid.early_stop_eps, alpha_thre=grid.alpha_threshold)
         visible += len(left.t_starts)
     return {

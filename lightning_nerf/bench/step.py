@@ -28,7 +28,7 @@ from lightning_nerf.bench.kernels import kernel_table, profiler
 from lightning_nerf.bench.processes import compare, total
 from lightning_nerf.bench.timing import environment, median_seconds, peak_memory_gib, wait
 from lightning_nerf.cli import NeRFCLI, build
-from lightning_nerf.data import NeRFDataModule, Views
+from lightning_nerf.data import Images, NeRFDataModule, Scene
 from lightning_nerf.ops.sample_points import sample_points
 
 PROFILED_STEPS = 32  # two of the grid's updates
@@ -38,7 +38,7 @@ SWEEPS = {
     "table": list(range(19, 25)),
     "images": [10, 25, 50, 100, 200, 400, 800],
 }
-Splits = dict[str, tuple[Views, list[str]]]
+Splits = dict[str, Scene]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,7 +71,7 @@ def run_once(
     options: argparse.Namespace,
     arguments: Sequence[str],
     default: int,
-    change: Callable[[Views], Views] | None = None,
+    change: Callable[[Scene], Scene] | None = None,
     splits: Splits | None = None,
 ) -> dict[str, Any]:
     """One fit: what the window saw."""
@@ -174,17 +174,18 @@ def field_times(trainer: L.Trainer, pl_module: Any) -> list[dict[str, Any]]:
     with torch.no_grad(), trainer.precision_plugin.forward_context():
         samples = pl_module.estimator.sample(batch.rays, pl_module.field.density, key=pl_module.key)
         positions, directions, times = sample_points(batch.rays, samples)
+        wanted = {} if times is None or "times" not in pl_module.field.wants else {"times": times}
     n = min(len(positions), pl_module.samples_per_step)
     low, high = pl_module.datamodule.scene_box.aabb.to(positions)
     places = {"a batch's samples": positions[:n], "random": low + (high - low) * torch.rand_like(positions[:n])}
-    times = None if times is None else times[:n]
+    wanted = {name: value[:n] for name, value in wanted.items()}
     parameters = [p for p in pl_module.field.parameters() if p.requires_grad]
     device, rows = pl_module.device.type, []
     for name, points in places.items():
 
         def both(points: Tensor = points) -> object:
             with trainer.precision_plugin.forward_context(), torch.enable_grad():
-                output = pl_module.field(points, directions[:n], times)
+                output = pl_module.field(points, directions[:n], **wanted)
             outputs = [output.density, output.rgb]
             return torch.autograd.grad(outputs, parameters, [torch.ones_like(o) for o in outputs], allow_unused=True)
 
@@ -193,17 +194,16 @@ def field_times(trainer: L.Trainer, pl_module: Any) -> list[dict[str, Any]]:
     return rows
 
 
-def share_splits(datamodule: NeRFDataModule, splits: Splits, change: Callable[[Views], Views] | None = None) -> None:
-    """Let ``datamodule`` load a split only if ``splits`` lacks it; ``change`` is applied to the train split."""
-    load = datamodule.load
+def share_splits(datamodule: NeRFDataModule, splits: Splits, change: Callable[[Scene], Scene] | None = None) -> None:
+    """Let ``datamodule`` read a split only if ``splits`` lacks it; ``change`` is applied to the train split."""
+    read = datamodule.source.read
 
-    def shared(split: str) -> tuple[Views, list[str]]:
+    def shared(split: str) -> Scene:
         if split not in splits:
-            splits[split] = load(split)
-        views, names = splits[split]
-        return (views, names) if change is None or split != "train" else (change(views), names)
+            splits[split] = read(split)
+        return splits[split] if change is None or split != "train" else change(splits[split])
 
-    datamodule.load = shared  # type: ignore[method-assign]
+    datamodule.source.read = shared  # type: ignore[method-assign]
 
 
 def _overrides(sweep: str, value: int) -> list[str]:
@@ -217,11 +217,11 @@ def _overrides(sweep: str, value: int) -> list[str]:
     return [f"--model.init_args.field.init_args.log2_table_size={value}"] if sweep == "table" else []
 
 
-def _repeat_images(count: int) -> Callable[[Views], Views]:
-    def repeat(views: Views) -> Views:
-        index = torch.arange(count) % len(views.images)
-        times = None if views.times is None else views.times[index]
-        return Views(views.images[index], views.c2w[index], views.intrinsics[index], times)  # masks are left out
+def _repeat_images(count: int) -> Callable[[Scene], Scene]:
+    def repeat(scene: Scene) -> Scene:
+        index = [i % scene.n_views for i in range(count)]
+        images = Images.from_pictures([scene.picture(i) for i in index])  # masks are left out
+        return scene._replace(cameras=scene.cameras.chosen(index), images=images, names=[str(i) for i in range(count)])
 
     return repeat
 

@@ -1,5 +1,6 @@
 """Callbacks, one per file."""
 
+from lightning_nerf.callbacks.clock import TrainingClock
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.image_logger import ImageLogger
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
@@ -21,5 +22,6 @@ __all__ = [
     "RayBudget",
     "RunResults",
     "Telemetry",
+    "TrainingClock",
     "Turntable",
 ]

@@ -1,4 +1,4 @@
-"""Measures training itself: what else a run does in between does not count."""
+"""The Trainer's clock of training: what else a run does in between does not count."""
 
 from __future__ import annotations
 
@@ -8,35 +8,43 @@ from typing import Any
 import lightning as L
 import torch
 
+from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.trained import trained
+
 
 class TrainingClock(L.Callback):
-    """Seconds and peak memory of training, from the first to the last step; the base of callbacks that report them.
+    """Seconds and peak memory of training, from the first to the last step; one for each Trainer, see :func:`clock_of`.
 
     Stands still from a validation or the writing of a checkpoint to the next step, and whenever a callback that does
-    something else calls :func:`halt_clocks`. The device is waited for where the clock starts and halts, and nowhere else.
-    Loading does not count.
+    something else halts it. The device is waited for where the clock starts and halts, and nowhere else. Loading does not
+    count. A module adds a clock to its Trainer by itself.
 
     ``training_seconds`` and ``peak_memory_gib`` (``max_memory_allocated``; None on a CPU) are None before training.
+
+    >>> from lightning_nerf.callbacks import TrainingClock
+    >>> TrainingClock().training_seconds is None
+    True
     """
 
     training_seconds: float | None = None
     peak_memory_gib: float | None = None
     _started: float | None = None
+    _device = torch.device("cpu")
 
-    def resume(self, pl_module: Any) -> None:
+    def resume(self) -> None:
         """Let the clock go on."""
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
         self._started = time.perf_counter()
 
-    def halt(self, pl_module: Any) -> None:
+    def halt(self) -> None:
         """Halt the clock, if it runs."""
         if self._started is None:
             return
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-            peak = torch.cuda.max_memory_allocated(pl_module.device) / 2**30
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            peak = torch.cuda.max_memory_allocated(self._device) / 2**30
             self.peak_memory_gib = max(self.peak_memory_gib or 0.0, peak)
         self.training_seconds = self.seconds_so_far()
         self._started = None
@@ -46,41 +54,39 @@ class TrainingClock(L.Callback):
         running = 0.0 if self._started is None else time.perf_counter() - self._started
         return (self.training_seconds or 0.0) + running
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Put the views on the device: loading does not count."""
+        self.training_seconds, self.peak_memory_gib, self._started = None, None, None
+        self._device = pl_module.device
+        trained(pl_module).datamodule.scene_on(pl_module.device)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start from zero."""
-        self.training_seconds, self.peak_memory_gib = 0.0, None
-        pl_module.datamodule.lend(pl_module.device)  # loading does not count
-        self.resume(pl_module)
+        self.training_seconds = 0.0
+        self.resume()
 
-    def on_validation_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Halt the clock."""
-        self.halt(pl_module)
+        self.halt()
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """Halt the clock."""
-        self.halt(pl_module)
+        self.halt()
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int) -> None:
         """Let the clock go on, if it was halted."""
         if self._started is None:
-            self.resume(pl_module)
+            self.resume()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Halt the clock for good."""
-        self.halt(pl_module)
+        self.halt()
 
 
-def halt_clocks(trainer: L.Trainer, pl_module: Any) -> None:
-    """Halt every clock of a Trainer."""
-    for clock in _clocks(trainer):
-        clock.halt(pl_module)
-
-
-def resume_clocks(trainer: L.Trainer, pl_module: Any) -> None:
-    """Let every clock of a Trainer go on."""
-    for clock in _clocks(trainer):
-        clock.resume(pl_module)
-
-
-def _clocks(trainer: L.Trainer) -> list[TrainingClock]:
-    return [c for c in trainer.callbacks if isinstance(c, TrainingClock)]  # type: ignore[attr-defined]
+def clock_of(trainer: L.Trainer) -> TrainingClock:
+    """The Trainer's clock, the same for all who ask."""
+    found = next((c for c in lightning_names.callbacks(trainer) if isinstance(c, TrainingClock)), None)
+    if found is None:  # a module that is none of ours
+        found = TrainingClock()
+        lightning_names.callbacks(trainer).append(found)
+    return found

@@ -9,11 +9,13 @@ import imageio.v3 as imageio
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from lightning_nerf.callbacks.colors import colorize, to_uint8
 from lightning_nerf.callbacks.loggers import log_image, run_goes_on
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
+from lightning_nerf.callbacks.trained import trained, view_outputs
 from lightning_nerf.checks import check_integer
 from lightning_nerf.files import whole_file
 
@@ -57,24 +59,27 @@ class ImageLogger(WritesRunFiles):
         check_integer("n_views", n_views, 0)
         self.n_views = n_views
 
-    def _log(self, trainer: L.Trainer, pl_module: Any, outputs: Any, split: str, batch_idx: int) -> None:
+    def _log(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, split: str, batch_idx: int
+    ) -> None:
         folder = run_folder(trainer) / "images"  # on every rank: it asks rank 0
         if batch_idx >= self.n_views or not trainer.is_global_zero or trainer.sanity_checking:
             return
-        render, cells = outputs["render"], getattr(pl_module.estimator, "binaries", None)
+        view = view_outputs(outputs)
+        render, cells = view["render"], getattr(trained(pl_module).estimator, "binaries", None)
         cells = cells if isinstance(cells, Tensor) and cells.ndim == 4 else None
-        picture = to_uint8(comparison(render.rgb.float(), outputs["truth"].float(), render.depth, render.opacity, cells))
-        path = folder / f"{split}_{outputs['name']}.png"
+        picture = to_uint8(comparison(render.rgb.float(), view["truth"].float(), render.depth, render.opacity, cells))
+        path = folder / f"{split}_{view['name']}.png"
         with run_goes_on(str(path)):
             _save_png(path, picture)
-        log_image(trainer, f"{split}/{outputs['name']}", picture.numpy())
+        log_image(trainer, f"{split}/{view['name']}", picture.numpy())
 
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -84,9 +89,9 @@ class ImageLogger(WritesRunFiles):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -96,9 +101,9 @@ class ImageLogger(WritesRunFiles):
     def on_predict_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
+        pl_module: L.LightningModule,
         outputs: Any,
-        batch: Any,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
+from lightning_nerf import lightning_names
 from lightning_nerf.checkpoint_io import read_checkpoint
 
 WANDB_RUN_KEY = "wandb_run_id"  # in a checkpoint
@@ -18,7 +19,7 @@ WANDB_RUN_KEY = "wandb_run_id"  # in a checkpoint
 
 def logged_step(trainer: L.Trainer) -> int:
     """The step that Lightning names to loggers: optimizer steps before this one."""
-    return trainer.fit_loop.epoch_loop._batches_that_stepped
+    return lightning_names.logged_step(trainer)
 
 
 def log_image(trainer: L.Trainer, key: str, image: np.ndarray) -> None:

@@ -7,6 +7,10 @@ from typing import Any
 import lightning as L
 import torch
 
+from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.trained import TrainedModule, trained
+from lightning_nerf.cameras.cameras import checked_bounds
+from lightning_nerf.capabilities import has
 from lightning_nerf.checks import check_integer
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
 from lightning_nerf.executors import EAGER
@@ -17,7 +21,12 @@ class OccupancyGridUpdate(L.Callback):
 
     Of several processes each evaluates its share of the cells that one alone would evaluate, at the same points, and all
     grids take in the maximum. Any other estimator that has ``needs_update`` is updated in the same steps, with the same key
-    on every process and never within a CUDA graph; those that have not are left alone.
+    on every process and never within a CUDA graph; those that have not are left alone. A field that wants times is
+    evaluated at random times between the first and the last of the training views.
+
+    >>> from lightning_nerf.callbacks import OccupancyGridUpdate
+    >>> OccupancyGridUpdate(every_n_steps=16, late_every_n_steps=64).late
+    2000
 
     Args:
         every_n_steps: steps between updates, >= 1.
@@ -43,32 +52,38 @@ class OccupancyGridUpdate(L.Callback):
         self.late = late
         self.mark_invisible = mark_invisible
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Close invisible cells, unless the grid has a history."""
-        grid = pl_module.estimator
+        module = trained(pl_module)
+        grid = module.estimator
         if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or bool((grid.occs != 0).any()):
             return
-        datamodule = pl_module.datamodule
-        views = datamodule.views("train")
-        height, width = views.images.shape[1:3]
+        cameras = module.datamodule.scene("train").cameras.to(module.device)
+        width, height = cameras.size.unbind(-1)
         grid.mark_invisible_cells(
-            views.c2w.to(pl_module.device), views.intrinsics.to(pl_module.device), width, height, near=datamodule.near
+            cameras.c2w, cameras.intrinsics, width, height, near=checked_bounds(cameras)[:, 0].double()
         )
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int) -> None:
         """Update the grid where it is due."""
-        estimator = pl_module.estimator
-        step = trainer.fit_loop.epoch_loop.total_batch_idx
+        module = trained(pl_module)
+        estimator = module.estimator
+        step = lightning_names.batches_done(trainer)
         every = self.every_n_steps if step < self.late else self.late_every_n_steps
         if not estimator.needs_update or step % every != 0:
             return
-        pl_module.name_step(step, rank=0)
-        executor, name, kind, share = EAGER, "the estimator's update", type(estimator), {}
-        if isinstance(estimator, OccupancyGrid) and kind.update is OccupancyGrid.update:
-            if trainer.world_size > 1:  # a reduction over ranks is not for a graph
-                share = {"share": (trainer.global_rank, trainer.world_size)}
-            elif kind.cells is OccupancyGrid.cells:
-                warming = step < estimator.warmup_steps  # what an update does depends on the step through this alone
-                executor, name = pl_module.executor, f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
+        module.name_step(step, rank=0)
+        executor, name, options = EAGER, "the estimator's update", _times(module)
+        if isinstance(estimator, OccupancyGrid):
+            if has(estimator.update, "shared") and trainer.world_size > 1:  # a reduction over ranks is not for a graph
+                options["share"] = (trainer.global_rank, trainer.world_size)
+            elif has(estimator.update, "captured") and has(estimator.cells, "captured"):
+                warming = step < estimator.warmup_steps  # an update depends on the step through this alone
+                name = f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
+                executor = module.executor
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            executor.run(name, lambda: estimator.update(pl_module.field.density, step=step, key=pl_module.key, **share))
+            executor.run(name, lambda: estimator.update(module.field.density, step=step, key=module.key, **options))
+
+
+def _times(module: TrainedModule) -> dict[str, Any]:
+    return {"times": module.datamodule.time_range()} if "times" in module.field.wants else {}

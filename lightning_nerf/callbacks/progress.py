@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import TQDMProgressBar
 
+from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.telemetry import Telemetry
 from lightning_nerf.checks import check_integer
 
@@ -26,7 +27,7 @@ class NeRFProgressBar(TQDMProgressBar):
         """What stands behind the bar."""
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
-        telemetry = next((c for c in trainer.callbacks if isinstance(c, Telemetry)), None)  # type: ignore[attr-defined]
+        telemetry = next((c for c in lightning_names.callbacks(trainer) if isinstance(c, Telemetry)), None)
         latest = {} if telemetry is None else telemetry.latest
         shown = {}
         if "train/psnr" in latest:

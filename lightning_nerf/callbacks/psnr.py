@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
+
+from lightning_nerf.callbacks.trained import view_outputs
 
 
 def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
@@ -27,20 +28,22 @@ class PSNRLogger(L.Callback):
     def __init__(self, ssim: bool = True) -> None:
         self.ssim = ssim
 
-    def _score(self, pl_module: Any, outputs: Any, split: str) -> None:
-        prediction, truth = outputs["render"].rgb.float(), outputs["truth"].float()
+    def _score(self, pl_module: L.LightningModule, outputs: STEP_OUTPUT, split: str) -> None:
+        view = view_outputs(outputs)
+        prediction, truth = view["render"].rgb.float(), view["truth"].float()
         options = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
         pl_module.log(f"{split}/psnr", psnr(prediction, truth), prog_bar=True, **options)
         if self.ssim:
             images = (prediction.permute(2, 0, 1)[None].clamp(0, 1), truth.permute(2, 0, 1)[None])
-            pl_module.log(f"{split}/ssim", structural_similarity_index_measure(*images, data_range=1.0), **options)
+            ssim = structural_similarity_index_measure(*images, data_range=1.0)
+            pl_module.log(f"{split}/ssim", ssim, **options)  # type: ignore[arg-type]
 
     def on_validation_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
@@ -50,9 +53,9 @@ class PSNRLogger(L.Callback):
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:

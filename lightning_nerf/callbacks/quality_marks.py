@@ -10,19 +10,21 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
-from lightning_nerf.callbacks.clock import TrainingClock, halt_clocks, resume_clocks
+from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.callbacks.trained import trained
 from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
-from lightning_nerf.data.views import image_truth
 
 
-class QualityMarks(TrainingClock):
+class QualityMarks(L.Callback):
     """Render some test views after given seconds of training, and at its end; ``results.json`` takes in the scores.
 
     Training seconds count from the first step, CUDA-graph capture included, evaluation and loading not. Whether a mark has
     been reached is asked of the host's clock, without waiting for the device; there the device is waited for, the exact
-    time and step are noted, and the clocks stand still until the views are rendered, with the weights that evaluation
+    time and step are noted, and the clock stands still until the views are rendered, with the weights that evaluation
     uses: the moving average, if there is a callback with a context manager ``averaged(pl_module, trainer)``, such as
     ``EMAWeights``. Weights, modes of modules and random states are afterwards as before. Rank 0 evaluates; other processes
     wait for it in their next step.
@@ -53,50 +55,53 @@ class QualityMarks(TrainingClock):
         self.scores: list[dict[str, Any]] = []
         self._ahead: list[float] = []
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Load the views before the clock starts."""
         self.scores, self._ahead = [], list(self.marks_seconds)
-        if not len(pl_module.datamodule.views(self.split).images):
+        if not trained(pl_module).datamodule.scene(self.split).n_views:
             raise BadArgument(f"{type(self).__name__}: the {self.split} split has no views")
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+    ) -> None:
         """Evaluate if a mark has been reached."""
-        if not self._ahead or not trainer.is_global_zero or self.seconds_so_far() < self._ahead[0]:
+        clock = clock_of(trainer)
+        if not self._ahead or not trainer.is_global_zero or clock.seconds_so_far() < self._ahead[0]:
             return
-        halt_clocks(trainer, pl_module)
-        reached = [mark for mark in self._ahead if mark <= self.training_seconds]  # type: ignore[operator]
+        clock.halt()
+        reached = [mark for mark in self._ahead if mark <= (clock.training_seconds or 0.0)]
         self._ahead = self._ahead[len(reached) :]
         self._score(trainer, pl_module, reached)
-        resume_clocks(trainer, pl_module)
+        clock.resume()
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Evaluate the final weights."""
-        halt_clocks(trainer, pl_module)
+        clock_of(trainer).halt()
         if trainer.is_global_zero:
             self._score(trainer, pl_module, [None])
 
-    def _score(self, trainer: L.Trainer, pl_module: Any, marks: Sequence[float | None]) -> None:
+    def _score(self, trainer: L.Trainer, pl_module: L.LightningModule, marks: Sequence[float | None]) -> None:
         step, value = trainer.global_step, self.evaluate(trainer, pl_module)
+        seconds = clock_of(trainer).training_seconds
         for mark in marks:
-            self.scores.append({"mark": mark, "seconds": self.training_seconds, "step": step, "psnr": value})
+            self.scores.append({"mark": mark, "seconds": seconds, "step": step, "psnr": value})
         for logger in trainer.loggers:
-            logger.log_metrics({"marks/psnr": value, "marks/seconds": self.training_seconds or 0.0}, step=step)
+            logger.log_metrics({"marks/psnr": value, "marks/seconds": seconds or 0.0}, step=step)
 
     @torch.no_grad()
-    def evaluate(self, trainer: L.Trainer, pl_module: Any) -> float:
+    def evaluate(self, trainer: L.Trainer, pl_module: L.LightningModule) -> float:
         """Mean PSNR of every k-th view with the weights that evaluation uses; training goes on as if it had not been."""
-        views = pl_module.datamodule.views(self.split)
-        scores = []
+        module = trained(pl_module)
+        scene, scores = module.datamodule.scene(self.split), []
         with evaluation(trainer, pl_module):
-            background = pl_module.eval_background()
-            for i in range(0, len(views.images), self.views_every):
-                truth = image_truth(views.images[i].to(pl_module.device), background)
-                scores.append(psnr(pl_module.render_view(views, i).rgb, truth))
+            background = module.eval_background()
+            for i in range(0, scene.n_views, self.views_every):
+                scores.append(psnr(module.render_view(self.split, i).rgb, scene.truth(i, background)))
         return float(torch.stack(scores).mean())
 
 
 @contextmanager
-def evaluation(trainer: L.Trainer, pl_module: Any) -> Iterator[None]:
+def evaluation(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[None]:
     """Evaluation within training: mode, precision and averaged weights as in validation, all put back afterwards."""
     modes = [(module, module.training) for module in pl_module.modules()]
     cuda = pl_module.device.type == "cuda"
@@ -113,9 +118,9 @@ def evaluation(trainer: L.Trainer, pl_module: Any) -> Iterator[None]:
             module.training = training
 
 
-def averaged_weights(trainer: L.Trainer, pl_module: Any) -> AbstractContextManager[Any]:
+def averaged_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> AbstractContextManager[Any]:
     """The context of the first callback that keeps averaged weights; without one, the weights as they are."""
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in lightning_names.callbacks(trainer):
         averaged: Any = getattr(callback, "averaged", None)
         if averaged is not None:
             return averaged(pl_module, trainer)

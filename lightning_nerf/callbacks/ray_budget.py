@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.trained import TrainedModule, step_outputs, trained
 from lightning_nerf.checks import check_integer, check_number
-from lightning_nerf.executors import EAGER
 from lightning_nerf.ops.ray_budget import ray_budget_
 
 
@@ -33,30 +33,34 @@ class RayBudget(L.Callback):
         self.fill = fill
         self._latest: Tensor | None = None  # number of samples
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """No step has said yet how many samples it had."""
         self._latest = None
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Warn where nothing was trained on."""
+        module = trained(pl_module)
         # The latest too: a training_step of the user's own may count none in `samples_seen`.
-        if self._latest is not None and int(self._latest) == 0 and int(pl_module.samples_seen) == 0:
+        if self._latest is not None and int(self._latest) == 0 and int(module.samples_seen) == 0:
             rank_zero_warn(
                 f"no step had a sample to train on, the weights are as they were: either no ray meets the scene's box, or "
-                f"samples_per_step = {pl_module.samples_per_step} is less than the samples of one ray"
+                f"samples_per_step = {module.samples_per_step} is less than the samples of one ray"
             )
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+    ) -> None:
         """Set the next step's number of rays from this step's counts, without reading either on the host."""
-        self._latest = (outputs or {}).get("n_samples")
-        done = trainer.fit_loop.epoch_loop.total_batch_idx + 1
-        if trainer.overfit_batches or done % self.every_n_steps != 0:  # type: ignore[attr-defined]
+        module, counts = trained(pl_module), step_outputs(outputs)
+        self._latest = counts.get("n_samples")
+        done = lightning_names.batches_done(trainer) + 1
+        if lightning_names.overfit_batches(trainer) or done % self.every_n_steps != 0:
             return
-        getattr(pl_module, "executor", EAGER).run(
-            "the ray budget", lambda *counts: self._decide(pl_module, *counts), outputs["n_samples"], outputs["n_rays"]
+        module.executor.run(
+            "the ray budget", lambda *counts: self._decide(module, *counts), counts["n_samples"], counts["n_rays"]
         )
 
-    def _decide(self, pl_module: Any, samples: Tensor, rays: Tensor) -> None:
-        target = self.fill * pl_module.samples_per_step
-        ray_budget_(pl_module.n_rays, samples, rays, target=target, max_rays=pl_module.max_rays)
+    def _decide(self, module: TrainedModule, samples: Tensor, rays: Tensor) -> None:
+        target = self.fill * module.samples_per_step
+        ray_budget_(module.n_rays, samples, rays, target=target, max_rays=module.max_rays)

@@ -11,13 +11,15 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from lightning_nerf.callbacks.clock import TrainingClock
+from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.quality_marks import QualityMarks
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
-from lightning_nerf.data.views import image_truth
+from lightning_nerf.callbacks.trained import TrainedModule, trained, view_outputs
 from lightning_nerf.files import whole_file
 
 TRAINING = (
@@ -25,8 +27,8 @@ TRAINING = (
 )  # fmt: skip
 
 
-class RunResults(WritesRunFiles, TrainingClock):
-    """Measure training time and, after a test, write ``results.json`` in the run folder.
+class RunResults(WritesRunFiles):
+    """After a test, write ``results.json`` in the run folder.
 
     Keys: recipe, scene, split, images, psnr, ssim, steps, training_seconds (without evaluation and loading), ms_per_step,
     samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training; null on a
@@ -47,58 +49,58 @@ class RunResults(WritesRunFiles, TrainingClock):
 
     # -- training -----------------------------------------------------------------------------------------------------
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Start the clock and the count of samples."""
-        pl_module.samples_seen.zero_()
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Start the count of samples."""
+        trained(pl_module).samples_seen.zero_()
         self._first_step = trainer.global_step
-        super().on_train_start(trainer, pl_module)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        """Halt the clock for good."""
-        super().on_train_end(trainer, pl_module)
-        self._samples = trainer.strategy.reduce(pl_module.samples_seen.clone(), reduce_op="sum")
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take down what was trained."""
+        self._samples = trainer.strategy.reduce(trained(pl_module).samples_seen.clone(), reduce_op="sum")  # type: ignore[assignment]
         self._steps = trainer.global_step - self._first_step
 
     # -- the score ----------------------------------------------------------------------------------------------------
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget a former test."""
         self._psnr = {}
 
     def on_test_batch_end(
         self,
         trainer: L.Trainer,
-        pl_module: Any,
-        outputs: Any,
-        batch: Any,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         """Note a view's PSNR."""
-        self._psnr[str(outputs["name"])] = float(psnr(outputs["render"].rgb, outputs["truth"]))
+        view = view_outputs(outputs)
+        self._psnr[str(view["name"])] = float(psnr(view["render"].rgb, view["truth"]))
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write results.json, whole or not at all."""
         path = run_folder(trainer) / "results.json"  # on every rank: it asks rank 0
         self._psnr = _of_all_ranks(self._psnr, trainer)
         if not trainer.is_global_zero:
             return
-        results = self._results(trainer, pl_module)
+        results = self._results(trainer, trained(pl_module))
         if self._steps is None:
             results.update(_trained_before(path))
         text = json.dumps(results, indent=2) + "\n"
         with whole_file(path) as file:
             file.write(text.encode())
 
-    def _results(self, trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
-        seconds, steps = self.training_seconds, self._steps
+    def _results(self, trainer: L.Trainer, module: TrainedModule) -> dict[str, Any]:
+        clock, steps = clock_of(trainer), self._steps
+        seconds = clock.training_seconds
         per_step = samples_per_second = fill = None
         if seconds and steps and self._samples is not None:
             samples = int(self._samples)
             per_step, samples_per_second = 1000 * seconds / steps, samples / seconds
-            fill = samples / steps / trainer.world_size / pl_module.samples_per_step
+            fill = samples / steps / trainer.world_size / module.samples_per_step
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        datamodule = pl_module.datamodule
+        datamodule = module.datamodule
         return {
             "recipe": self.recipe,
             "scene": datamodule.scene_name,
@@ -106,17 +108,19 @@ class RunResults(WritesRunFiles, TrainingClock):
             "images": len(self._psnr),
             "psnr": sum(self._psnr.values()) / max(len(self._psnr), 1),
             "ssim": metrics.get("test/ssim"),
-            "psnr_of_mean_image": _mean_image_psnr(pl_module),
+            "psnr_of_mean_image": _mean_image_psnr(module),
             "steps": steps,
             "training_seconds": seconds,
             "ms_per_step": per_step,
             "samples_per_second": samples_per_second,
             "fill": fill,
-            "peak_memory_gib": self.peak_memory_gib,
-            "device": _device_name(pl_module.device),
+            "peak_memory_gib": clock.peak_memory_gib,
+            "device": _device_name(module.device),
             "versions": _versions(),
-            "seed": int(pl_module.key[0]),
-            "quality_marks": next((c.scores for c in trainer.callbacks if isinstance(c, QualityMarks)), None),  # type: ignore[attr-defined]
+            "seed": int(module.key[0]),
+            "quality_marks": next(
+                (c.scores for c in lightning_names.callbacks(trainer) if isinstance(c, QualityMarks)), None
+            ),
             "psnr_per_image": self._psnr,
         }
 
@@ -163,17 +167,17 @@ def _own_version() -> str | None:
         return None
 
 
-def _mean_image_psnr(pl_module: Any) -> float | None:
+def _mean_image_psnr(module: TrainedModule) -> float | None:
     """Mean over the test views of the PSNR of the mean training image, or None where the sizes differ."""
-    datamodule: Any = pl_module.datamodule
-    background = pl_module.eval_background().cpu()
+    background = module.eval_background().cpu()
     try:
-        train, test = datamodule.views("train").images, datamodule.views("test").images
+        train, test = (module.datamodule.scene(split) for split in ("train", "test"))
     except FileNotFoundError:  # a mere test needs no training pictures
         return None
-    if not len(train) or not len(test) or train.shape[1:3] != test.shape[1:3]:
+    sizes = torch.cat([train.cameras.size, test.cameras.size])
+    if not train.n_views or not test.n_views or not bool((sizes == sizes[0]).all()):
         return None
-    mean = torch.zeros(*train.shape[1:3], 3)
-    for image in train:
-        mean += image_truth(image, background) / len(train)
-    return float(torch.stack([psnr(mean, image_truth(image, background)) for image in test]).mean())
+    mean = torch.zeros(*train.cameras.shape(0), 3)
+    for i in range(train.n_views):
+        mean += train.truth(i, background) / train.n_views
+    return float(torch.stack([psnr(mean, test.truth(i, background)) for i in range(test.n_views)]).mean())

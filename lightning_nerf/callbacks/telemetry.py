@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
-from lightning_nerf.callbacks.clock import TrainingClock
-from lightning_nerf.callbacks.loggers import logged_step
+from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.clock import clock_of
+from lightning_nerf.callbacks.trained import step_outputs, trained
 from lightning_nerf.checks import check_integer
 
 
-class Telemetry(TrainingClock):
+class Telemetry(L.Callback):
     """Log loss, PSNR of the training rays, rays/s, samples/s, occupied share, learning rate, every ``every_n_steps``.
 
     Rays/s and samples/s are those of this process, over training alone: validation and checkpoints do not count.
@@ -38,25 +39,27 @@ class Telemetry(TrainingClock):
         self._pending: tuple[int, float] | None = None  # logged step and seconds per step of the copy under way
         self._last: tuple[int, float] | None = None  # step and clock of the last reading
 
-    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget a former run."""
-        super().on_train_start(trainer, pl_module)
         self.latest, self._pending, self._last = {}, None, None
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+    ) -> None:
         """Publish an arrived copy; where due, start the next."""
         self._publish(trainer)
-        step = trainer.fit_loop.epoch_loop.total_batch_idx
+        step = lightning_names.batches_done(trainer)
         if step % self.every_n_steps != 0 or self._pending is not None:
             return
-        now = self.seconds_so_far()
+        now = clock_of(trainer).seconds_so_far()
         seconds = (now - self._last[1]) / max(step - self._last[0], 1) if self._last else float("nan")
         self._last = (step, now)
-        scalars = {name: value for name, value in outputs.items() if isinstance(value, Tensor) and value.ndim == 0}
-        share = getattr(pl_module.estimator, "occupied_share", None)
-        if share is not None:
-            scalars["occupied"] = share()  # type: ignore[operator]
+        scalars = {
+            name: value for name, value in step_outputs(outputs).items() if isinstance(value, Tensor) and value.ndim == 0
+        }
+        if (share := trained(pl_module).estimator.occupied_share()) is not None:
+            scalars["occupied"] = share
         skipped = getattr(trainer.optimizers[0], "skipped", None)
         if skipped is not None:
             scalars["skipped_steps"] = skipped
@@ -72,12 +75,11 @@ class Telemetry(TrainingClock):
             self._event.record()  # type: ignore[union-attr]
         else:
             self._host = values
-        self._pending = (logged_step(trainer), seconds)
+        self._pending = (lightning_names.logged_step(trainer), seconds)
         self._publish(trainer)
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wait for the last reading, which no further step would publish."""
-        super().on_train_end(trainer, pl_module)
         if self._pending is not None and self._event is not None:
             self._event.synchronize()
         self._publish(trainer)

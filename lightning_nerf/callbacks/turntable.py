@@ -13,8 +13,9 @@ import numpy as np
 from lightning_nerf.callbacks.colors import to_uint8
 from lightning_nerf.callbacks.loggers import log_video, run_goes_on
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
+from lightning_nerf.callbacks.trained import trained
+from lightning_nerf.cameras.paths import orbit
 from lightning_nerf.checks import check_integer, check_number
-from lightning_nerf.data.camera_paths import cameras_on, orbit
 from lightning_nerf.files import named_errors
 
 
@@ -38,15 +39,16 @@ class Turntable(WritesRunFiles):
         self.elevation = elevation
         self.fps = fps
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Render and save."""
         folder = run_folder(trainer)  # on every rank: it asks rank 0
         if not trainer.is_global_zero:
             return
-        datamodule = pl_module.datamodule
-        views = cameras_on(orbit(datamodule, self.n_frames, self.elevation), pl_module.device)
+        module = trained(pl_module)
+        data, background = module.datamodule, module.eval_background()
+        cameras = orbit(data.scene("train").cameras, data.scene_box.aabb, self.n_frames, self.elevation)
         with trainer.precision_plugin.forward_context():
-            frames = [to_uint8(pl_module.render_view(views, i).rgb).numpy() for i in range(self.n_frames)]
+            frames = [to_uint8(module.render_camera(cameras, i, background).rgb).numpy() for i in range(self.n_frames)]
         with run_goes_on("turntable"):
             log_video(trainer, "test/turntable", save_video(folder / "turntable", np.stack(frames), self.fps))
 

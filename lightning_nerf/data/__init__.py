@@ -1,8 +1,9 @@
-"""Data modules: they hold posed images and draw rays from them on any device; the loaders yield only numbers."""
+"""Posed pictures: sources read them, the data module draws rays from them on any device."""
 
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.blender import BlenderData
+from lightning_nerf.data.scene import Images, Scene
+from lightning_nerf.data.source import Source
 from lightning_nerf.data.synthetic import SyntheticScene
-from lightning_nerf.data.views import Views
 
-__all__ = ["BlenderData", "NeRFDataModule", "SyntheticScene", "Views"]
+__all__ = ["BlenderData", "Images", "NeRFDataModule", "Scene", "Source", "SyntheticScene"]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -14,10 +13,13 @@ from torch import Tensor
 
 from lightning_nerf.arguments import Recorded, build
 from lightning_nerf.checkpoint_io import read_checkpoint
-from lightning_nerf.checks import BadArgument, check_number
-from lightning_nerf.data.views import Views, draw_rays
-from lightning_nerf.ops.draw_rays import draw_background
-from lightning_nerf.types import RayBatch, SceneBox
+from lightning_nerf.checks import BadArgument, check_instance, check_number
+from lightning_nerf.data.loaders import StepNumbers, ViewIndices
+from lightning_nerf.data.scene import Scene, checked_scene
+from lightning_nerf.data.source import Source
+from lightning_nerf.ops.draw_rays import draw_background, draw_rays
+from lightning_nerf.scene_box import SceneBox, check_contraction
+from lightning_nerf.types import RayBatch
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -27,34 +29,50 @@ BACKGROUNDS = {"white": 1.0, "black": 0.0}  # and "random"
 _SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
 
 
-class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
-    """Posed images in splits "train", "val" and "test", and training rays drawn from them on the device.
+class NeRFDataModule(Recorded, L.LightningDataModule):
+    """Posed pictures in splits "train", "val" and "test", and training rays drawn from them on the device.
 
     A training batch is a step number and an evaluation batch a view's ``(index, name)``: rays and pixels are looked up on
-    the device, with :meth:`draw` and :meth:`lend`, from images that stay there. A subclass implements :meth:`load`.
+    the device, with :meth:`draw` and :meth:`scene_on`, from pictures that stay there.
 
     What the constructor was given is in the checkpoints of :class:`~lightning_nerf.modules.NeRFModule`, as the module's own
     arguments are; a subclass does nothing for it.
 
     Args:
-        aabb: minimum and maximum corner of the box that holds the scene, ``[[x, y, z], [x, y, z]]``.
-        near, far: bounds of every ray, in world units; the estimator also clips rays to the scene box.
+        source: reads the pictures and their cameras; by ``class_path`` in a recipe.
+        aabb: minimum and maximum corner of the box that holds the scene, ``[[x, y, z], [x, y, z]]``. None: the source's
+        box. near, far: bounds of the rays of cameras that have none of their own, in world units; the estimator also clips
+        rays
+            to the scene box.
         background: what training rays are composited on, prediction and truth (where it has alpha) alike: "white", "black",
-            or "random", a colour of its own for each ray and step. :class:`~lightning_nerf.modules.NeRFModule` begins with
+            or "random", a color of its own for each ray and step. :class:`~lightning_nerf.modules.NeRFModule` begins with
             random ones in any case.
         eval_background: the same for evaluation, "white" or "black". None: as ``background``, and white for "random".
+        contraction: how the field sees space outside of the box, "none", "l2" or "linf", see
+            :class:`~lightning_nerf.SceneBox`.
+
+    >>> from lightning_nerf import NeRFDataModule
+    >>> from lightning_nerf.data.sources import SyntheticSource
+    >>> data = NeRFDataModule(SyntheticSource(resolution=16, n_train=2, n_test=1, n_val=0), background="random")
+    >>> data.eval_background
+    'white'
     """
 
     def __init__(
         self,
-        aabb: Sequence[Sequence[float]],
-        near: float,
-        far: float,
+        source: Source,
+        aabb: Sequence[Sequence[float]] | None = None,
+        near: float = 0.05,
+        far: float = 1000.0,
         background: str = "white",
         eval_background: str | None = None,
+        contraction: str = "none",
     ) -> None:
         super().__init__()
-        self.scene_box = SceneBox(_checked_aabb(aabb))
+        check_instance("source", source, Source)
+        check_contraction("contraction", contraction)
+        self._box = None if aabb is None else SceneBox(_checked_aabb(aabb), contraction)
+        self.contraction = contraction
         for name, value in [("near", near), ("far", far)]:
             check_number(name, value, "[0, inf)")
         if not near < far:
@@ -64,10 +82,11 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
             raise BadArgument(f'background: expected "white", "black" or "random", got {background!r}')
         if eval_background is not None and eval_background not in tuple(BACKGROUNDS):
             raise BadArgument(f'eval_background: expected "white", "black" or None, got {eval_background!r}')
+        self.source = source
         self.background = background
         self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")
-        self._loaded: dict[str, tuple[Views, list[str]]] = {}
-        self._lent: dict[str, Views] = {}
+        self._scenes: dict[str, Scene] = {}
+        self._on_device: dict[str, Scene] = {}
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -96,38 +115,57 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
     @property
     def scene_name(self) -> str:
         """What reports call the scene."""
-        return type(self).__name__
+        return self.source.name
 
-    @abstractmethod
-    def load(self, split: str) -> tuple[Views, list[str]]:
-        """Read split "train", "val" or "test": its views, on the CPU, and their names. A split may have no views."""
+    @property
+    def scene_box(self) -> SceneBox:
+        """The box that holds the scene. Where no ``aabb`` was given, the training views are read for it."""
+        if self._box is None:
+            box = self.scene("train").box
+            if box is None:
+                raise BadArgument(f"aabb: {type(self.source).__name__} knows no box; give two corners that hold the scene")
+            self._box = box._replace(contraction=self.contraction) if self.contraction != "none" else box
+        return self._box
+
+    def prepare_data(self) -> None:
+        """Let the source prepare what it reads."""
+        self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Load the splits of a stage; None: all."""
+        """Read the splits of a stage; None: all."""
         for split in _SPLITS_OF_STAGE[stage] if stage else SPLITS:
-            self.views(split)
+            self.scene(split)
 
-    def views(self, split: str) -> Views:
-        """The views of a split, on the CPU; loaded on first use."""
-        return self._load_once(split)[0]
+    def scene(self, split: str) -> Scene:
+        """The views of a split, on the CPU, with bounds; read on first use."""
+        if split not in SPLITS:
+            raise BadArgument(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
+        if split not in self._scenes:
+            self.source.prepare()
+            scene = checked_scene(f"{type(self.source).__name__}.read({split!r})", self.source.read(split))
+            if scene.cameras.bounds is None:
+                scene = scene._replace(cameras=scene.cameras.bounded(self.near, self.far))
+            self._scenes[split] = scene
+        return self._scenes[split]
 
-    def names(self, split: str) -> list[str]:
-        """One name per view of a split."""
-        return self._load_once(split)[1]
-
-    def lend(self, device: torch.device | str, split: str = "train") -> Views:
+    def scene_on(self, device: torch.device | str, split: str = "train") -> Scene:
         """The views of a split on ``device``: copied there on first use and kept, for one device at a time."""
-        lent = self._lent.get(split)
-        if lent is None or lent.images.device != _with_index(device):
-            lent = self._lent[split] = self.views(split).to(device)
-        return lent
+        there = self._on_device.get(split)
+        if there is None or there.images.colors.device != _with_index(device):
+            there = self._on_device[split] = self.scene(split).to(device)
+        return there
 
     def draw(self, key: Tensor, capacity: int, n_rays: Tensor | None = None) -> RayBatch:
-        """Training rays on the key's device, see :func:`lightning_nerf.data.views.draw_rays`.
+        """Training rays on the key's device, see :func:`lightning_nerf.ops.draw_rays.draw_rays`.
 
-        The first call on a device copies the images there. Call :meth:`lend` before capturing a CUDA graph.
+        The first call on a device copies the pictures there. Call :meth:`scene_on` before capturing a CUDA graph.
         """
-        return draw_rays(self.lend(key.device), key, capacity, n_rays, near=self.near, far=self.far)
+        return draw_rays(self.scene_on(key.device).pixels(), key, capacity, n_rays)
+
+    def time_range(self) -> tuple[float, float] | None:
+        """The first and the last time of the training views; None: they have no times."""
+        times = self.scene("train").cameras.times
+        return None if times is None or len(times) == 0 else (float(times.min()), float(times.max()))
 
     def draw_background(self, key: Tensor, n: int, random_steps: int = 0) -> Tensor:
         """The training background of n rays, [n, 3], a function of ``key`` (stream ``STREAM_BACKGROUND``).
@@ -135,8 +173,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
         Random in the key's first ``random_steps`` steps. To be used for the truth and for the prediction alike.
         """
         grey = BACKGROUNDS.get(self.background)
-        colour = None if grey is None else (grey, grey, grey)
-        return draw_background(key, n, colour=colour, random_steps=random_steps)
+        color = None if grey is None else (grey, grey, grey)
+        return draw_background(key, n, color=color, random_steps=random_steps)
 
     def train_dataloader(self) -> StepNumbers:
         """Step numbers, without end."""
@@ -157,18 +195,11 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
         """The test views."""
         return self._view_indices("test")
 
-    def _load_once(self, split: str) -> tuple[Views, list[str]]:
-        if split not in SPLITS:
-            raise BadArgument(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
-        if split not in self._loaded:
-            self._loaded[split] = self.load(split)
-        return self._loaded[split]
-
     def _steps_done(self) -> int:
         return self.trainer.global_step * self.trainer.accumulate_grad_batches if self.trainer else 0
 
     def _view_indices(self, split: str) -> ViewIndices:
-        names = self.names(split)
+        names = self.scene(split).names
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if len(names) % world:
             rank_zero_warn(
@@ -176,37 +207,6 @@ class NeRFDataModule(Recorded, L.LightningDataModule, ABC):
                 "in every step; means over views are then not exact. Evaluate on one device for figures to report."
             )
         return ViewIndices(names, rank, world)
-
-
-class StepNumbers:
-    """Endless step numbers from ``start()`` on, read at the beginning of each epoch: a resumed run continues its count.
-
-    A plain iterable, as is :class:`ViewIndices`: Lightning advises to give a ``DataLoader`` more workers, here in vain.
-    """
-
-    def __init__(self, start: Callable[[], int]) -> None:
-        self.start = start
-
-    def __iter__(self) -> Iterator[int]:
-        step = self.start()
-        while True:
-            yield step
-            step += 1
-
-
-class ViewIndices:
-    """``(index, name)`` of every world-th view, from view ``rank`` on; cyclic, so that all ranks have the same number."""
-
-    def __init__(self, names: Sequence[str], rank: int = 0, world: int = 1) -> None:
-        self.names, self.rank, self.world = names, rank, world
-
-    def __len__(self) -> int:
-        return -(-len(self.names) // self.world)
-
-    def __iter__(self) -> Iterator[tuple[int, str]]:
-        for i in range(len(self)):
-            index = (i * self.world + self.rank) % len(self.names)
-            yield index, self.names[index]
 
 
 def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:

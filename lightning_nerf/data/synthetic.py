@@ -1,45 +1,35 @@
-"""A scene that needs no download: rendered once, kept in a cache folder in the NeRF-Synthetic format."""
+"""The data module of a procedural scene that needs no download."""
 
 from __future__ import annotations
 
-import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-import imageio.v3 as iio
-from lightning.pytorch.utilities import rank_zero_info
-
-from lightning_nerf.checks import check_instance, check_integer
-from lightning_nerf.data.analytic import AnalyticScene
-from lightning_nerf.data.blender import BlenderData
-from lightning_nerf.data.cameras import spiral_poses
-from lightning_nerf.data.views import Views
-from lightning_nerf.files import named_errors
-
-VERSION = 1  # of the pictures: whatever changes them must change it
-CAMERA_ANGLE_X, RADIUS = 0.6911112070083618, 4.0  # those of NeRF-Synthetic's Lego
-ELEVATIONS = (-10.0, 70.0)
-_TURNS = {"train": 0.0, "val": 1 / 3, "test": 2 / 3}  # of the cameras' spirals: no split repeats a camera of another
+from lightning_nerf.data.base import NeRFDataModule
+from lightning_nerf.data.sources.synthetic import BOX, SyntheticSource
 
 
-class SyntheticScene(BlenderData):
-    """Textured, shiny solids, thin rods and hoops and the empty space between them, ray-traced (``analytic.py``).
+class SyntheticScene(NeRFDataModule):
+    """A :class:`NeRFDataModule` of a :class:`~lightning_nerf.data.sources.SyntheticSource`: solids on transparent ground.
 
-    Pictures are RGBA, 9 rays a pixel, alpha being the covered share; objects take more than a quarter of every view. The
-    first use renders them (65 views of 200 x 200 pixels in about 12 s on one core) into
-    ``<cache_dir>/synthetic-…``, named after the arguments that decide the pictures; several processes may do so at once.
-    The same arguments give the same pictures.
+    >>> from lightning_nerf import SyntheticScene
+    >>> SyntheticScene(resolution=16, n_train=2).scene_name
+    'synthetic'
 
     Args:
         resolution: pixels along each side, 1 to 4096.
-        n_train, n_test, n_val: views per split, each on a golden spiral between 10 degrees below and 70 above the horizon.
-        seed: which solid stands where, and the colours.
-        cache_dir: default ``$XDG_CACHE_HOME/lightning-nerf``, or ``~/.cache/lightning-nerf``.
+        n_train: training views.
+        n_test: test views.
+        n_val: validation views.
+        seed: which solid stands where, and the colors.
+        cache_dir: where the rendered pictures are kept; default ``$XDG_CACHE_HOME/lightning-nerf``, or
+            ``~/.cache/lightning-nerf``.
         aabb: default the tightest round numbers, [-1.12, 1.12] in x and y, [-0.75, 1.01] in z.
-        near, far: bounds of the rays; cameras are 4 units from the origin, the scene within 1.34 of it.
-        background, eval_background: see :class:`NeRFDataModule`.
+        near: where rays begin; cameras are 4 units from the origin, the scene within 1.34 of it.
+        far: where rays end.
+        background: "white", "black" or "random", see :class:`NeRFDataModule`.
+        eval_background: "white" or "black", see :class:`NeRFDataModule`.
+        contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
     """
 
     def __init__(
@@ -55,67 +45,7 @@ class SyntheticScene(BlenderData):
         far: float = 6.0,
         background: str = "white",
         eval_background: str | None = None,
+        contraction: str = "none",
     ) -> None:
-        for name, value, least in [("n_train", n_train, 1), ("n_test", n_test, 1), ("n_val", n_val, 0)]:
-            check_integer(name, value, least, 10_000)
-        check_integer("resolution", resolution, 1, 4096)
-        check_integer("seed", seed, 0)
-        if cache_dir is not None:
-            check_instance("cache_dir", cache_dir, str, os.PathLike)
-        folder = f"synthetic-{VERSION}-seed{seed}-{resolution}px-{n_train}-{n_val}-{n_test}"
-        super().__init__(
-            root=(_default_cache() if cache_dir is None else Path(os.path.expanduser(cache_dir))) / folder,
-            aabb=((-1.12, -1.12, -0.75), (1.12, 1.12, 1.01)) if aabb is None else aabb,
-            near=near,
-            far=far,
-            background=background,
-            eval_background=eval_background,
-        )
-        self.resolution = resolution
-        self.counts = {"train": n_train, "val": n_val, "test": n_test}
-        self.seed = seed
-
-    @property
-    def scene_name(self) -> str:
-        """ "synthetic", whatever the cache folder is called."""
-        return "synthetic"
-
-    def prepare_data(self) -> None:
-        """Render the pictures, unless the cache has them."""
-        if self.root.is_dir():
-            return
-        rank_zero_info(f"Rendering {sum(self.counts.values())} views of the synthetic scene, once, into {self.root}")
-        with named_errors(self.root):
-            self.root.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self.root.parent, prefix=".rendering-") as temporary:
-                finished = Path(temporary, "scene")
-                self._render(finished)
-                try:
-                    finished.rename(self.root)
-                except OSError:
-                    if not self.root.is_dir():  # else another process was first, with the same pictures
-                        raise
-
-    def load(self, split: str) -> tuple[Views, list[str]]:
-        """The views of a split, rendered first where the cache lacks them."""
-        self.prepare_data()
-        return super().load(split)
-
-    def _render(self, folder: Path) -> None:
-        scene = AnalyticScene(self.seed)
-        for split, n_views in self.counts.items():
-            if not n_views:
-                continue
-            (folder / split).mkdir(parents=True)
-            frames = []
-            for i, c2w in enumerate(spiral_poses(n_views, RADIUS, ELEVATIONS, _TURNS[split]).numpy()):
-                picture = scene.render(c2w, CAMERA_ANGLE_X, self.resolution)
-                iio.imwrite(folder / split / f"r_{i}.png", picture, plugin="pillow")
-                matrix = [*c2w.tolist(), [0.0, 0.0, 0.0, 1.0]]
-                frames.append({"file_path": f"./{split}/r_{i}", "transform_matrix": matrix})
-            content = {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames}
-            (folder / f"transforms_{split}.json").write_text(json.dumps(content, indent=1))
-
-
-def _default_cache() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lightning-nerf"
+        source = SyntheticSource(resolution, n_train, n_test, n_val, seed, cache_dir)
+        super().__init__(source, BOX if aabb is None else aabb, near, far, background, eval_background, contraction)

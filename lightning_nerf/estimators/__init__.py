@@ -1,6 +1,7 @@
-"""Where to place samples along rays. Estimators know nothing of fields: they are handed a density function."""
+"""Where to place samples along rays. Estimators know nothing of fields: they are handed a query for densities."""
 
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
+from lightning_nerf.estimators.query import DensityFn, as_query
 
-__all__ = ["Estimator", "OccupancyGrid"]
+__all__ = ["DensityFn", "Estimator", "OccupancyGrid", "as_query"]

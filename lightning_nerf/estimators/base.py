@@ -10,19 +10,14 @@ from torch import Tensor, nn
 
 from lightning_nerf.argument_types import names_types
 from lightning_nerf.arguments import Recorded
+from lightning_nerf.capabilities import has
 from lightning_nerf.checks import FLOATS, BadArgument, check_returned, check_same_device, check_tensor
+from lightning_nerf.estimators.query import DensityFn, as_query
 from lightning_nerf.ops.composite import composite_alphas
 from lightning_nerf.ops.random import key_from_torch
 from lightning_nerf.ops.visibility import prune
-from lightning_nerf.types import PackedSamples, Rays, SceneBox
-
-DensityFn = Callable[..., Tensor]
-"""``density_fn(positions [N, 3])``, or ``density_fn(positions, times [N])`` where rays have times, gives densities [N]."""
-
-RayDensityFn = Callable[[Rays, PackedSamples, float], tuple[Tensor, Tensor | None]]
-"""``ray_density_fn(rays, samples [N], early_stop_eps)`` gives densities [N] and features [N, k] for later use, or None.
-
-Where a ray has less than ``early_stop_eps`` of its light left, both may be anything finite."""
+from lightning_nerf.scene_box import SceneBox
+from lightning_nerf.types import PackedSamples, Placement, Pruning, Query, Rays
 
 SampleFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``fn(t_starts [N], t_ends [N], ray_indices [N] int64)`` gives densities or opacities [N]."""
@@ -31,12 +26,20 @@ SampleFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Estimator(Recorded, nn.Module, ABC):
     """Decides where along its rays a field is evaluated.
 
-    An estimator never sees a field, only a density function of plain tensors: a field's ``density`` method will do, and so
-    will any other callable. Modules call :meth:`sample`; a plain PyTorch loop may find :meth:`sampling` handier.
+    An estimator never sees a field, only a :class:`~lightning_nerf.types.Query` for densities of samples. A subclass
+    implements :meth:`bind` and :meth:`place`. Modules call :meth:`place`; a plain PyTorch loop may find :meth:`sampling`
+    handier.
     """
 
     needs_update: bool = False
     """Whether :meth:`update` must be called during training."""
+
+    fixed_count: int | None = None
+    """Samples that :meth:`place` puts on each active ray, where their number is fixed; the number of rays of a step then is
+    fixed too. None: the number varies."""
+
+    n_levels: int = 1
+    """Nested boxes that :meth:`place` looks into, each twice as large as the one before, the first being the scene's."""
 
     @abstractmethod
     def bind(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Estimator:
@@ -47,6 +50,27 @@ class Estimator(Recorded, nn.Module, ABC):
         """
 
     @abstractmethod
+    def place(
+        self,
+        rays: Rays,
+        query: Query | None = None,
+        *,
+        key: Tensor | None = None,
+        capacity: int | None = None,
+        march_capacity: int | None = None,
+    ) -> Placement:
+        """Place samples on R rays. No gradient flows through where they are; weights of earlier rounds have gradients.
+
+        Args:
+            rays: where; inactive rays get no samples.
+            query: densities, which decide which samples are worth evaluating again, or where finer ones go; None: all
+                samples that are placed without asking for densities.
+            key: [3] int64 [seed, rank, step]: samples are jittered by a function of it; None: no jitter.
+            capacity: length of the returned samples; the true count stays on the device, whole rays that do not fit are
+                dropped (``kept``). None: the exact count, read by the host.
+            march_capacity: the same for the samples of earlier rounds, or before ``query`` decides.
+        """
+
     def sample(
         self,
         rays: Rays,
@@ -55,20 +79,10 @@ class Estimator(Recorded, nn.Module, ABC):
         key: Tensor | None = None,
         capacity: int | None = None,
         march_capacity: int | None = None,
-        ray_density_fn: RayDensityFn | None = None,
     ) -> PackedSamples:
-        """Place samples on R rays. No gradient flows.
-
-        Args:
-            rays: where; inactive rays get no samples.
-            density_fn: densities decide which samples are worth evaluating again; None: keep all.
-            key: [3] int64 [seed, rank, step]: samples are jittered by a function of it; None: no jitter.
-            capacity: length of the returned samples; the true count stays on the device, whole rays that do not fit are
-                dropped (``kept``). None: the exact count, read by the host.
-            march_capacity: the same for the candidates before ``density_fn`` has its say.
-            ray_density_fn: where an estimator wants densities of packed samples, it may ask this function in place of
-                ``density_fn``, which goes with it; features that it returns travel in ``PackedSamples.evaluated``.
-        """
+        """:meth:`place` with a function of positions (and times) in place of a query; the samples alone."""
+        query = None if density_fn is None else as_query(density_fn)
+        return self.place(rays, query, key=key, capacity=capacity, march_capacity=march_capacity).samples
 
     def candidates(
         self, rays: Rays, *, key: Tensor | None = None, step_size: float | None = None, cone_angle: float | None = None
@@ -81,7 +95,7 @@ class Estimator(Recorded, nn.Module, ABC):
         for name, value in [("render_step_size", step_size), ("cone_angle", cone_angle)]:
             if value is not None:
                 raise BadArgument(f"{name}: {type(self).__name__} has no such setting, expected None, got {value}")
-        return self.sample(rays, key=key)
+        return self.place(rays, key=key).samples
 
     @names_types
     @torch.no_grad()
@@ -129,7 +143,7 @@ class Estimator(Recorded, nn.Module, ABC):
         name, function = ("sigma_fn", sigma_fn) if alpha_fn is None else ("alpha_fn", alpha_fn)
         if function is None or len(found[0]) == 0 or (early_stop_eps == 0 and alpha_thre == 0):
             return found
-        eps, threshold = self.thresholds() or (1e-4, torch.zeros((), device=rays.origins.device))
+        eps, threshold = self.thresholds() or Pruning(1e-4, torch.zeros((), device=rays.origins.device))
         eps = eps if early_stop_eps is None else early_stop_eps
         threshold = threshold if alpha_thre is None else self.least_opacity(alpha_thre)
         values = function(found[1], found[2], found[0])
@@ -144,18 +158,36 @@ class Estimator(Recorded, nn.Module, ABC):
         index = ((trans >= eps) & (values >= threshold)).nonzero()[:, 0]
         return found[0][index], found[1][index], found[2][index]
 
-    def thresholds(self) -> tuple[float, Tensor] | None:
-        """(transmittance, opacity) below which :meth:`sample` drops samples; None: it chooses in another way."""
+    def occupied_share(self) -> Tensor | None:
+        """Share of space that is looked into, 0-d float32, on the estimator's device; None: it keeps no account."""
         return None
+
+    def thresholds(self) -> Pruning | None:
+        """Thresholds below which :meth:`place` drops samples; None: it chooses in another way."""
+        return None
+
+    @property
+    def pruning(self) -> Pruning | None:
+        """:meth:`thresholds`, if :meth:`place` states that with densities it does nothing but prune what it places without.
+
+        A renderer of frames may then prune by itself. ``@states("prunes")`` states it.
+        """
+        return self.thresholds() if has(self.place, "prunes") else None
 
     def least_opacity(self, alpha_threshold: float) -> float | Tensor:
         """The opacity below which samples are dropped if this threshold is asked for: itself, or less for a young field."""
         return alpha_threshold
 
-    def update(self, density_fn: DensityFn, *, step: int, key: Tensor | None = None) -> None:
+    def update(
+        self, density_fn: DensityFn, *, step: int, key: Tensor | None = None, times: tuple[float, float] | None = None
+    ) -> None:
         """Learn from the field as it is at training step ``step``; in place, no gradient.
 
-        ``key`` [3] is that of :meth:`sample`; None: one drawn from torch's generator of the estimator's device.
+        Args:
+            density_fn: densities [M] of positions [M, 3], and of times [M] if ``times`` are given.
+            step: of training.
+            key: [3], that of :meth:`place`; None: one drawn from torch's generator of the estimator's device.
+            times: the first and the last time of the data, for a field that wants times.
         """
 
 

@@ -9,14 +9,16 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.argument_types import names_types
-from lightning_nerf.checks import BadArgument, check_integer, check_number, check_returned
-from lightning_nerf.estimators.base import DensityFn, Estimator, RayDensityFn, corners
+from lightning_nerf.capabilities import states
+from lightning_nerf.checks import BadArgument, check_integer, check_number
+from lightning_nerf.estimators.base import Estimator, corners
+from lightning_nerf.estimators.query import DensityFn, densities
 from lightning_nerf.ops import occupancy
 from lightning_nerf.ops.march import march
-from lightning_nerf.ops.random import STREAM_JITTER, key_from_torch, random_uniform
-from lightning_nerf.ops.sample_points import sample_points
-from lightning_nerf.ops.visibility import prune, prune_from
-from lightning_nerf.types import Evaluated, PackedSamples, Rays, SceneBox
+from lightning_nerf.ops.random import STREAM_CELL_TIMES, STREAM_JITTER, key_from_torch, random_uniform
+from lightning_nerf.ops.visibility import prune_from
+from lightning_nerf.scene_box import SceneBox
+from lightning_nerf.types import Evaluated, PackedSamples, Placement, Pruning, Query, Rays
 
 _SMALLEST_STEP = 2.0**-149  # that float32 holds
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
@@ -91,6 +93,7 @@ class OccupancyGrid(Estimator):
         check_number("cone_angle", cone_angle, "[0, inf)")
         check_number("alpha_threshold", alpha_threshold, "[0, 1)")
         check_number("early_stop_eps", early_stop_eps, "[0, 1)")
+        self.n_levels = n_levels
         self.decay = decay
         self.threshold = threshold
         self.warmup_steps = warmup_steps
@@ -138,36 +141,32 @@ class OccupancyGrid(Estimator):
             raise RuntimeError(f"{type(self).__name__} is not bound to a scene: call bind(scene_box) first")
         return max(self._diagonal / 1024, _SMALLEST_STEP) if self.step_size is None else self.step_size
 
+    @states("prunes")
     @torch.no_grad()
-    def sample(
+    def place(
         self,
         rays: Rays,
-        density_fn: DensityFn | None = None,
+        query: Query | None = None,
         *,
         key: Tensor | None = None,
         capacity: int | None = None,
         march_capacity: int | None = None,
-        ray_density_fn: RayDensityFn | None = None,
-    ) -> PackedSamples:
-        """March through occupied cells; given ``density_fn``, drop samples that are transparent or hidden.
+    ) -> Placement:
+        """March through occupied cells; given ``query``, drop samples that are transparent or hidden.
 
-        See :meth:`Estimator.sample`. Without ``density_fn`` the march fills ``capacity`` (or else ``march_capacity``).
+        See :meth:`Estimator.place`. Without ``query`` the march fills ``capacity`` (or else ``march_capacity``).
         """
-        if density_fn is None and capacity is not None:
+        if query is None and capacity is not None:
             march_capacity = capacity
         samples = self.candidates(rays, key=key, capacity=march_capacity)
-        if density_fn is None:
-            return samples
+        if query is None:
+            return Placement(samples)
         early_stop_eps, alpha_thre = self.thresholds()
-        if ray_density_fn is None:
-            positions, _, times = sample_points(rays, samples)
-            densities = _densities(density_fn, positions) if times is None else _densities(density_fn, positions, times)
-            return prune(densities, samples, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity)
-        densities, features = ray_density_fn(rays, samples, early_stop_eps)
+        values, features = query(rays, samples, early_stop_eps)
         pruned, sources = prune_from(
-            densities.float(), samples, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity
+            values.float(), samples, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity
         )
-        return pruned if features is None else pruned._replace(evaluated=Evaluated(features, sources))
+        return Placement(pruned, evaluated=None if features is None else Evaluated(features, sources))
 
     @torch.no_grad()
     def candidates(
@@ -190,9 +189,9 @@ class OccupancyGrid(Estimator):
             capacity=capacity,
         )
 
-    def thresholds(self) -> tuple[float, Tensor]:
+    def thresholds(self) -> Pruning:
         """See :meth:`Estimator.thresholds`: ``early_stop_eps``, and ``alpha_threshold`` or less as the grid demands."""
-        return self.early_stop_eps, self.least_opacity(self.alpha_threshold)
+        return Pruning(self.early_stop_eps, self.least_opacity(self.alpha_threshold))
 
     def least_opacity(self, alpha_threshold: float) -> Tensor:
         """``alpha_threshold``, or half the grid's mean value where that is lower."""
@@ -200,19 +199,28 @@ class OccupancyGrid(Estimator):
         # fields are when they start, must not lose every sample for that.
         return self._zero if alpha_threshold == 0 else (self.mean * 0.5).clamp(max=alpha_threshold)
 
+    @states("captured", "shared")
     @names_types
     @torch.no_grad()
     def update(
-        self, density_fn: DensityFn, *, step: int, key: Tensor | None = None, share: tuple[int, int] = (0, 1)
+        self,
+        density_fn: DensityFn,
+        *,
+        step: int,
+        key: Tensor | None = None,
+        times: tuple[float, float] | None = None,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
         """Evaluate ``density_fn(positions [M, 3])`` in cells chosen by ``step`` and ``key``, and renew the grid in place.
 
         A cell whose new value is negative or not finite stays as it was; so do cells that no camera sees.
 
         Args:
-            density_fn: densities [M] of positions.
+            density_fn: densities [M] of positions, and of times [M] where ``times`` are given.
             step: of training.
             key: see :meth:`cells`; default drawn from torch's generator.
+            times: the first and the last time of the data: each cell is evaluated at a random time between them, so that in
+                the course of the updates a cell is occupied if it is at any time.
             share: ``(i, n)``: evaluate the i-th of n equal parts of the cells. The n processes of ``torch.distributed``
                 that train one field each take a part, with one key for all, and :meth:`combine` what they find.
         """
@@ -222,15 +230,19 @@ class OccupancyGrid(Estimator):
         step_size = self.render_step_size
         key = key_from_torch(self.occs.device) if key is None else key
         cells = self.cells(step, key)
-        positions = occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[1:])  # of all: point i is draw i
+        points = [occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[1:])]  # of all: point i is draw i
+        if times is not None:
+            first, last = times  # numbers: a copy to the device is not for a CUDA graph
+            points.append(first + (last - first) * random_uniform(key, STREAM_CELL_TIMES, len(cells), 1)[:, 0])
         if parts > 1:
-            cells, positions = cells.tensor_split(parts)[part], positions.tensor_split(parts)[part]
-        chunks = [_densities(density_fn, chunk) for chunk in positions.split(EVALUATION_CHUNK)]
-        densities = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-        newest = occupancy.occupancy_newest(cells, densities * step_size, self.occs.numel())
+            cells, *points = (values.tensor_split(parts)[part] for values in (cells, *points))
+        chunks = [densities(density_fn, *chunk) for chunk in zip(*(p.split(EVALUATION_CHUNK) for p in points), strict=True)]
+        found = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
+        newest = occupancy.occupancy_newest(cells, found * step_size, self.occs.numel())
         newest = self.combine(newest) if parts > 1 else newest
         occupancy.occupancy_update_(self.occs, self.binaries, self.mean, newest, decay=self.decay, threshold=self.threshold)
 
+    @states("captured")
     def cells(self, step: int, key: Tensor) -> Tensor:
         """Which cells [M] int32 to evaluate in ``step``: all during warm-up, then a quarter and a quarter per level."""
         if step < self.warmup_steps:
@@ -243,14 +255,21 @@ class OccupancyGrid(Estimator):
         torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
         return newest
 
-    def mark_invisible_cells(self, c2w: Tensor, intrinsics: Tensor, width: int, height: int, near: float = 0.0) -> None:
+    def mark_invisible_cells(
+        self,
+        c2w: Tensor,
+        intrinsics: Tensor,
+        width: int | Tensor,
+        height: int | Tensor,
+        near: float | Tensor = 0.0,
+    ) -> None:
         """Close the cells that none of V cameras sees, for good; see the op of this name in ``ops.occupancy``.
 
         Args:
             c2w: [V, 3, 4], columns right, up, backwards, position.
             intrinsics: [4] or [V, 4], fx, fy, cx, cy in pixels.
-            width, height: of the images, in pixels.
-            near: distance from the camera, in world units, that rays begin at.
+            width, height: of the images, in pixels; numbers or [V].
+            near: distance from the camera, in world units, that rays begin at; a number or [V].
         """
         _ = self.render_step_size  # bound?
         occupancy.mark_invisible_cells(self.occs, self.binaries, self.aabb, c2w, intrinsics, width, height, near)
@@ -258,9 +277,3 @@ class OccupancyGrid(Estimator):
     def occupied_share(self) -> Tensor:
         """Share of the cells of all levels that are occupied, 0-d float32, on the grid's device."""
         return self.binaries.count_nonzero() / self.binaries.numel()
-
-
-def _densities(density_fn: DensityFn, *points: Tensor) -> Tensor:
-    densities = density_fn(*points)
-    check_returned("density_fn", densities, (points[0].shape[0],), device=points[0].device)
-    return densities.float()

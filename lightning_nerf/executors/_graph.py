@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.executors._sync import unwatched
 
+T = TypeVar("T")
+Pool = Any  # torch's own name for the handle of a memory pool is private
 
-def capture(what: str, fn: Callable[[], Any], pool: Any, stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, Any]:
+
+def capture(what: str, fn: Callable[[], T], pool: Pool, stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:
     """Record what ``fn`` does on the device, without doing it. Returns the graph and what ``fn`` returned.
 
     Raises:
@@ -37,21 +40,21 @@ def capture(what: str, fn: Callable[[], Any], pool: Any, stream: torch.cuda.Stre
     return graph, result
 
 
-def like(batch: Any) -> Any:
-    """Room for a batch: tensors, None, and tuples (also named) of those."""
+def empty_batch(batch: T) -> T:
+    """A batch of the same form, its tensors uninitialised: tensors, None, and tuples (also named) of those."""
     if isinstance(batch, tuple):
-        parts = [like(part) for part in batch]
-        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+        parts = [empty_batch(part) for part in batch]
+        return cast(T, type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts))
     return torch.empty_like(batch, memory_format=torch.contiguous_format) if isinstance(batch, Tensor) else batch
 
 
-def fill(room: Any, batch: Any) -> bool:
-    """Copy a batch into :func:`like` of an earlier one; False: it has another form."""
+def copy_batch(into: object, batch: object) -> bool:
+    """Copy a batch into an :func:`empty_batch` of an earlier one; False: it has another form."""
     if isinstance(batch, tuple):
-        return type(batch) is type(room) and all(fill(a, b) for a, b in zip(room, batch, strict=True))
+        return isinstance(into, type(batch)) and all(copy_batch(a, b) for a, b in zip(into, batch, strict=True))
     if not isinstance(batch, Tensor):
-        return batch is room
-    if not isinstance(room, Tensor) or batch.shape != room.shape or batch.dtype != room.dtype:
+        return batch is into
+    if not isinstance(into, Tensor) or batch.shape != into.shape or batch.dtype != into.dtype:
         return False
-    room.copy_(batch, non_blocking=True)
+    into.copy_(batch, non_blocking=True)
     return True

@@ -1,4 +1,4 @@
-"""Notices what a captured graph cannot: that a tensor it reads by address was replaced, or an option burnt in changed."""
+"""Notices what a captured graph cannot: a tensor that it reads by address was replaced, or an option changed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from lightning_nerf.optim.mirror import HalfMirror
 
 
 class Watch:
@@ -31,10 +33,8 @@ class Watch:
                     if tensor is not None:
                         name_there = f"{path}{'.' if path else ''}{name}"
                         self._add(slots, name, tensor, f"{kind} {name_there}")
-                        if kind == "parameter":  # lightning_nerf.encodings.HashGrid; None: and nobody makes one
-                            self._add(
-                                vars(tensor), "half_copy", vars(tensor).get("half_copy"), f"fp16 copy of {name_there}"
-                            )
+                        if (mirror := HalfMirror.of(tensor)) is not None:
+                            self._add(vars(mirror), "copy", mirror.copy, f"float16 copy of {name_there}")
         for owner in (optimizer, scaler):
             if owner is not None:
                 for name, value in vars(owner).items():
@@ -120,16 +120,16 @@ class Rates:
                     self._tensors[i].fill_(rate)
                 self._pushed[i] = rate
 
-    def lend(self) -> None:
-        """Put device scalars in the groups, and ``capturable`` where they have that; :meth:`take_back` undoes it."""
+    def put_in(self) -> None:
+        """Put device scalars in the groups, and ``capturable`` where they have that; :meth:`put_back` undoes it."""
         self._saved = [(group["lr"], group.get("capturable")) for group in self._optimizer.param_groups]
         for group, tensor in zip(self._optimizer.param_groups, self._tensors, strict=True):
             group["lr"] = tensor
             if "capturable" in group:
                 group["capturable"] = True
 
-    def take_back(self) -> None:
-        """Put the groups' own values back."""
+    def put_back(self) -> None:
+        """Give the groups their own values again."""
         for group, (rate, capturable) in zip(self._optimizer.param_groups, self._saved, strict=True):
             group["lr"] = rate
             if "capturable" in group:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -12,13 +12,27 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_nerf.checks import check_integer
-from lightning_nerf.executors._graph import capture, fill, like
+from lightning_nerf.executors._graph import Pool, capture, copy_batch, empty_batch
 from lightning_nerf.executors._sync import synchronisations, unwatched
 from lightning_nerf.executors._watch import Options, Rates, Watch
-from lightning_nerf.executors.base import Executor
+from lightning_nerf.executors.base import Executor, StepProgram
+from lightning_nerf.optim.mirror import mirrors
+from lightning_nerf.types import RayBatch
+
+T = TypeVar("T")
+Scaler = torch.amp.GradScaler  # type: ignore[attr-defined]
 
 RECAPTURES = 8  # for tensors that were replaced; more often than that, something replaces them all the time
 RUN_AHEAD = 2  # steps that the host may be ahead of the device
+
+
+class _Fit(NamedTuple):
+    program: StepProgram
+    optimizer: Optimizer
+    update: Callable[[], None]
+    scaler: Scaler | None
+    stream: torch.cuda.Stream
+    events: list[torch.cuda.Event]  # one for each step that the host may be ahead
 
 
 class _Step(NamedTuple):
@@ -49,32 +63,34 @@ class CUDAGraphExecutor(Executor):
         self.stopped = True  # eager for the rest of the fit
         self.captures = self.steps = 0  # of this fit
         self._capture_update = False
-        self._module: Any = None
-        self._optimizer: Any = None
-        self._update: Any = None
+        self._fit: _Fit | None = None
         self._clear()
 
     # -- a fit's beginning and end --------------------------------------------------------------------------------------
 
     def begin(
-        self, module: Any, optimizer: Optimizer, update: Callable[[], None], scaler: Any = None, capture_update: bool = True
+        self,
+        program: StepProgram,
+        optimizer: Optimizer,
+        update: Callable[[], None],
+        scaler: Scaler | None = None,
+        capture_update: bool = True,
     ) -> None:
         """Begin a fit on a CUDA device.
 
         Args:
-            module: a NeRFModule whose state has been restored.
+            program: its state has been restored.
             optimizer: its only one.
             update: clips gradients and makes the optimizer step.
-            scaler: GradScaler of the precision plugin, or None.
+            scaler: of the precision plugin, or None.
             capture_update: whether ``update`` is for the device alone.
         """
         self.close()
-        self._module, self._optimizer, self._scaler, self._update = module, optimizer, scaler, update
+        stream = torch.cuda.Stream(program.device)
+        self._fit = _Fit(program, optimizer, update, scaler, stream, [torch.cuda.Event() for _ in range(RUN_AHEAD)])
         self._capture_update = capture_update
         self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._stream = torch.cuda.Stream(module.device)
-        self._events = [torch.cuda.Event() for _ in range(RUN_AHEAD)]
-        self._uncopied: list[Any] = []  # parameters whose fp16 copy the optimizer leaves to others
+        self._uncopied: list[Tensor] = []  # parameters whose float16 copy the optimizer leaves to others
         self._waiting: set[Hashable] = set()  # names for run() that wait for the device
         self._said: set[str] = set()
         self._tried: set[Hashable] = set()
@@ -84,11 +100,11 @@ class CUDAGraphExecutor(Executor):
 
     def close(self) -> None:
         """End the fit: give back graphs and memory."""
-        if self._module is not None:
+        if self._fit is not None:
             with suppress(RuntimeError):  # after a failed capture, whose error is the one to show
                 self._drop()
             self._clear()
-            self._module = self._optimizer = self._scaler = self._update = None
+            self._fit = None
             self._parameters, self._uncopied = [], []
         self.stopped = True
 
@@ -98,11 +114,11 @@ class CUDAGraphExecutor(Executor):
         self._updates: dict[Hashable, tuple[torch.cuda.CUDAGraph, Options]] = {}
         self._current: _Step | None = None
         self._watches: list[Watch] = []
-        self._borrowed: Any = None
+        self._program_inputs: object = None
         self._rates: Rates | None = None
-        self._pool: Any = None
+        self._pool: Pool | None = None
         self._accumulate = 1
-        self._inputs: Any = None
+        self._batch: RayBatch | None = None  # where the captured step reads its batch
         self._trial = False
         self._eager_updates = 0
         self._versions: list[int] = []
@@ -110,12 +126,17 @@ class CUDAGraphExecutor(Executor):
 
     def _drop(self) -> None:
         with unwatched():
-            torch.cuda.synchronize(self._module.device)
+            torch.cuda.synchronize(self._running.program.device)
         self._clear()
         # Eager steps again before the next capture: new optimizer state must exist, or its zeros would be captured.
         self._eager_steps = self.warmup_steps - 1
-        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._parameters = [p for group in self._running.optimizer.param_groups for p in group["params"]]
         self._uncopied = []  # they may be other ones now; the next eager update finds them
+
+    @property
+    def _running(self) -> _Fit:
+        assert self._fit is not None
+        return self._fit
 
     def stop(self, reason: str) -> None:
         """Run the rest of the fit eagerly, and say why."""
@@ -137,35 +158,35 @@ class CUDAGraphExecutor(Executor):
 
     # -- a step ---------------------------------------------------------------------------------------------------------
 
-    def step(self, module: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, program: StepProgram, batch: RayBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`Executor.step`."""
-        module.name_step()
+        program.name_step()
         self.replayed, self._current, self._trial = False, None, False
         if self.stopped:
-            return module.step_loss(batch)
+            return program.step_loss(batch)
         self.steps += 1
-        event = self._events[self.steps % RUN_AHEAD]
+        event = self._running.events[self.steps % RUN_AHEAD]
         event.synchronize()  # recorded RUN_AHEAD steps ago
-        step = self._captured_step(module, batch)
+        step = self._captured_step(program, batch)
         if step is None:
-            loss, logs = self._eager_step(module, batch)
+            loss, logs = self._eager_step(program, batch)
         else:
             step.graph.replay()
-            module.step_advanced()
+            program.step_replayed()
             self.replayed, self._current = True, step
             loss, logs = step.loss, step.logs
         event.record()
         return loss, logs
 
-    def _eager_step(self, module: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def _eager_step(self, program: StepProgram, batch: RayBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
         self._eager_steps += 1
         if self.stopped or self._steps or self._eager_steps < self.warmup_steps:
-            return module.step_loss(batch)
+            return program.step_loss(batch)
         self._trial = True
         with self._trying("the forward pass"):
-            return module.step_loss(batch)
+            return program.step_loss(batch)
 
-    def watch_backward(self) -> AbstractContextManager[Any]:
+    def watch_backward(self) -> AbstractContextManager[object]:
         """See :meth:`Executor.watch_backward`."""
         return self._trying("the backward pass") if self._trial and not self.stopped else nullcontext()
 
@@ -176,22 +197,21 @@ class CUDAGraphExecutor(Executor):
         if places:
             self.stop(f"{what} waits for the device: {places[0]}")
 
-    def _captured_step(self, module: Any, batch: Any) -> _Step | None:
+    def _captured_step(self, program: StepProgram, batch: RayBatch | None) -> _Step | None:
         """The graph for this batch, ready to be replayed; None: eager this time."""
-        trainer = module.trainer
-        accumulate = trainer.accumulate_grad_batches
-        first = trainer.fit_loop.epoch_loop.batch_idx % accumulate == 0
+        accumulate, place = program.window()
+        first = place == 0
         if not self._steps:
             # A window's first batch comes first: it makes the gradients that the others add to.
             if not first or self._eager_steps < self.warmup_steps or not self._eager_updates:
                 return None
-            self._accumulate, self._inputs = accumulate, like(batch)
+            self._accumulate, self._batch = accumulate, empty_batch(batch)
         elif accumulate != self._accumulate:
             self._drop()
             return None
         elif self._stale():
             return None
-        if not fill(self._inputs, batch):
+        if not copy_batch(self._batch, batch):
             self._say("a batch of another size than the captured one runs eagerly (drop_last=True makes all alike)")
             return None
         if first:  # not left for an overridden optimizer_zero_grad, which may write zeros there
@@ -200,27 +220,27 @@ class CUDAGraphExecutor(Executor):
         else:
             self._adopt_gradients(self._steps[True], missing_is_zero=True)
         if first not in self._steps:
-            self._steps[first] = self._capture_step(module, first)
+            self._steps[first] = self._capture_step(program, first)
             if first:
-                self._watches = [Watch(module, None, self._scaler)]
-                self._borrowed = module.borrowed() if batch is None else None
+                self._watches = [Watch(program.state(), None, self._running.scaler)]
+                self._program_inputs = program.inputs() if batch is None else None
                 for parameter in self._parameters:
                     parameter.grad = None
         return self._steps[first]
 
-    def _capture_step(self, module: Any, first: bool) -> _Step:
-        batch, scaler, accumulate = self._inputs, self._scaler, self._accumulate
+    def _capture_step(self, program: StepProgram, first: bool) -> _Step:
+        batch, scaler, accumulate = self._batch, self._running.scaler, self._accumulate
 
         def fn() -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
             if first:
                 for parameter in self._parameters:
                     parameter.grad = None
-            loss, logs = module.step_loss(batch)
+            loss, logs = program.step_loss(batch)
             scaled = loss / accumulate if accumulate > 1 else loss
             scaled = scaled if scaler is None else scaler.scale(scaled)
             with torch.autocast("cuda", enabled=False):  # Lightning's backward is outside of it, too
-                module.backward(scaled)
-            module.advance_key()
+                program.backward_step(scaled)
+            program.advance_key()
             logs = {name: value.detach() if isinstance(value, Tensor) else value for name, value in logs.items()}
             return loss.detach(), logs, [parameter.grad for parameter in self._parameters]
 
@@ -232,8 +252,9 @@ class CUDAGraphExecutor(Executor):
     # -- gradients and update -------------------------------------------------------------------------------------------
 
     def attach_gradients(self) -> None:
-        """Give the parameters the gradients of the step that was replayed."""
-        for parameter, grad in zip(self._parameters, self._current.grads, strict=True):  # type: ignore[union-attr]
+        """See :meth:`Executor.attach_gradients`."""
+        assert self._current is not None
+        for parameter, grad in zip(self._parameters, self._current.grads, strict=True):
             if grad is not None:
                 parameter.grad = grad
 
@@ -262,7 +283,7 @@ class CUDAGraphExecutor(Executor):
         """
         step = self._current
         if step is None or not self._adopt_gradients(step):  # a hook took a gradient away, or gave one
-            self._update()
+            self._running.update()
             self.updated_eagerly()
             return
         if options in self._updates and (name := self._updates[options][1].changed()) is not None:
@@ -272,29 +293,29 @@ class CUDAGraphExecutor(Executor):
                 self._capture_update = False
                 self._say(f"the update runs eagerly, because something changes {name!r} all the time")
                 self._watches[1:] = []
-                self._update()
+                self._running.update()
                 self.updated_eagerly()
                 return
         if self._rates is None:
-            self._rates = Rates(self._optimizer, self._module.device)
+            self._rates = Rates(self._running.optimizer, self._running.program.device)
         self._rates.push()
         if options not in self._updates:
-            self._updates[options] = self._captured_update(), Options(self._optimizer)
-            self._watches[1:] = [Watch(None, self._optimizer)]
+            self._updates[options] = self._captured_update(self._rates), Options(self._running.optimizer)
+            self._watches[1:] = [Watch(None, self._running.optimizer)]
         self._updates[options][0].replay()
-        for parameter in self._uncopied:
-            parameter.half_copy_version = -1
+        for _, mirror in mirrors(self._uncopied):
+            mirror.mark_stale()
 
-    def _captured_update(self) -> torch.cuda.CUDAGraph:
+    def _captured_update(self, rates: Rates) -> torch.cuda.CUDAGraph:
         for parameter in self._parameters:  # torch's foreach optimizers count on the host unless told to be capturable
-            state = self._optimizer.state.get(parameter, {})
+            state = self._running.optimizer.state.get(parameter, {})
             if isinstance(state.get("step"), Tensor) and state["step"].device != parameter.device:
                 state["step"] = state["step"].to(parameter.device, torch.float32)
-        self._rates.lend()  # type: ignore[union-attr]
+        rates.put_in()
         try:
-            return self._capture("the optimizer's update", self._update)[0]
+            return self._capture("the optimizer's update", self._running.update)[0]
         finally:
-            self._rates.take_back()  # type: ignore[union-attr]
+            rates.put_back()
 
     @property
     def captures_update(self) -> bool:
@@ -305,7 +326,7 @@ class CUDAGraphExecutor(Executor):
         """Note that the optimizer has made a step outside of a graph."""
         self._eager_updates += 1
         self._uncopied = [
-            p for p in self._parameters if getattr(p, "half_copy", None) is not None and p.half_copy_version != p._version
+            p for p, mirror in mirrors(self._parameters) if mirror.copy is not None and not mirror.is_current(p)
         ]
 
     # -- other graphs ---------------------------------------------------------------------------------------------------
@@ -331,13 +352,13 @@ class CUDAGraphExecutor(Executor):
 
     # -- common ---------------------------------------------------------------------------------------------------------
 
-    def _capture(self, what: str, fn: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-        for parameter in self._uncopied:  # have the fp16 copy's renewal captured
-            parameter.half_copy_version = -1
+    def _capture(self, what: str, fn: Callable[[], T]) -> tuple[torch.cuda.CUDAGraph, T]:
+        for _, mirror in mirrors(self._uncopied):  # have the float16 copy's renewal captured
+            mirror.mark_stale()
         if self._pool is None:
             self._pool = torch.cuda.graph_pool_handle()
         try:
-            captured = capture(what, fn, self._pool, self._stream)
+            captured = capture(what, fn, self._pool, self._running.stream)
         except RuntimeError:
             self.stopped = True
             raise
@@ -345,9 +366,10 @@ class CUDAGraphExecutor(Executor):
         return captured
 
     def _stale(self) -> bool:
-        """Whether the graphs had to be dropped. Else, renews fp16 copies of parameters that were changed in Python."""
+        """Whether the graphs had to be dropped. Else, renews float16 copies of parameters that changed."""
         broken = next((words for watch in self._watches if (words := watch.broken()) is not None), None)
-        if broken is None and self._borrowed is not None and self._module.borrowed() is not self._borrowed:
+        inputs = self._program_inputs
+        if broken is None and inputs is not None and self._running.program.inputs() is not inputs:
             broken = "the images were moved"
         if broken is not None:
             self._recaptures += 1
@@ -360,7 +382,7 @@ class CUDAGraphExecutor(Executor):
         versions = [parameter._version for parameter in self._parameters]
         if versions != self._versions:
             self._versions = versions
-            for part in self._module.modules():
-                if hasattr(part, "working_table") and any(hasattr(p, "half_copy") for p in part.parameters(recurse=False)):
-                    part.working_table()
+            for parameter, mirror in mirrors(self._running.program.state().parameters()):
+                if mirror.copy is not None:
+                    mirror.current(parameter)
         return False

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
 
 from torch import Tensor
 
-from lightning_nerf.executors.base import Executor
+from lightning_nerf.executors.base import Executor, StepProgram
+from lightning_nerf.types import RayBatch
 
 
 class EagerExecutor(Executor):
-    """Runs everything as it comes."""
+    """Runs every operation when it comes."""
 
-    def step(self, module: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, program: StepProgram, batch: RayBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`Executor.step`."""
-        module.name_step()
-        return module.step_loss(batch)
+        program.name_step()
+        return program.step_loss(batch)
 
     def run(self, name: Hashable, fn: Callable[..., None], *reads: Tensor) -> None:
         """See :meth:`Executor.run`."""

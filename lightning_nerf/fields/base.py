@@ -10,85 +10,138 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.arguments import Recorded
-from lightning_nerf.ops.sample_points import sample_points
-from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render, SceneBox
+from lightning_nerf.checks import BadArgument
+from lightning_nerf.ops.sample_points import per_sample, sample_points
+from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_contraction
+from lightning_nerf.types import Densities, Evaluated, FieldOutput, FrameKernel, PackedSamples, Rays
+
+WANTS = ("times", "cameras", "footprints")
 
 
 class RadianceField(Recorded, nn.Module, ABC):
-    """A function from positions (and directions, and times) to density and colour.
+    """A function from positions (and directions, and what else it :attr:`wants`) to density and color.
 
     Subclasses implement :meth:`density` and :meth:`forward`. Both take plain tensors and any number of points, zero
-    included, and return densities >= 0 per unit length of world space. The scene's box arrives by :meth:`bind`, is saved in
-    the ``aabb`` buffer, and so travels with the checkpoint.
+    included, and return densities >= 0 per unit length of world space. The scene's box arrives by :meth:`bind`; it is saved
+    in the buffers ``aabb`` and ``contraction``, and so travels with the checkpoint.
+
+    >>> import torch
+    >>> from lightning_nerf import FieldOutput, RadianceField, SceneBox
+    >>> class Fog(RadianceField):
+    ...     def density(self, positions):
+    ...         return torch.ones(len(positions))
+    ...     def forward(self, positions, directions):
+    ...         return FieldOutput(self.density(positions), self.unit_positions(positions).clamp(0, 1))
+    >>> fog = Fog()
+    >>> fog.bind(SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])))
+    >>> fog(torch.zeros(1, 3), torch.ones(1, 3)).rgb
+    tensor([[0.5000, 0.5000, 0.5000]])
     """
+
+    wants: Collection[str] = ()
+    """What :meth:`forward` takes by keyword beside positions and directions: ``times`` [N] as the data has them,
+    ``cameras`` [N] int64, the index of the training view (for codes of appearance), ``footprints`` [N], the side of a
+    pixel at the sample in world units. :meth:`density` gets ``times`` and ``footprints`` of these; where nothing looks at
+    a point, as in the update of an occupancy grid, no footprints. A field that does not want times is static."""
+
+    ends_at_box = False
+    """Whether the density is 0 wherever :meth:`unit_positions` lie outside of the unit cube."""
 
     free_arguments: Collection[str] = ()
     """Constructor arguments that may differ between a checkpoint and the field that takes it: the weights mean the same."""
 
     aabb: Tensor  # [2, 3]
-    _to_unit: Tensor  # [2, 3] factor and summand that take world space to the unit cube; follows aabb
+    contraction: Tensor  # [] int8, index in CONTRACTIONS
+    _affine: Tensor  # [2, 3] SceneBox.affine of aabb
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("aabb", torch.full((2, 3), float("nan")))
-        self._bound = False
-        self.register_buffer("_to_unit", torch.full((2, 3), float("nan")), persistent=False)
+        self.register_buffer("contraction", torch.zeros((), dtype=torch.int8))
+        self._box: SceneBox | None = None
+        self.register_buffer("_affine", torch.full((2, 3), float("nan")), persistent=False)
+        unknown = [name for name in self.wants if name not in WANTS]
+        if unknown:
+            raise BadArgument(f"{type(self).__name__}.wants: expected some of {', '.join(WANTS)}, got {unknown[0]!r}")
 
     @torch.no_grad()
     def bind(self, scene_box: SceneBox) -> None:
         """Learn where the scene is; called before training. Buffers are written in place."""
+        check_contraction("scene_box.contraction", scene_box.contraction)
         self.aabb.copy_(scene_box.aabb)
-        self._bound = bool(self.aabb.isfinite().all())
-        scale = 1 / (self.aabb[1] - self.aabb[0])
-        self._to_unit.copy_(torch.stack([scale, -self.aabb[0] * scale]))
+        self.contraction.fill_(CONTRACTIONS.index(scene_box.contraction))
+        self._affine.copy_(SceneBox(self.aabb).affine())
+        self._read_box()
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self.bind(SceneBox(self.aabb.clone()))
+    def _read_box(self) -> None:
+        known = bool(self.aabb.isfinite().all())
+        self._box = SceneBox(self.aabb, CONTRACTIONS[int(self.contraction)]) if known else None
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        state_dict.setdefault(f"{prefix}contraction", torch.zeros((), dtype=torch.int8))  # of a version without contraction
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        self.bind(SceneBox(self.aabb.clone(), CONTRACTIONS[int(self.contraction)]))
 
     @property
-    def to_unit(self) -> Tensor:
-        """[2, 3], factor and summand that map the scene's box to [0, 1]^3. An error while no scene is bound."""
-        if not self._bound:
+    def scene_box(self) -> SceneBox:
+        """The box that the field is bound to. An error while no scene is bound."""
+        if self._box is None:
             raise RuntimeError(f"{type(self).__name__} knows no scene box: call bind(scene_box) first")
-        return self._to_unit
+        return self._box._replace(aabb=self.aabb)  # .to(device) gives the module another buffer
+
+    @property
+    def affine(self) -> Tensor:
+        """[2, 3], factor and summand that map the scene's box to [0, 1]^3, without contraction."""
+        _ = self.scene_box
+        return self._affine
 
     def unit_positions(self, positions: Tensor) -> Tensor:
-        """World positions [N, 3] with the scene's box mapped to [0, 1]^3."""
-        factor, summand = self.to_unit
-        return torch.addcmul(summand, positions, factor)
+        """World positions [N, 3] in the unit cube of the scene's box, see :meth:`SceneBox.to_unit`."""
+        return self.scene_box.to_unit(positions, self._affine)
 
     @abstractmethod
-    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        """Density [N] at positions [N, 3] (world space) and, for dynamic fields, times [N] in [0, 1]."""
+    def density(self, positions: Tensor) -> Tensor:
+        """Density [N] at positions [N, 3] (world space), and, by keyword, what the field wants of times and footprints."""
 
     @abstractmethod
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
-        """Density and colour at positions [N, 3], seen along directions [N, 3] (any length)."""
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        """Density and color at positions [N, 3], seen along directions [N, 3] (any length), and what the field wants."""
 
     # -- along rays: what a field with fused kernels overrides ------------------------------------------------------
 
-    def at_samples(self, rays: Rays, samples: PackedSamples) -> FieldOutput:
-        """:meth:`forward` in the middle of each of N packed samples."""
-        return self(*sample_points(rays, samples))
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        """:meth:`forward` in the middle of each of N packed samples; ``evaluated``: features that :meth:`query` left."""
+        positions, directions, times = sample_points(rays, samples)
+        return self(positions, directions, **self._wanted(rays, samples, times, WANTS))
 
-    def ray_densities(self, rays: Rays, samples: PackedSamples, early_stop_eps: float) -> tuple[Tensor, Tensor | None]:
-        """Density [N] in the middle of each sample, and what :meth:`at_samples` may find in ``samples.evaluated``.
+    def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        """:meth:`density` in the middle of each sample, and features that :meth:`at_samples` need not compute again.
 
-        A sample behind which its ray keeps less than ``early_stop_eps`` of its light matters to nobody: behind it the
-        density may be any finite number >= 0. The second result, [N, k] or None, are features that need not be computed
-        again; its rows that were not evaluated may hold anything.
+        See :class:`~lightning_nerf.types.Query`.
         """
         positions, _, times = sample_points(rays, samples)
-        return self.density(positions, times), None
+        values = self.density(positions, **self._wanted(rays, samples, times, ("times", "footprints")))
+        return Densities(values.float())
 
-    def can_render(self, rays: Rays) -> bool:
-        """Is there a kernel for :meth:`render` of these rays, here and now?"""
-        return False
+    def frame_kernel(self, rays: Rays) -> FrameKernel | None:
+        """A kernel that renders rays like these, here and now, in one pass; None: there is none."""
+        return None
 
-    def render(self, rays: Rays, samples: PackedSamples, early_stop_eps: float, alpha_thre: Tensor) -> Render:
-        """R rays in one pass, without gradient and background.
-
-        What pruning by the two thresholds, :meth:`at_samples` and compositing would give, up to rounding.
-        """
-        raise NotImplementedError(f"{type(self).__name__} renders through an estimator and a renderer")
+    def _wanted(
+        self, rays: Rays, samples: PackedSamples, times: Tensor | None, names: Collection[str]
+    ) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = {}
+        for name in self.wants:
+            if name not in names:
+                continue
+            if name == "times":
+                value = times
+            elif name == "cameras":
+                value = None if rays.cameras is None else per_sample(rays.cameras, samples)
+            else:
+                value = None if rays.footprint is None else per_sample(rays.footprint, samples)
+                value = None if value is None else value * (0.5 * (samples.t_starts + samples.t_ends))
+            if value is None:
+                raise BadArgument(f"rays: {type(self).__name__} wants {name}, which these rays do not have")
+            found[name] = value
+        return found

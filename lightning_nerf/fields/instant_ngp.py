@@ -8,6 +8,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from lightning_nerf.capabilities import has, states
 from lightning_nerf.checks import check_integer, check_number
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import truncated_exp
@@ -16,16 +17,17 @@ from lightning_nerf.fields.mlp import FusedMLP, mlp
 from lightning_nerf.ops import instant_ngp
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE
-from lightning_nerf.types import FieldOutput, PackedSamples, Rays, Render
+from lightning_nerf.types import Densities, Evaluated, FieldOutput, FrameKernel, PackedSamples, Pruning, Rays, Render
 
-MAX_WIDTH, MAX_LAYERS = 4096, 16  # of its perceptrons: a slip of the pen must not take all memory
+MAX_WIDTH, MAX_LAYERS = 4096, 16  # limits that catch typos before they take all memory
 
 
 class InstantNGPField(RadianceField):
     """Density from hashed features of the position; colour from that network's features and the direction.
 
     Position -> hash grid -> perceptron -> ``geometry_features``, the first of them the log density; these and the spherical
-    harmonics of the direction -> perceptron -> sigmoid -> rgb. Density is 0 outside the scene's box.
+    harmonics of the direction -> perceptron -> sigmoid -> rgb. Density is 0 outside the scene's box, unless the box has a
+    contraction: then the field is defined everywhere.
 
     Args:
         n_levels: resolution levels of the hash grid.
@@ -52,6 +54,7 @@ class InstantNGPField(RadianceField):
     """
 
     free_arguments = ("fused",)
+    ends_at_box = True
 
     def __init__(
         self,
@@ -97,26 +100,29 @@ class InstantNGPField(RadianceField):
 
     # -- op by op ----------------------------------------------------------------------------------------------------
 
-    def _geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    @states("fused")
+    def geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Density [N] and all outputs [N, geometry_features] of the density perceptron."""
         unit = self.unit_positions(positions)
         inside = (unit.clamp(0, 1) == unit).all(-1)
         features = self.density_net(self.position_encoding(unit))
         return truncated_exp(features[:, 0] + self.density_bias) * inside, features
 
-    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        """See :meth:`RadianceField.density`; ``times`` are ignored."""
+    @states("fused")
+    def density(self, positions: Tensor) -> Tensor:
+        """See :meth:`RadianceField.density`."""
         dtype = self._operands(positions)
         if dtype is None:
-            return self._geometry(positions)[0]
+            return self.geometry(positions)[0]
         return self._fused(dtype, self.unit_positions(positions), None).density
 
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
-        """See :meth:`RadianceField.forward`; ``times`` are ignored."""
+    @states("fused")
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        """See :meth:`RadianceField.forward`."""
         dtype = self._operands(positions, directions)
         if dtype is not None:
             return self._fused(dtype, self.unit_positions(positions), directions)
-        density, features = self._geometry(positions)
+        density, features = self.geometry(positions)
         encoded = self.direction_encoding(directions)
         rgb = self.color_net(torch.cat([encoded.to(features.dtype), features], dim=-1)).float().sigmoid()
         return FieldOutput(density, rgb)
@@ -126,7 +132,7 @@ class InstantNGPField(RadianceField):
     def _operands(self, *inputs: Tensor) -> torch.dtype | None:
         """Type of the fused kernels' operands, autocast's; None: run op by op."""
         device = inputs[0].device
-        if not (self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and self._plain_weights()):
+        if not (self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and self._kernel_weights()):
             return None
         if not instant_ngp.has_kernels(device):
             _say_slow(device)
@@ -135,26 +141,26 @@ class InstantNGPField(RadianceField):
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         return dtype if dtype in (torch.float16, torch.bfloat16) and not wanted else None
 
-    def _plain_weights(self) -> list[Tensor] | None:
+    def _kernel_weights(self) -> instant_ngp.Weights | None:
         """All layers' weights; None where a subclass or a replaced layer computes something else than the kernels."""
-        own = (InstantNGPField.density, InstantNGPField.forward, InstantNGPField._geometry)
-        if (type(self).density, type(self).forward, type(self)._geometry) != own:
+        if not all(has(method, "fused") for method in (self.density, self.forward, self.geometry)):
             return None
         weights: list[Tensor] = []
         for net in (self.density_net, self.color_net):
-            layers = net.plain_weights() if type(net) is FusedMLP else None
+            layers = net.plain_weights() if isinstance(net, FusedMLP) else None
             if layers is None:
                 return None
             weights += layers
-        return weights if [tuple(w.shape) for w in weights] == list(instant_ngp.SHAPES.values()) else None
+        fits = [tuple(w.shape) for w in weights] == list(instant_ngp.SHAPES.values())
+        return instant_ngp.Weights(*weights) if fits else None
 
     def _weights(self) -> instant_ngp.Weights:
-        weights = self._plain_weights()
+        weights = self._kernel_weights()
         assert weights is not None  # _operands has looked
-        return instant_ngp.Weights(*weights)
+        return weights
 
     def _fused(
-        self, dtype: torch.dtype, unit: Tensor, directions: Tensor | None, samples: PackedSamples | None = None
+        self, dtype: torch.dtype, unit: Tensor, directions: Tensor | None, evaluated: Evaluated | None = None
     ) -> FieldOutput:
         encoding = self.position_encoding
         return FieldOutput(
@@ -167,62 +173,68 @@ class InstantNGPField(RadianceField):
                 self._weights(),
                 density_bias=self.density_bias,
                 dtype=dtype,
-                evaluated=None if samples is None else samples.evaluated,
+                evaluated=evaluated,
             )
         )
 
-    def at_samples(self, rays: Rays, samples: PackedSamples) -> FieldOutput:
-        """See :meth:`RadianceField.at_samples`; encodings that :meth:`ray_densities` left are not gathered again."""
-        dtype = self._operands(rays.origins, rays.directions)
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        """See :meth:`RadianceField.at_samples`; encodings that :meth:`query` left are not gathered again."""
+        dtype = self._ray_operands(rays, rays.directions)
         if dtype is None:
             return super().at_samples(rays, samples)
-        unit, directions, _ = sample_points(rays, samples, to_unit=self.to_unit)
-        return self._fused(dtype, unit, directions, samples)
+        unit, directions, _ = sample_points(rays, samples, to_unit=self.affine)
+        return self._fused(dtype, unit, directions, evaluated)
 
-    def ray_densities(self, rays: Rays, samples: PackedSamples, early_stop_eps: float) -> tuple[Tensor, Tensor | None]:
-        """See :meth:`RadianceField.ray_densities`; in training the encodings are kept for :meth:`at_samples`."""
-        dtype = self._operands(rays.origins)
+    def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        """See :meth:`RadianceField.query`; in training the encodings are kept for :meth:`at_samples`."""
+        dtype = self._ray_operands(rays)
         if dtype is None:
-            return super().ray_densities(rays, samples, early_stop_eps)
+            return super().query(rays, samples, early_stop_eps)
         weights = self._weights()
-        return instant_ngp.ray_densities(
-            rays,
-            samples,
-            self.position_encoding.working_table(),
-            self.position_encoding.levels,
-            weights.density1,
-            weights.density2,
-            self.to_unit,
-            density_bias=self.density_bias,
-            early_stop_eps=early_stop_eps,
-            dtype=dtype,
-            keep_encoded=self.training,
-        )
-
-    def can_render(self, rays: Rays) -> bool:
-        """See :meth:`RadianceField.can_render`."""
-        return self._operands(rays.origins) is not None
-
-    @torch.no_grad()
-    def render(self, rays: Rays, samples: PackedSamples, early_stop_eps: float, alpha_thre: Tensor) -> Render:
-        """See :meth:`RadianceField.render`."""
-        dtype = self._operands(rays.origins)
-        if dtype is None:
-            return super().render(rays, samples, early_stop_eps, alpha_thre)
-        return Render(
-            *instant_ngp.render(
+        return Densities(
+            *instant_ngp.ray_densities(
                 rays,
                 samples,
                 self.position_encoding.working_table(),
                 self.position_encoding.levels,
-                self._weights(),
-                self.to_unit,
+                weights.density1,
+                weights.density2,
+                self.affine,
                 density_bias=self.density_bias,
                 early_stop_eps=early_stop_eps,
-                alpha_thre=alpha_thre,
                 dtype=dtype,
+                keep_encoded=self.training,
             )
         )
+
+    def frame_kernel(self, rays: Rays) -> FrameKernel | None:
+        """See :meth:`RadianceField.frame_kernel`."""
+        dtype = self._ray_operands(rays)
+        if dtype is None:
+            return None
+
+        def render(rays: Rays, candidates: PackedSamples, pruning: Pruning) -> Render:
+            with torch.no_grad():
+                result = instant_ngp.render(
+                    rays,
+                    candidates,
+                    self.position_encoding.working_table(),
+                    self.position_encoding.levels,
+                    self._weights(),
+                    self.affine,
+                    density_bias=self.density_bias,
+                    early_stop_eps=pruning.early_stop_eps,
+                    alpha_thre=pruning.alpha_thre,
+                    dtype=dtype,
+                )
+            return Render(*result)
+
+        return render
+
+    def _ray_operands(self, rays: Rays, *further: Tensor) -> torch.dtype | None:
+        """As :meth:`_operands`, for kernels that go from rays to the unit cube by themselves: they know no contraction."""
+        dtype = self._operands(rays.origins, *further)
+        return dtype if dtype is None or self.scene_box.contraction == "none" else None
 
 
 @functools.cache

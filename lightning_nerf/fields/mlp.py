@@ -7,6 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
+from lightning_nerf.capabilities import has, states
 from lightning_nerf.ops.fused_mlp import FLOATS, fused_mlp, has_kernel
 
 
@@ -22,6 +23,7 @@ class FusedMLP(nn.Sequential):
 
     fused = True
 
+    @states("layer_by_layer")
     def forward(self, input: Tensor) -> Tensor:
         """Outputs [..., O] of inputs [..., I]."""
         weights = self._weights_for_kernel(input)
@@ -32,6 +34,8 @@ class FusedMLP(nn.Sequential):
 
     def plain_weights(self) -> list[Tensor] | None:
         """The layers' weights if these are float32, linear without bias, with ReLU between them; else None."""
+        if not has(self.forward, "layer_by_layer"):
+            return None
         weights: list[Tensor] = []
         for i, layer in enumerate(self):
             if i % 2 == 1:

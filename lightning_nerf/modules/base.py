@@ -1,70 +1,63 @@
-"""The LightningModule that every method shares: draw rays, sample, evaluate the field, render, compare."""
+"""The LightningModule that every method shares: draw, place, evaluate, render, sum of losses."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
-from torch.optim import Optimizer
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
 
+from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.clock import TrainingClock
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
-from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
-from lightning_nerf.data.views import Views, checked_batch, image_rays, image_truth
+from lightning_nerf.data.batches import checked_batch
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
+from lightning_nerf.losses.photometric import Photometric
 from lightning_nerf.modules.checkpoints import refuse_another_box
-from lightning_nerf.modules.schedule import WarmupDecay
-from lightning_nerf.modules.steps import SteppedModule
-from lightning_nerf.ops.ray_loss import ray_loss
-from lightning_nerf.optim import FusedAdam
+from lightning_nerf.modules.evaluation import EvaluatedModule
+from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
-from lightning_nerf.step_guard import StepGuard
-from lightning_nerf.types import PackedSamples, RayBatch, Rays, Render
-
-FUSED_SAMPLES = 2**25  # marched samples that a field's own render takes at once, at most: 12 bytes each
-VIEW_RAYS = 2**20  # rays of a view that exist at once, at most: some 150 bytes each while they are made
+from lightning_nerf.types import RayBatch, Step
 
 
-def adam(params: Any) -> Optimizer:
-    """Adam with the constants of Instant-NGP and an average over the last tenth of all steps, at most 5,000.
-
-    :class:`EMAWeights` evaluates and saves the average. It spares a schedule that has decayed before one may look: after
-    6,000 steps on Lego the average at a constant rate is 0.13 dB above the weights of a schedule that decays to end there.
-    """
-    average = {"ema_decay": 0.9998, "ema_share": 0.1, "ema_every": 4}
-    return FusedAdam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **average)
-
-
-class NeRFModule(SteppedModule):
-    """A radiance field, an estimator that says where to sample it, and a renderer, trained on posed images.
+class NeRFModule(EvaluatedModule):
+    """A radiance field, an estimator that says where to sample it, and a renderer, trained on posed images by losses.
 
     The loader yields step numbers; rays, pixels, jitter and background are drawn on the device inside the step, each a
     function of (seed, rank, step, ray). A step takes up to ``max_rays`` rays, of which the first ``n_rays`` are active
     (:class:`RayBudget` sets that number on the device), and up to ``samples_per_step`` samples with gradient.
 
-    :meth:`render_loss` is the seam for execution strategies: tensors in, tensors out, no logging, no host synchronisation.
+    >>> from lightning_nerf import InstantNGPField, NeRFModule, OccupancyGrid, Photometric
+    >>> field = InstantNGPField(n_levels=4, log2_table_size=12, max_resolution=64)
+    >>> module = NeRFModule(field, OccupancyGrid(resolution=32), losses=[Photometric(delta=0.1)])
+    >>> [loss.name for loss in module.losses]
+    ['photometric']
 
     Args:
         field: the radiance field.
         estimator: where to place samples.
-        renderer: how to composite them.
-        samples_per_step: capacity of samples with gradient per step. Rays that do not fit are left out of the loss.
+        renderer: how to composite them. None: :class:`VolumeRenderer`.
+        losses: their weighted sum is minimised. None: ``[Photometric(delta=huber_delta)]``.
+        samples_per_step: capacity of samples with gradient per step. Rays that do not fit are left out of the losses.
         march_factor: on CUDA, samples before pruning fit in ``march_factor * samples_per_step``.
         max_rays: capacity of rays per step.
         initial_rays: active rays in the first step.
-        random_background_steps: steps that composite on random colours whatever the data module says. On one colour from
-            the start, a field can pass off dark fog in front of it as grey; its colours saturate and never recover.
-        huber_delta: errors below it cost quadratically, above it linearly; inf for the mean squared error.
+        random_background_steps: steps that composite on random colors whatever the data module says. On one color from
+            the start, a field can pass off dark fog in front of it as grey; its colors saturate and never recover.
+        huber_delta: of the default loss: errors below it cost quadratically, above it linearly; inf for the mean square.
         optimizer: from parameter groups to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that is stepped every training step; default :class:`WarmupDecay`.
         seed: of all draws; default ``seed_everything``'s, else 0.
@@ -78,6 +71,7 @@ class NeRFModule(SteppedModule):
         field: RadianceField,
         estimator: Estimator,
         renderer: Renderer | None = None,
+        losses: Sequence[Loss] | None = None,
         samples_per_step: int = 2**18,
         march_factor: int = 6,
         max_rays: int = 2**16,
@@ -100,36 +94,32 @@ class NeRFModule(SteppedModule):
         if initial_rays > max_rays:
             raise BadArgument(f"initial_rays: expected <= max_rays = {max_rays}, got {initial_rays}")
         check_integer("random_background_steps", random_background_steps, 0)
-        check_number("huber_delta", huber_delta, "(0, inf]")
         check_instance("optimizer", optimizer, Callable)
         check_instance("lr_scheduler", lr_scheduler, Callable, type(None))
         if seed is not None:
             check_integer("seed", seed, 0, 2**63 - 1)
+        default = Photometric(_checked_delta(huber_delta))
+        if hasattr(type(self), "losses"):
+            raise BadType(
+                f"{type(self).__name__}.losses: expected Loss objects, given as losses=[...], got a method or attribute"
+            )
         self.field = field
         self.estimator = estimator
         self.renderer = VolumeRenderer() if renderer is None else renderer
+        self.losses = nn.ModuleList([default] if losses is None else check_losses(losses))
         self.samples_per_step = samples_per_step
         self.march_factor = march_factor
         self.max_rays = max_rays
         self.random_background_steps = random_background_steps
-        self.huber_delta = huber_delta
         self.eval_samples = eval_samples
-        self._optimizer = optimizer
-        self._lr_scheduler = lr_scheduler
+        self._make_optimizer = optimizer
+        self._make_scheduler = lr_scheduler
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
         self.count_steps(seed)
         self.register_buffer("n_rays", torch.tensor(initial_rays, dtype=torch.int32))
         self.record_arguments()
 
     # -- wiring ------------------------------------------------------------------------------------------------------
-
-    @property
-    def datamodule(self) -> NeRFDataModule:
-        """The Trainer's data module."""
-        datamodule = getattr(self.trainer, "datamodule", None)
-        if not isinstance(datamodule, NeRFDataModule):
-            raise BadType(f"datamodule: expected a lightning_nerf.data.NeRFDataModule, got {type(datamodule).__name__}")
-        return datamodule
 
     def setup(self, stage: str) -> None:
         """Tell field and estimator where the scene is. A field that knows another scene's box is refused."""
@@ -138,7 +128,7 @@ class NeRFModule(SteppedModule):
                 f"precision: {type(self).__name__} keeps its weights in float32, expected '32-true', '16-mixed' or "
                 f"'bf16-mixed', got {self.trainer.precision!r}"
             )
-        repeated = self.trainer.overfit_batches  # type: ignore[attr-defined]
+        repeated = lightning_names.overfit_batches(self.trainer)
         if repeated and not isinstance(repeated, int):
             raise BadArgument(f"overfit_batches: expected a number of batches, since epochs are endless, got {repeated}")
         box = self.datamodule.scene_box
@@ -147,46 +137,47 @@ class NeRFModule(SteppedModule):
         self.field.bind(box)
         self.estimator.bind(box)
         self._named = (-1, -1, -1)
+        if stage == "fit":
+            self._check_wants()
+            if (count := self.estimator.fixed_count) is not None:
+                self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
+
+    def _check_wants(self) -> None:
+        """What the data have must be what the field wants."""
+        timed = self.datamodule.time_range() is not None
+        name = type(self.field).__name__
+        if "times" in self.field.wants and not timed:
+            raise BadArgument(f"data: {name} wants times, but these training views have none")
+        if timed and "times" not in self.field.wants:
+            rank_zero_warn(f"the training views have times, but {name} does not want any: the scene is taken for static")
+        n_levels = getattr(self.estimator, "n_levels", 1)
+        if n_levels > 1 and self.field.ends_at_box and self.field.scene_box.contraction == "none":
+            rank_zero_warn(
+                f"n_levels: of {n_levels} levels only the first can be filled, because {name} is empty outside of its "
+                "box; give the data contraction='l2', or the estimator n_levels=1"
+            )
 
     def configure_callbacks(self) -> list[Callback]:
-        """What training needs, unless the user brought it: grid updates, the ray budget, averaged weights."""
-        given = {type(c) for c in self.trainer.callbacks}  # type: ignore[attr-defined]
-        kinds: list[type[Callback]] = [OccupancyGridUpdate, RayBudget]
-        if self._optimizer is adam:  # another optimizer may keep no average
-            kinds.append(EMAWeights)
-        return [kind() for kind in kinds if not any(issubclass(g, kind) for g in given)]
-
-    def parameter_groups(self) -> list[dict[str, Any]]:
-        """Groups for the optimizer, named: field, then estimator where it has parameters."""
-        groups = [("field", self.field), ("estimator", self.estimator)]
-        return [
-            {"params": parameters, "name": name}
-            for name, module in groups
-            if (parameters := [p for p in module.parameters() if p.requires_grad])
+        """What the parts need in training, unless the user brought it."""
+        wanted: list[tuple[type[Callback], bool]] = [
+            (OccupancyGridUpdate, self.estimator.needs_update),
+            (RayBudget, self.estimator.fixed_count is None),
+            (EMAWeights, has(self._make_optimizer, "averages")),
+            (TrainingClock, True),
         ]
+        given = lightning_names.callbacks(self.trainer)
+        return [kind() for kind, needed in wanted if needed and not any(isinstance(c, kind) for c in given)]
 
-    def configure_optimizers(self) -> Any:
-        """The optimizer and a scheduler that is stepped every training step.
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """See :func:`lightning_nerf.modules.optimizers.configure`."""
+        parts = [("field", self.field), ("estimator", self.estimator), ("losses", self.losses)]
+        return configure(self.trainer, parameter_groups(parts), self._make_optimizer, self._make_scheduler)
 
-        An optimizer that skips no steps by itself (it has no attribute ``skipped``) gets a :class:`StepGuard`.
-        """
-        optimizer = self._optimizer(self.parameter_groups())
-        if not hasattr(optimizer, "skipped"):
-            StepGuard(optimizer)
-        averages = any(group.get("ema_decay") is not None for group in optimizer.param_groups)
-        if averages and not any(isinstance(c, EMAWeights) for c in self.trainer.callbacks):  # type: ignore[attr-defined]
-            rank_zero_warn(
-                "the optimizer keeps averaged weights (ema_decay), but no callback uses them: validation, test and "
-                "checkpoints have the raw ones. Add lightning_nerf.callbacks.EMAWeights, or set ema_decay to None."
-            )
-        if self._lr_scheduler is None:
-            steps = self.trainer.estimated_stepping_batches
-            if not 0 < steps < float("inf"):  # the loader is endless, so an epoch has no length
-                raise BadArgument(f"max_steps: the schedule needs Trainer(max_steps=...), got {self.trainer.max_steps}")
-            scheduler = WarmupDecay(optimizer, int(steps))
-        else:
-            scheduler = self._lr_scheduler(optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another architecture's or another scene's checkpoint; take one of a version without contraction."""
+        if isinstance(weights := checkpoint.get("state_dict"), dict) and "field.aabb" in weights:
+            weights.setdefault("field.contraction", torch.zeros((), dtype=torch.int8))
+        super().on_load_checkpoint(checkpoint)
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -194,169 +185,47 @@ class NeRFModule(SteppedModule):
         """The step's rays: a function of ``self.key``."""
         return self.datamodule.draw(self.key, self.max_rays, self.n_rays)
 
-    def _background(self, batch: RayBatch) -> Tensor:
+    def background(self, batch: RayBatch) -> Tensor:
+        """What a batch is composited on, [3] or [R, 3]."""
         if batch.alpha is None:  # nothing shows through: the images were taken on some background
             return self.eval_background()
         return self.datamodule.draw_background(self.key, len(batch.rays.origins), self.random_background_steps)
 
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """The loss of a batch, and device scalars: mse, n_rays, n_samples. Without a batch the step's rays are drawn here.
+        """The loss of a batch, and device scalars to log. Without a batch the step's rays are drawn here.
 
-        :meth:`losses` compares; override that one to change the loss or to add to it.
+        Tensors in, tensors out, no host synchronisation: this is what execution strategies run.
         """
         batch = self.draw() if batch is None else batch
-        rays = batch.rays
-        exact = rays.origins.device.type == "cpu"  # there a count is free, on CUDA it would stall the step
-        samples = self.estimator.sample(
-            rays,
-            self.field.density,
+        exact = batch.rays.origins.device.type == "cpu"  # there a count is free, on CUDA it would stall the step
+        placement = self.estimator.place(
+            batch.rays,
+            self.field.query,
             key=self.key,
             capacity=self.samples_per_step,
             march_capacity=None if exact else self.march_factor * self.samples_per_step,
-            ray_density_fn=self.field.ray_densities,
         )
-        background = self._background(batch)
-        output = self.field.at_samples(rays, samples)
-        render = self.renderer(output, samples, background=background)
-        loss, logs = self.losses(render, batch, samples.kept, background)
-        return loss, {**logs, "n_samples": samples.offsets[-1]}
-
-    def losses(self, render: Render, batch: RayBatch, kept: Tensor, background: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean Huber loss over the rays that count, and mse and n_rays; tensors in, tensors out, as :meth:`render_loss`.
-
-        A ray counts if its samples fit (``kept`` [R]) and it is active (``batch.mask``).
-        """
-        behind = {"alpha": batch.alpha, "background": background}
-        loss, mse, n_rays = ray_loss(render.rgb, batch.rgb, kept=kept, mask=batch.mask, delta=self.huber_delta, **behind)
-        return loss, {"mse": mse, "n_rays": n_rays}
+        samples, background = placement.samples, self.background(batch)
+        output = self.field.at_samples(batch.rays, samples, placement.evaluated)
+        weighs = any(loss.needs_weights for loss in self.losses)
+        render = self.renderer(output, samples, background=background, return_weights=weighs)
+        step = Step(batch, background, placement, output, render, logs={})
+        loss = weighted_sum(self.losses, step)
+        if "n_rays" not in step.logs:
+            step.logs["n_rays"] = step.counts.sum()
+        return loss, {**step.logs, "n_samples": samples.offsets[-1]}
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
-        if not isinstance(batch, (int, Tensor)):
-            batch = checked_batch(batch)
-        loss, logs = self.executor.step(self, batch if isinstance(batch, RayBatch) else None)
+        rays = None if isinstance(batch, (int, Tensor)) else checked_batch(batch)
+        loss, logs = self.executor.step(self, rays)
         return {"loss": loss, **logs}
 
-    def borrowed(self) -> Any:
+    def inputs(self) -> object:
         """What :meth:`draw` reads beside this module's tensors: an object that is replaced when its tensors are."""
-        return self.datamodule.lend(self.device)
-
-    # -- evaluation --------------------------------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def render(self, rays: Rays, background: Tensor | None = None) -> Render:
-        """Render any number of rays: exact, no ray is left out.
-
-        In one kernel where the field has one for it (under CUDA autocast, say inside validation and test), with at most
-        400 MB of marched samples at once; else with at most ``eval_samples`` of them. ``background`` is [3], or [R, 3].
-        """
-        render = self._render_fused if self._can_fuse(rays) else self._render_chunk
-        n, start = len(rays.origins), 0
-        capacity = self.eval_samples
-        if render == self._render_fused:  # frames find tens of samples a ray; who finds more takes another round
-            capacity = min(FUSED_SAMPLES, max(capacity, 64 * n))
-        size = capacity
-        chunks: list[Render] = []
-        while start < n or not chunks:
-            # A march of fixed capacity says how many rays fit. A ray with more samples than that is taken by itself.
-            chunk = _slice(rays, start, start + size)
-            samples = self.estimator.sample(chunk, capacity=capacity)
-            fit = int(samples.kept.sum())
-            if fit < len(chunk.origins):
-                chunk = _slice(chunk, 0, max(1, fit))
-                samples = samples._replace(offsets=samples.offsets[: fit + 1], kept=samples.kept[:fit])
-            if fit == 0 and len(chunk.origins) > 0:
-                samples = self.estimator.sample(chunk)
-            behind = background
-            if background is not None and background.ndim == 2:
-                behind = background[start : start + len(chunk.origins)]
-            chunks.append(render(chunk, samples, behind))
-            start, size = start + max(1, fit), min(capacity, fit + fit // 2 + 1)
-        return _join(chunks)
-
-    def _render_chunk(self, rays: Rays, marched: PackedSamples, background: Tensor | None) -> Render:
-        """As in training: sample, evaluate, composite."""
-        samples = self.estimator.sample(rays, self.field.density, ray_density_fn=self.field.ray_densities)
-        return self.renderer(self.field.at_samples(rays, samples), samples, background=background)
-
-    def _can_fuse(self, rays: Rays) -> bool:
-        """Does the field's own render do what this estimator and this renderer do?"""
-        if torch.are_deterministic_algorithms_enabled():  # its sums come in the order in which rays end
-            return False
-        plain = type(self.renderer) is VolumeRenderer and self.renderer.early_stop_eps == 0
-        kind = type(self.estimator)  # who samples in a way of its own has to restate its thresholds
-        plain = plain and issubclass(_home(kind, "thresholds"), _home(kind, "sample"))
-        return plain and self.estimator.thresholds() is not None and self.field.can_render(rays)
-
-    def _render_fused(self, rays: Rays, marched: PackedSamples, background: Tensor | None) -> Render:
-        thresholds = self.estimator.thresholds()
-        assert thresholds is not None
-        render = self.field.render(rays, marched, *thresholds)
-        if background is None:
-            return render
-        return render._replace(rgb=torch.addcmul(render.rgb, (1 - render.opacity)[:, None], background.float()))
-
-    def eval_background(self) -> Tensor:
-        """The colour [3] that evaluation composites on."""
-        return torch.full((3,), BACKGROUNDS[self.datamodule.eval_background], device=self.device)
-
-    def render_view(self, views: Views, index: int) -> Render:
-        """Render one view, shaped as its image: rgb [H, W, 3], opacity, depth and n_samples [H, W], extras [H, W, k]."""
-        return self.render_camera(views, index, self.datamodule.near, self.datamodule.far, self.eval_background())
-
-    def render_camera(self, views: Views, index: int, near: float, far: float, background: Tensor | None = None) -> Render:
-        """:meth:`render_view` without a data module: of ``views.images`` only the shape is read. Views of any size fit."""
-        height, width = views.images.shape[1:3]
-        bands: list[Render] = []
-        for start in range(0, height * width, VIEW_RAYS):
-            rays = image_rays(views, index, near, far, start, min(start + VIEW_RAYS, height * width))
-            bands.append(self.render(rays.map(lambda t: t.to(self.device)), background))
-        render = _join(bands)
-        return Render(
-            render.rgb.view(height, width, 3),
-            render.opacity.view(height, width),
-            render.depth.view(height, width),
-            render.n_samples.view(height, width),
-            {name: value.view(height, width, -1) for name, value in render.extras.items()},
-        )
-
-    def _evaluation_step(self, split: str, batch: Any) -> dict[str, Any]:
-        index, name = batch
-        views = self.datamodule.views(split)
-        image = views.images[int(index)].to(self.device)
-        return {
-            "render": self.render_view(views, int(index)),
-            "truth": image_truth(image, self.eval_background()),
-            "name": name,
-        }
-
-    def validation_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Render one view of the validation split; callbacks score and save it."""
-        return self._evaluation_step("val", batch)
-
-    def test_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Render one view of the test split; callbacks score and save it."""
-        return self._evaluation_step("test", batch)
-
-    def predict_step(self, batch: Any, batch_idx: int) -> dict[str, Any]:
-        """Render one view of the test split: its rgb [H, W, 3] on the CPU, since Lightning keeps what this returns."""
-        index, name = batch
-        render = self.render_view(self.datamodule.views("test"), int(index))
-        return {"rgb": render.rgb.cpu(), "name": name}
+        return self.datamodule.scene_on(self.device)
 
 
-def _home(kind: type, name: str) -> type:
-    """The class that defines a method."""
-    return next(c for c in kind.__mro__ if name in vars(c))
-
-
-def _join(parts: list[Render]) -> Render:
-    if len(parts) == 1:
-        return parts[0]
-    extras = {name: torch.cat([p.extras[name] for p in parts]) for name in parts[0].extras}
-    rgb, opacity, depth, n_samples = (torch.cat([p[i] for p in parts]) for i in range(4))  # type: ignore[arg-type]
-    return Render(rgb, opacity, depth, n_samples, extras)
-
-
-def _slice(rays: Rays, start: int, stop: int) -> Rays:
-    return rays.map(lambda t: t[start:stop])
+def _checked_delta(huber_delta: float) -> float:
+    check_number("huber_delta", huber_delta, "(0, inf]")
+    return huber_delta

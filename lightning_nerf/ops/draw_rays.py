@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,98 +16,94 @@ from lightning_nerf.types import RayBatch, Rays
 _ALWAYS = 2**63 - 1
 
 
-def draw_rays(
-    images: Tensor,
-    c2w: Tensor,
-    intrinsics: Tensor,
-    key: Tensor,
-    capacity: int,
-    *,
-    near: float,
-    far: float,
-    times: Tensor | None = None,
-    pixels: Tensor | None = None,
-    n_rays: Tensor | None = None,
-) -> RayBatch:
-    """Rays through pixels drawn uniformly, with replacement, from all drawable pixels of all images.
+class Pixels(NamedTuple):
+    """P pixels of V views of any sizes, one after the other, and the views' cameras: what a draw reads, all on one
+    device.
+    """
 
-    Ray i goes through pixel ``floor(size * f_i)`` of ``pixels``, or of all of them, where f_i is the 48-bit fraction of the
-    first two numbers in row i of :func:`~lightning_nerf.ops.random.random_uniform`'s stream ``STREAM_RAYS``: a function of
-    ``key`` alone. A smaller ``n_rays`` or ``capacity`` gives the first rays of the larger draw. No integer is favoured by
-    more than size / 2^48. See :func:`camera_rays` for the geometry; directions have unit length.
+    colors: Tensor  # [P, C] uint8, contiguous; C = 3 (rgb) or 4 (rgb and straight alpha)
+    offsets: Tensor  # [V + 1] int64: view v owns the pixels offsets[v] to offsets[v + 1], row by row
+    drawable: Tensor | None  # [M] int64, indices of the pixels that may be drawn, which are not checked; None: all
+    c2w: Tensor  # [V, 3, 4] float32, camera to world
+    intrinsics: Tensor  # [V, 4] float32: fx, fy, cx, cy in pixels
+    size: Tensor  # [V, 2] int64: width, height
+    bounds: Tensor  # [V, 2] float32: near, far, finite
+    times: Tensor | None  # [V] float32
+
+
+def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None = None) -> RayBatch:
+    """Rays through pixels drawn uniformly, with replacement, from all drawable pixels of all views.
+
+    Ray i goes through pixel ``floor(M * f_i)`` of the drawable ones, where f_i is the 48-bit fraction of the first two
+    numbers in row i of :func:`~lightning_nerf.ops.random.random_uniform`'s stream ``STREAM_RAYS``: a function of ``key``
+    alone. A smaller ``n_rays`` or ``capacity`` gives the first rays of the larger draw. No integer is favored by more than
+    M / 2^48. See :func:`camera_rays` for the geometry; directions have unit length.
 
     Args:
-        images: [V, H, W, C] uint8, contiguous; C = 3 (rgb) or 4 (rgb and straight alpha).
-        c2w: [V, 3, 4] float32, camera to world.
-        intrinsics: [V, 4] float32: fx, fy, cx, cy in pixels.
+        pixels: see :class:`Pixels`.
         key: [3] int64, see :func:`~lightning_nerf.ops.random.make_key`; read on the device, as is ``n_rays``: nothing is
             synchronised, so a CUDA graph can capture the draw.
         capacity: R, 0 <= R < 2^31.
-        near, far: of the active rays; finite.
-        times: [V] float32.
-        pixels: [P] int64, drawable pixels as indices into [V * H * W], which are not checked; None: all.
         n_rays: [] int32 or int64: rays from this one on are inactive (``near = far = 0``) and False in ``mask``. None: all
             are active, and the batch has no mask.
 
     Returns:
-        R rays with ``rgb`` (not yet composited), ``alpha`` where the images have it, and ``image_index``.
+        R rays with ``rgb`` (not yet composited) and ``alpha`` where the images have it; rays know their camera and
+        footprint.
 
     The kernels have no derivative. Where ``c2w``, ``intrinsics`` or ``times`` require a gradient, as for cameras that are
     learned, :func:`reference` computes the same, differentiable any number of times and slower.
     """
-    check_tensor("images", images, ("V", "H", "W", "C"), torch.uint8)
-    n_views, _, _, channels = images.shape
-    if channels not in (3, 4):
-        raise BadArgument(f"images: expected 3 or 4 channels, got {channels}")
-    if not images.is_contiguous():  # a copy of all images each step would go unnoticed
-        raise BadArgument(f"images: expected a contiguous tensor, got strides {images.stride()}")
-    check_tensor("c2w", c2w, (n_views, 3, 4), torch.float32)
+    _check(pixels, key, n_rays, capacity)
+    if n_rays is not None and n_rays.dtype is not torch.int32:
+        n_rays = n_rays.clamp(0, capacity).int()
+    op = reference if needs_grad(pixels.c2w, pixels.intrinsics, pixels.times) else torch.ops.lightning_nerf.draw_rays
+    p = Pixels(*(None if value is None else value.contiguous() for value in pixels))  # type: ignore[arg-type]
+    origins, directions, near, far, times, footprint, rgb, alpha, mask, cameras = op(
+        p.colors, p.offsets, p.drawable, p.c2w, p.intrinsics, p.size, p.bounds, p.times, key.contiguous(), n_rays, capacity
+    )
+    rays = Rays(origins, directions, near, far, None if pixels.times is None else times, cameras, footprint)
+    return RayBatch(rays, rgb, None if pixels.colors.shape[1] == 3 else alpha, None if n_rays is None else mask)
+
+
+def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) -> None:
+    colors, offsets, drawable, c2w, intrinsics, size, bounds, times = pixels
+    check_tensor("colors", colors, ("P", "C"), torch.uint8)
+    if colors.shape[1] not in (3, 4):
+        raise BadArgument(f"colors: expected 3 or 4 channels, got {colors.shape[1]}")
+    if not colors.is_contiguous():  # a copy of all images each step would go unnoticed
+        raise BadArgument(f"colors: expected a contiguous tensor, got strides {colors.stride()}")
+    check_tensor("c2w", c2w, ("V", 3, 4), torch.float32)
+    n_views = c2w.shape[0]
+    check_tensor("offsets", offsets, (n_views + 1,), torch.int64)
     check_tensor("intrinsics", intrinsics, (n_views, 4), torch.float32)
+    check_tensor("size", size, (n_views, 2), torch.int64)
+    check_tensor("bounds", bounds, (n_views, 2), torch.float32)
     check_tensor("key", key, (3,), torch.int64)
     if times is not None:
         check_tensor("times", times, (n_views,), torch.float32)
-    if pixels is not None:
-        check_tensor("pixels", pixels, ("P",), torch.int64)
+    if drawable is not None:
+        check_tensor("drawable", drawable, ("M",), torch.int64)
     if n_rays is not None:
         check_tensor("n_rays", n_rays, (), (torch.int32, torch.int64))
-    check_same_device(key=key, images=images, c2w=c2w, intrinsics=intrinsics, times=times, pixels=pixels, n_rays=n_rays)
-    if not (math.isfinite(near) and math.isfinite(far)):
-        raise BadArgument(f"near, far: expected finite numbers, got {near}, {far}")
+    check_same_device(key=key, n_rays=n_rays, **pixels._asdict())
     if not 0 <= capacity < 2**31:
         raise BadArgument(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
-    if capacity > 0 and (images.numel() == 0 or (pixels is not None and pixels.numel() == 0)):
-        raise BadArgument("images, pixels: expected at least one pixel to draw, got none")
-    if n_rays is not None and n_rays.dtype is not torch.int32:
-        n_rays = n_rays.clamp(0, capacity).int()
-
-    op = reference if needs_grad(c2w, intrinsics, times) else torch.ops.lightning_nerf.draw_rays
-    origins, directions, nears, fars, ray_times, rgb, alpha, mask, image_index = op(
-        images,
-        c2w.contiguous(),
-        intrinsics.contiguous(),
-        None if times is None else times.contiguous(),
-        None if pixels is None else pixels.contiguous(),
-        key.contiguous(),
-        n_rays,
-        capacity,
-        float(near),
-        float(far),
-    )
-    rays = Rays(origins, directions, nears, fars, None if times is None else ray_times)
-    return RayBatch(rays, rgb, None if channels == 3 else alpha, None if n_rays is None else mask, image_index)
+    if capacity > 0 and (colors.numel() == 0 or (drawable is not None and drawable.numel() == 0)):
+        raise BadArgument("colors, drawable: expected at least one pixel to draw, got none")
 
 
-def draw_background(key: Tensor, n: int, *, colour: tuple[float, float, float] | None, random_steps: int = 0) -> Tensor:
-    """Colours [n, 3] float32 behind n rays: random in steps below ``random_steps``, else ``colour``.
+def draw_background(key: Tensor, n: int, *, color: tuple[float, float, float] | None, random_steps: int = 0) -> Tensor:
+    """Colors [n, 3] float32 behind n rays: random in steps below ``random_steps``, else ``color``.
 
-    Random ones are :func:`~lightning_nerf.ops.random.random_uniform`'s stream ``STREAM_BACKGROUND``, another colour for
+    Random ones are :func:`~lightning_nerf.ops.random.random_uniform`'s stream ``STREAM_BACKGROUND``, another color for
     each ray and step.
 
     Args:
         key: [3] int64, see :func:`~lightning_nerf.ops.random.make_key`; its step is read on the device: nothing is
             synchronised, and a CUDA graph can capture the draw.
         n: rays, 0 <= n < 2^31.
-        colour: red, green, blue. None: random in every step.
+        color: red, green, blue. None: random in every step.
         random_steps: >= 0.
     """
     check_tensor("key", key, (3,), torch.int64)
@@ -115,9 +111,9 @@ def draw_background(key: Tensor, n: int, *, colour: tuple[float, float, float] |
         raise BadArgument(f"n: expected 0 <= n < 2**31, got {n}")
     if random_steps < 0:
         raise BadArgument(f"random_steps: expected >= 0, got {random_steps}")
-    if colour is None:
-        colour, random_steps = (0.0, 0.0, 0.0), _ALWAYS
-    return torch.ops.lightning_nerf.draw_background(key.contiguous(), n, random_steps, *map(float, colour))
+    if color is None:
+        color, random_steps = (0.0, 0.0, 0.0), _ALWAYS
+    return torch.ops.lightning_nerf.draw_background(key.contiguous(), n, random_steps, *map(float, color))
 
 
 def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -136,6 +132,17 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[
     return c2w[:, :, 3].clone(memory_format=torch.contiguous_format), directions / directions.norm(dim=-1, keepdim=True)
 
 
+def pixel_footprint(intrinsics: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Side of a pixel [R] at distance 1 along its ray, in units of that distance; the arguments of :func:`camera_rays`.
+
+    The geometric mean of its width and height across the ray, to first order: ``1 / sqrt(fx fy (1 + u^2 + v^2))``, u and v
+    being the ray's slopes against the axis. A pixel at distance t covers t times as much.
+    """
+    fx, fy, cx, cy = intrinsics.unbind(-1)
+    u, v = (x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy
+    return (fx * fy * (1 + u * u + v * v)).abs().rsqrt()
+
+
 def draw_index(key: Tensor, n: int, size: int) -> Tensor:
     """n uniform integers in [0, size), [n] int64.
 
@@ -147,52 +154,55 @@ def draw_index(key: Tensor, n: int, size: int) -> Tensor:
 
 
 def reference(
-    images: Tensor,
+    colors: Tensor,
+    offsets: Tensor,
+    drawable: Tensor | None,
     c2w: Tensor,
     intrinsics: Tensor,
+    size: Tensor,
+    bounds: Tensor,
     times: Tensor | None,
-    pixels: Tensor | None,
     key: Tensor,
     n_rays: Tensor | None,
     capacity: int,
-    near: float,
-    far: float,
 ) -> tuple[Tensor, ...]:
-    n_views, height, width, channels = images.shape
-    index = draw_index(key, capacity, n_views * height * width if pixels is None else pixels.shape[0])
-    flat = index if pixels is None else pixels[index]
-    row = torch.div(flat, width, rounding_mode="floor")  # of all images' rows
-    image_index = torch.div(row, height, rounding_mode="floor")
-    x, y = flat - row * width, row - image_index * height
-    origins, directions = camera_rays(c2w[image_index], intrinsics[image_index], x, y)
-    nears, fars = (c2w.new_full((capacity,), value) for value in (near, far))
+    index = draw_index(key, capacity, colors.shape[0] if drawable is None else drawable.shape[0])
+    pixel = index if drawable is None else drawable[index]
+    camera = torch.searchsorted(offsets, pixel, right=True) - 1
+    width, inside = size[camera, 0], pixel - offsets[camera]
+    y = torch.div(inside, width, rounding_mode="floor")
+    x = inside - y * width
+    origins, directions = camera_rays(c2w[camera], intrinsics[camera], x, y)
+    near, far = bounds[camera].unbind(-1)
     mask = torch.empty(0, dtype=torch.bool, device=key.device)
     if n_rays is not None:
         mask = torch.arange(capacity, device=key.device) < n_rays
-        nears, fars = nears * mask, fars * mask  # finite: inf * 0 would be NaN
-    ray_times = c2w.new_empty(0) if times is None else times[image_index]
-    colours = images.view(-1, channels)[flat]
-    rgb = colours[:, :3] / 255
-    alpha = colours[:, 3] / 255 if channels == 4 else rgb.new_empty(0)
-    return origins, directions, nears, fars, ray_times, rgb, alpha, mask, image_index
+        near, far = near * mask, far * mask  # finite: inf * 0 would be NaN
+    ray_times = c2w.new_empty(0) if times is None else times[camera]
+    footprint = pixel_footprint(intrinsics[camera], x, y)
+    drawn = colors[pixel]
+    rgb = drawn[:, :3] / 255
+    alpha = drawn[:, 3] / 255 if colors.shape[1] == 4 else rgb.new_empty(0)
+    return origins, directions, near, far, ray_times, footprint, rgb, alpha, mask, camera
 
 
 def background_reference(key: Tensor, n: int, random_steps: int, red: float, green: float, blue: float) -> Tensor:
-    colour = torch.tensor([red, green, blue]).to(key.device)
-    return torch.where(key[2] < random_steps, random_reference(key, STREAM_BACKGROUND, n, 3), colour)
+    color = torch.tensor([red, green, blue]).to(key.device)
+    return torch.where(key[2] < random_steps, random_reference(key, STREAM_BACKGROUND, n, 3), color)
 
 
 def fake(
-    images: Tensor,
+    colors: Tensor,
+    offsets: Tensor,
+    drawable: Tensor | None,
     c2w: Tensor,
     intrinsics: Tensor,
+    size: Tensor,
+    bounds: Tensor,
     times: Tensor | None,
-    pixels: Tensor | None,
     key: Tensor,
     n_rays: Tensor | None,
     capacity: int,
-    near: float,
-    far: float,
 ) -> tuple[Tensor, ...]:
     def per_ray(*shape: int) -> Tensor:
         return c2w.new_empty(shape)
@@ -203,8 +213,9 @@ def fake(
         per_ray(capacity),
         per_ray(capacity),
         per_ray(0 if times is None else capacity),
+        per_ray(capacity),
         per_ray(capacity, 3),
-        per_ray(capacity if images.shape[3] == 4 else 0),
+        per_ray(capacity if colors.shape[1] == 4 else 0),
         key.new_empty(0 if n_rays is None else capacity, dtype=torch.bool),
         key.new_empty(capacity),
     )
@@ -212,9 +223,9 @@ def fake(
 
 _library.define(
     "draw_rays",
-    "(Tensor images, Tensor c2w, Tensor intrinsics, Tensor? times, Tensor? pixels, Tensor key, Tensor? n_rays, "
-    "int capacity, float near, float far) -> (Tensor origins, Tensor directions, Tensor nears, Tensor fars, "
-    "Tensor ray_times, Tensor rgb, Tensor alpha, Tensor mask, Tensor image_index)",
+    "(Tensor colors, Tensor offsets, Tensor? drawable, Tensor c2w, Tensor intrinsics, Tensor size, Tensor bounds, "
+    "Tensor? times, Tensor key, Tensor? n_rays, int capacity) -> (Tensor origins, Tensor directions, Tensor near, "
+    "Tensor far, Tensor ray_times, Tensor footprint, Tensor rgb, Tensor alpha, Tensor mask, Tensor camera)",
     reference,
     fake,
 )

@@ -146,9 +146,9 @@ def mark_invisible_cells(
     aabb: Tensor,
     c2w: Tensor,
     intrinsics: Tensor,
-    width: int,
-    height: int,
-    near: float = 0.0,
+    width: int | Tensor,
+    height: int | Tensor,
+    near: float | Tensor = 0.0,
 ) -> None:
     """Take cells that no camera sees out of the grid, in place: occs -1, binaries False. Others keep their state.
 
@@ -162,8 +162,8 @@ def mark_invisible_cells(
         c2w: [V, 3, 4] camera to world, columns right, up, backwards (the camera looks along its -z), position; the first
             three are orthonormal.
         intrinsics: [4] or [V, 4], fx, fy, cx, cy in pixels; pixel (0, 0) spans [0, 1) x [0, 1), y points down.
-        width, height: of the images, in pixels.
-        near: distance from the camera, in world units, that rays begin at.
+        width, height: of the images, in pixels; numbers or [V].
+        near: distance from the camera, in world units, that rays begin at; a number or [V].
 
     Runs once per scene, in plain torch, in float64, a bounded number of cells at a time: O(L X Y Z V).
     """
@@ -175,6 +175,7 @@ def mark_invisible_cells(
     check_tensor("intrinsics", intrinsics, (4,) if intrinsics.ndim == 1 else (views, 4), (torch.float32, torch.float64))
     check_same_device(occs=occs, binaries=binaries, aabb=aabb, c2w=c2w, intrinsics=intrinsics)
     planes = _frustum_planes(c2w.double(), intrinsics.double().expand(views, 4), width, height)
+    shortened = bool((torch.as_tensor(near) > 0).any())
     resolution = binaries.shape[1:]
     flat = binaries.view(-1)
     step = max(1, 2**20 // max(1, views))
@@ -184,7 +185,7 @@ def mark_invisible_cells(
         depth_inside = centres.new_full((len(cells), views), torch.inf)  # of the centre: distance to the nearest plane
         for normals, offsets in planes:
             depth_inside = torch.minimum(depth_inside, torch.addmm(offsets, centres, normals.T))
-        if near > 0:
+        if shortened:
             depth_inside = torch.minimum(depth_inside, torch.cdist(centres, c2w[:, :, 3].double()) - near)
         seen = (depth_inside >= -0.5 * diagonals[:, None]).any(-1)
         occs[begin : begin + step].masked_fill_(~seen, -1.0)
@@ -198,7 +199,9 @@ def _resolution(resolution: Sequence[int]) -> tuple[int, int, int]:
     return x, y, z
 
 
-def _frustum_planes(c2w: Tensor, intrinsics: Tensor, width: int, height: int) -> list[tuple[Tensor, Tensor]]:
+def _frustum_planes(
+    c2w: Tensor, intrinsics: Tensor, width: int | Tensor, height: int | Tensor
+) -> list[tuple[Tensor, Tensor]]:
     """Left, right, top, bottom, front: unit normals n [V, 3] and offsets d [V]; ``n . x + d >= 0`` inside."""
     fx, fy, cx, cy = intrinsics.unbind(-1)
     zero, one = torch.zeros_like(fx), torch.ones_like(fx)

@@ -33,7 +33,7 @@ def sample_points(
     Returns:
         positions [N, 3], directions [N, 3], times [N] or None.
     """
-    origins, directions, _, _, times = rays
+    origins, directions, times = rays.origins, rays.directions, rays.times
     t_starts, t_ends, ray_indices = samples[:3]
     check_tensor("rays.origins", origins, ("R", 3), torch.float32)
     n_rays = origins.shape[0]
@@ -61,6 +61,13 @@ def sample_points(
         None if to_unit is None else to_unit.contiguous(),
     )
     return positions, sample_directions, None if times is None else sample_times
+
+
+def per_sample(values: Tensor, samples: PackedSamples) -> Tensor:
+    """Each sample's entry of values [R, ...]: [N, ...]. In the tail ray 0's; 0 where there are no rays."""
+    if len(values) == 0:
+        return values.new_zeros(len(samples.ray_indices), *values.shape[1:])
+    return values[samples.ray_indices]
 
 
 def reference(

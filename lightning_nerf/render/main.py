@@ -19,11 +19,12 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lightning_nerf.cameras.cameras import Cameras, image_rays
+from lightning_nerf.cameras.paths import box_distances, orbit, resized, spiral
 from lightning_nerf.checks import BadArgument, MissingFile
 from lightning_nerf.cli_errors import refusals_in_a_line, unknown
 from lightning_nerf.data.base import BACKGROUNDS
-from lightning_nerf.data.camera_paths import box_distances, cameras_on, from_file, orbit, resized, spiral
-from lightning_nerf.data.views import Views, image_rays
+from lightning_nerf.data.camera_files import read_cameras
 from lightning_nerf.files import named_errors
 from lightning_nerf.render.pictures import CHANNELS, check_channels, picture
 from lightning_nerf.render.scene import TrainedScene, load
@@ -41,15 +42,15 @@ def main(args: Sequence[str] | None = None) -> list[Path]:
         check(options)
         try:
             scene = load(options.ckpt, options.config, rest)
-            views, names = choose_views(options, scene)
+            cameras, names = choose_cameras(options, scene)
         except FileNotFoundError as error:
             if options.config or str(error).startswith("--"):
                 raise
             hint = f"as {options.ckpt} has it; if that has moved, --data.root=... or the like says where it is"
             raise MissingFile(f"{error} ({hint})") from error
         check_out(options.out, len(names))
-        check_channels(options.channels, _one_ray(scene, views))
-        return render(options, scene, views, names, _depth_range(options, scene, views))
+        check_channels(options.channels, _one_ray(scene, cameras))
+        return render(options, scene, cameras, names, _depth_range(options, scene, cameras))
 
 
 def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
@@ -127,46 +128,51 @@ def check(options: argparse.Namespace) -> None:
     check_out(options.out)
 
 
-def choose_views(options: argparse.Namespace, scene: TrainedScene) -> tuple[Views, list[str]]:
-    """The cameras of ``--path`` in the size asked for, on the module's device, and a name for each."""
+def choose_cameras(options: argparse.Namespace, scene: TrainedScene) -> tuple[Cameras, list[str]]:
+    """The cameras of ``--path`` in the size asked for, and a name for each."""
     data = scene.data
-    if options.path == "orbit":
-        views = orbit(data, options.n_frames or FRAMES, options.elevation)
-    elif options.path == "spiral":
-        views = spiral(data, options.n_frames or FRAMES)
+    names: list[str] | None = None
+    if options.path == "test":
+        cameras, _, names, _ = data.scene("test")
     else:
-        views = data.views("test") if options.path == "test" else from_file(Path(options.path), data)
-    found = len(views.c2w)
-    names = data.names("test") if options.path == "test" else [f"{i:04d}" for i in range(found)]
+        train = data.scene("train").cameras
+        if options.path == "orbit":
+            cameras = orbit(train, data.scene_box.aabb, options.n_frames or FRAMES, options.elevation)
+        elif options.path == "spiral":
+            cameras = spiral(train, data.scene_box.aabb, options.n_frames or FRAMES)
+        else:
+            cameras = read_cameras(Path(options.path), train)
+    found = cameras.n_views
+    names = [f"{i:04d}" for i in range(found)] if names is None else names
     if found == 0:
         raise BadArgument(f"--path: the data has no {options.path} views")
     n = options.n_frames or found
     if n > found:
         raise BadArgument(f"--n_frames: expected at most {found}, the number of cameras of --path {options.path}, got {n}")
     chosen = [i * found // n for i in range(n)]
-    images, c2w, intrinsics, times, _ = cameras_on(views, "cpu")
-    views = Views(images[:n], c2w[chosen], intrinsics[chosen], None if times is None else times[chosen])
-    height, width = images.shape[1:3]
+    cameras, names = cameras.chosen(chosen), [names[i] for i in chosen]
+    if options.resolution is None and options.scale is None:
+        return cameras, names
+    height, width = cameras.shape(0)
     if options.scale is not None:
         width, height = round(width * options.scale), round(height * options.scale)
         if min(width, height) < 1:
             raise BadArgument(f"--scale: {options.scale} leaves {width} x {height} pixels")
-    width, height = options.resolution or (width, height)
-    return cameras_on(resized(views, width, height), scene.module.device), [names[i] for i in chosen]
+    return resized(cameras, *(options.resolution or (width, height))), names
 
 
 def render(
-    options: argparse.Namespace, scene: TrainedScene, views: Views, names: list[str], depth_range: tuple[float, float]
+    options: argparse.Namespace, scene: TrainedScene, cameras: Cameras, names: list[str], depth_range: tuple[float, float]
 ) -> list[Path]:
     """Render all frames and write them, one at a time."""
     background = _background(scene)
     writers = open_writers(options.out, options.channels, options.fps)
     clamped: set[str] = set()
-    height, width = views.images.shape[1:3]
+    height, width = cameras.shape(0)
     try:
         for i, name in enumerate(tqdm(names, desc=f"{options.path}, {width} x {height}", unit="frame")):
             with scene.precision():
-                seen = scene.module.render_camera(views, i, scene.data.near, scene.data.far, background)
+                seen = scene.module.render_camera(cameras, i, background)
             for channel, writer in writers.items():
                 with named_errors(writer.path):
                     writer.add(picture(seen, channel, depth_range).numpy(), name)
@@ -190,14 +196,14 @@ def _background(scene: TrainedScene) -> torch.Tensor:
     return torch.full((3,), BACKGROUNDS[scene.data.eval_background], device=scene.module.device)
 
 
-def _one_ray(scene: TrainedScene, views: Views) -> Render:
+def _one_ray(scene: TrainedScene, cameras: Cameras) -> Render:
     """The render of one pixel: it has every channel that a frame has."""
     with scene.precision():
-        return scene.module.render(image_rays(views, 0, scene.data.near, scene.data.far, 0, 1), _background(scene))
+        return scene.module.render(image_rays(cameras.to(scene.module.device), 0, 0, 1), _background(scene))
 
 
-def _depth_range(options: argparse.Namespace, scene: TrainedScene, views: Views) -> tuple[float, float]:
+def _depth_range(options: argparse.Namespace, scene: TrainedScene, cameras: Cameras) -> tuple[float, float]:
     if options.depth_range:
         return options.depth_range[0], options.depth_range[1]
-    low, high = box_distances(views, scene.data.scene_box.aabb, scene.data.near, scene.data.far)
+    low, high = box_distances(cameras, scene.data.scene_box.aabb)
     return (low, high) if low < high else (scene.data.near, scene.data.far)  # cameras that see nothing of the scene

@@ -13,6 +13,11 @@ from lightning_nerf.types import FieldOutput, PackedSamples, Render
 class Renderer(Recorded, nn.Module, ABC):
     """A function from a field's output at packed samples to per-ray values, always fully shaped."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is volume rendering of all samples and nothing else, which a field's frame kernel may do instead."""
+        return False
+
     @abstractmethod
     def forward(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.capabilities import has, states
 from lightning_nerf.checks import check_number, check_tensor
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.renderers.base import Renderer
@@ -30,6 +31,12 @@ class VolumeRenderer(Renderer):
         check_number("early_stop_eps", early_stop_eps, "[0, 1)")
         self.early_stop_eps = early_stop_eps
 
+    @property
+    def is_plain(self) -> bool:
+        """See :attr:`Renderer.is_plain`."""
+        return has(self.forward, "quadrature") and self.early_stop_eps == 0
+
+    @states("quadrature")
     def forward(
         self,
         output: FieldOutput,

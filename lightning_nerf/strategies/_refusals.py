@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+import lightning as L
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from torch.optim import LBFGS, SGD, Adam, AdamW, Optimizer
 
+from lightning_nerf import lightning_names
 from lightning_nerf.checks import BadArgument, BadType
-from lightning_nerf.step_guard import StepGuard
+from lightning_nerf.optim import StepGuard
 
 
-def refuse_combination(strategy: str, trainer: Any, module: Any, plugin: Precision) -> None:
+def refuse_combination(strategy: str, trainer: L.Trainer, module: L.LightningModule | None, plugin: Precision) -> None:
     """Name what cannot work in CUDA graphs, before anything is set up."""
     prefix, instead = f"strategy={strategy!r} cannot be combined with", "use strategy='auto'"
-    if not hasattr(type(module), "executor"):
+    if module is None or not hasattr(type(module), "executor"):
         raise BadType(
             f"strategy={strategy!r} trains modules whose training_step goes through self.executor.step, such as "
             f"lightning_nerf.modules.NeRFModule, got {type(module).__name__}: {instead}"
         )
     if not module.automatic_optimization:
         raise BadArgument(f"{prefix} automatic_optimization=False: {instead}")
-    if getattr(trainer, "_detect_anomaly", False):
+    if lightning_names.detects_anomaly(trainer):
         raise BadArgument(f"{prefix} detect_anomaly=True, which reads every result on the host: drop it, or {instead}")
     if type(plugin) not in (Precision, MixedPrecision):
         raise BadArgument(
@@ -42,7 +41,7 @@ def refuse_optimizers(strategy: str, optimizers: list[Optimizer]) -> None:  # Li
 def why_eager(optimizer: Optimizer, plugin: Precision) -> str | None:
     """Why an optimizer's step must not be captured, or None."""
     name = type(optimizer).__name__
-    if getattr(plugin, "scaler", None) is not None and not _optimizer_handles_unscaling(optimizer):
+    if lightning_names.scaler_of(plugin) is not None and not lightning_names.unscales_by_itself(optimizer):
         return f"under 16-mixed a GradScaler waits for {name}; a fused one (fused=True, or FusedAdam) would not"
     # Of torch's own, some read the rate on the host even when told to be capturable, and SGD does unless fused.
     if type(optimizer).__module__.startswith("torch.optim"):

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from typing import Any, cast
 
+import lightning as L
 import torch
-from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies.strategy import Strategy
-from lightning.pytorch.trainer import call
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lightning_nerf.executors import EAGER, CUDAGraphExecutor, Executor
+from lightning_nerf import lightning_names
+from lightning_nerf.executors import EAGER, CUDAGraphExecutor, Executor, StepProgram
 from lightning_nerf.strategies._refusals import refuse_combination, refuse_optimizers, why_eager
-
-_NOTHING = nullcontext()
 
 
 class ReplayedSteps(Strategy):
@@ -32,7 +29,7 @@ class ReplayedSteps(Strategy):
 
     # -- a fit's beginning and end --------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Any) -> None:
+    def setup(self, trainer: L.Trainer) -> None:
         """See :meth:`Strategy.setup`; refuses what cannot work."""
         fits = trainer.state.fn == TrainerFn.FITTING
         self.executor = EAGER
@@ -52,21 +49,26 @@ class ReplayedSteps(Strategy):
         """Begin capturing: everything that a checkpoint holds has been restored."""
         super().on_train_start()
         if isinstance(self.executor, CUDAGraphExecutor):
-            module: Any = self.lightning_module
+            module = self.trained_module()
             optimizer, plugin = self.optimizers[0], self.precision_plugin
             reason = why_eager(optimizer, plugin)
             if reason is not None:
                 rank_zero_info(f"{self.strategy_name}: the optimizer's update runs eagerly, because {reason}.")
             self._clips = not is_overridden("configure_gradient_clipping", module)
-            scaler = getattr(plugin, "scaler", None)
-            self.executor.begin(module, optimizer, self._update, scaler, capture_update=reason is None)
-            self._lighten(module.trainer)
+            scaler = lightning_names.scaler_of(plugin)
+            program = cast(StepProgram, module)
+            self.executor.begin(program, optimizer, self._update, scaler, capture_update=reason is None)
+            self._skip_bookkeeping(module.trainer)
 
-    def _lighten(self, trainer: Any) -> None:
-        """Save the host what nobody sees: in a fast step it would be the slower of the two."""
-        if type(trainer.profiler) is PassThroughProfiler:  # some fifty context managers a step around nothing: 55 us
-            trainer.profiler.profile = _no_profile  # type: ignore[method-assign]
-        owners = [owner for owner in (trainer.lightning_module, trainer.datamodule) if owner is not None]
+    def trained_module(self) -> L.LightningModule:
+        """The module of the fit."""
+        assert self.lightning_module is not None
+        return self.lightning_module
+
+    def _skip_bookkeeping(self, trainer: L.Trainer) -> None:
+        """Skip Lightning bookkeeping that has no effect here: in a fast step it dominates."""
+        lightning_names.silence_profiler(trainer)
+        owners = [o for o in (trainer.lightning_module, lightning_names.datamodule(trainer)) if o is not None]
         hooks = ("transfer_batch_to_device", "on_after_batch_transfer")
         self._plain_batches = not any(is_overridden(hook, owner) for owner in owners for hook in hooks)
 
@@ -76,9 +78,8 @@ class ReplayedSteps(Strategy):
             self.executor.close()
             self.executor = EAGER
         self._plain_batches = False
-        module: Any = self.lightning_module
-        if module is not None and module._trainer is not None:
-            vars(module.trainer.profiler).pop("profile", None)
+        if (trainer := lightning_names.attached_trainer(self.lightning_module)) is not None:
+            lightning_names.restore_profiler(trainer)
         super().teardown()
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
@@ -92,10 +93,10 @@ class ReplayedSteps(Strategy):
     def backward(self, closure_loss: Tensor, optimizer: Optimizer | None, *args: Any, **kwargs: Any) -> Tensor:
         """See :meth:`Strategy.backward`; after a replay the gradients are there already."""
         self.pre_backward(closure_loss)
-        module: Any = self.lightning_module
+        module = self.trained_module()
         loss = self.precision_plugin.pre_backward(closure_loss, module)
         if self.executor.replayed:
-            self.executor.attach_gradients()  # type: ignore[attr-defined]
+            self.executor.attach_gradients()
         else:
             with self.executor.watch_backward():
                 self.precision_plugin.backward(loss, module, optimizer, *args, **kwargs)
@@ -119,36 +120,24 @@ class ReplayedSteps(Strategy):
             super().optimizer_step(optimizer, lambda: result, model, **kwargs)
             executor.updated_eagerly()
             return result
-        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
-        call._call_callback_hooks(trainer, "on_before_optimizer_step", optimizer)
-        call._call_lightning_module_hook(trainer, "on_before_optimizer_step", optimizer)
+        trainer = self.trained_module().trainer
+        lightning_names.before_optimizer_step(trainer, optimizer)
         if not self._clips:  # the user's own clipping may read what a graph cannot
-            self._clip(optimizer)
+            lightning_names.clip_gradients(trainer, optimizer)
         executor.update((trainer.gradient_clip_val, trainer.gradient_clip_algorithm))
         return result
 
-    def _clip(self, optimizer: Optimizer) -> None:
-        trainer = self.lightning_module.trainer  # type: ignore[union-attr]
-        options = {
-            "gradient_clip_val": trainer.gradient_clip_val,
-            "gradient_clip_algorithm": trainer.gradient_clip_algorithm,
-        }
-        call._call_lightning_module_hook(trainer, "configure_gradient_clipping", optimizer, **options)
-
     def _update(self) -> None:
         """What follows the hooks in :meth:`Precision.optimizer_step`: graph 2."""
-        optimizer, scaler = self.optimizers[0], getattr(self.precision_plugin, "scaler", None)
-        if self._clips and self.lightning_module.trainer.gradient_clip_val:  # type: ignore[union-attr]
-            self._clip(optimizer)
+        optimizer, scaler = self.optimizers[0], lightning_names.scaler_of(self.precision_plugin)
+        trainer = self.trained_module().trainer
+        if self._clips and trainer.gradient_clip_val:
+            lightning_names.clip_gradients(trainer, optimizer)
         if scaler is None:
             optimizer.step()
         else:
             scaler.step(optimizer)
             scaler.update()
-
-
-def _no_profile(action_name: str) -> Any:
-    return _NOTHING
 
 
 def _has_graphs(device: torch.device) -> bool:

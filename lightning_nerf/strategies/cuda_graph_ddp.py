@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
+import lightning as L
 import torch
-from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
 
+from lightning_nerf import lightning_names
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.executors import CUDAGraphExecutor
 from lightning_nerf.strategies._replay import ReplayedSteps
@@ -36,47 +38,35 @@ class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
         CUDAGraphExecutor(warmup_steps)
         self.warmup_steps = warmup_steps
         hooks = ("ddp_comm_state", "ddp_comm_hook", "ddp_comm_wrapper", "model_averaging_period")
-        refused = [*self._ddp_kwargs, *(name for name in hooks if kwargs.get(name) is not None)]
+        refused = [*lightning_names.wrapper_options(self), *(name for name in hooks if kwargs.get(name) is not None)]
         if refused:
             raise BadArgument(
                 f"strategy='nerf_cuda_graph_ddp' has no DistributedDataParallel to give {', '.join(refused)} to: leave it "
                 "out, or use strategy='ddp'"
             )
 
-    def setup(self, trainer: Any) -> None:
+    def setup(self, trainer: L.Trainer) -> None:
         """See :meth:`Strategy.setup`; refuses what cannot work."""
-        if self._layer_sync is not None:
+        if lightning_names.syncs_layers(self):
             raise BadArgument("sync_batchnorm=True is not for strategy='nerf_cuda_graph_ddp': use strategy='ddp'")
         self._checked = False
         super().setup(trainer)
 
-    def _lighten(self, trainer: Any) -> None:
-        """Also ask seldom what Lightning asks before each batch: whether rank 0 got a SIGTERM.
-
-        It reads the answer from the device, for which the host waits: what it does between two graphs would no longer hide
-        behind them.
-        """
-        super()._lighten(trainer)
-        loop = trainer.fit_loop.epoch_loop
-        ask = getattr(loop, "_broadcast_sigterm_tensor", None)  # since Lightning 2.6
-        if ask is not None:
-
-            def ask_seldom() -> None:
-                if loop.total_batch_idx % ASKED_EVERY == 0:  # on all ranks alike
-                    ask()
-
-            loop._broadcast_sigterm_tensor = ask_seldom
+    def _skip_bookkeeping(self, trainer: L.Trainer) -> None:
+        """Also ask seldom what Lightning asks before each batch: whether rank 0 got a SIGTERM."""
+        super()._skip_bookkeeping(trainer)
+        lightning_names.ask_for_sigterm_every(trainer, ASKED_EVERY)
 
     def teardown(self) -> None:
         """Give the loop its own question back."""
-        module: Any = self.lightning_module
-        if module is not None and module._trainer is not None:
-            vars(module.trainer.fit_loop.epoch_loop).pop("_broadcast_sigterm_tensor", None)
+        if (trainer := lightning_names.attached_trainer(self.lightning_module)) is not None:
+            lightning_names.ask_for_sigterm_always(trainer)
         super().teardown()
 
     def configure_ddp(self) -> None:
         """Give all ranks the parameters and buffers of rank 0, in place of wrapping the module."""
-        _sync_module_states(self.model)  # type: ignore[arg-type]
+        assert self.model is not None
+        lightning_names.share_state(self.model)
 
     @torch.no_grad()
     def reduce_gradients(self) -> None:
@@ -84,13 +74,14 @@ class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
 
         ``module.idle`` goes with them, which spares a reduction of its own: 1 where it is 1 on all ranks, else 0.
         """
-        module: Any = self.lightning_module
-        if self.world_size == 1 or module.trainer.fit_loop._should_accumulate():
+        module = self.trained_module()
+        idle = cast(Tensor, module.idle)
+        if self.world_size == 1 or lightning_names.accumulates(module.trainer):
             return
         grads = [p.grad for p in module.parameters() if p.requires_grad and p.grad is not None]
         if not self._checked:
             self._check_alike([name for name, p in module.named_parameters() if p.grad is not None])
-        small = [module.idle, *(g for g in grads if g.numel() < LARGE)]
+        small = [idle, *(g for g in grads if g.numel() < LARGE)]
         flat = torch.cat([g.reshape(-1) for g in small])
         averages = torch.distributed.get_backend() == "nccl"  # gloo only sums
         op = torch.distributed.ReduceOp.AVG if averages else torch.distributed.ReduceOp.SUM
@@ -101,7 +92,7 @@ class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
         pieces = flat.split([g.numel() for g in small])
         means = [piece.view_as(g) for piece, g in zip(pieces, small, strict=True)]
         torch._foreach_copy_(small, means)  # type: ignore[attr-defined]
-        torch.gt(module.idle, 1 - 0.5 / self.world_size, out=module.idle)  # a mean of ones may miss 1 by a rounding
+        torch.gt(idle, 1 - 0.5 / self.world_size, out=idle)  # a mean of ones may miss 1 by a rounding
 
     def _check_alike(self, names: list[str]) -> None:
         everybodys: list[Any] = [None] * self.world_size

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
+from lightning_nerf import lightning_names
 from lightning_nerf.checks import BadArgument, BadType
 from lightning_nerf.executors import Executor
 
@@ -51,9 +53,9 @@ class ExecutorStrategy(SingleDeviceStrategy):
             )
         self._devices, self._root_device = list(devices), devices[0]
 
-    def setup(self, trainer: Any) -> None:
+    def setup(self, trainer: L.Trainer) -> None:
         """See :meth:`Strategy.setup`; refuses several nodes."""
-        nodes = trainer._accelerator_connector._num_nodes_flag
+        nodes = lightning_names.num_nodes(trainer)
         if nodes > 1:  # Lightning would start each by itself, and all would write the same files
             one, several = self._names()
             raise BadArgument(f"{one} trains on one node, got num_nodes={nodes}: use {several}")

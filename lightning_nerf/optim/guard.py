@@ -1,4 +1,4 @@
-"""Has an optimizer that knows nothing of it skip the steps that would spoil what has been learnt."""
+"""Makes any optimizer skip steps with non-finite or missing gradients."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class StepGuard:
     Before each step weights and the optimizer's state are copied; after a step that is to be skipped the copies are put
     back, to the bit. Nothing waits for the device, but where the step has made new state (the first one does), and a CUDA
     graph can hold it. It costs the memory of the copies, and about a millisecond per GB of them.
-    :class:`lightning_nerf.optim.FusedAdam` skips by itself, for nothing.
+    :class:`lightning_nerf.optim.FusedAdam` skips by itself, at no cost.
 
     Numbers that an optimizer keeps on the host, such as the step counts of a torch optimizer on CUDA that is not
     ``capturable``, go on. LBFGS keeps its history in lists, which are not copied.

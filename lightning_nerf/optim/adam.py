@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_integer, check_number
 from lightning_nerf.ops.adam import SKIPPED, adam_, adam_begin_, make_control
+from lightning_nerf.optim.mirror import HalfMirror
 
 _OWN = ("capturable", "fused", "ema_decay", "ema_share", "ema_every")  # options that load_state_dict leaves alone
 
@@ -29,8 +30,7 @@ class FusedAdam(torch.optim.Optimizer):
     free of the bias towards its start (:func:`lightning_nerf.ops.adam.adam_` gives the formula): usable after one step.
     Training goes on from the raw weights; :class:`lightning_nerf.callbacks.EMAWeights` evaluates the averaged ones.
 
-    **fp16 copy.** A parameter with an attribute ``half_copy`` (an fp16 tensor of its shape) has the new value written there
-    too; then ``half_copy_version`` is set to the parameter's ``_version``.
+    **fp16 copy.** A parameter with a :class:`~lightning_nerf.optim.HalfMirror` has the new value written there too.
 
     Args:
         params: float32 tensors, or groups of them with options of their own, all on one device.
@@ -49,7 +49,7 @@ class FusedAdam(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True  # a GradScaler then sets grad_scale and found_inf before step
-    writes_half_copies = True  # or HashGrid would take them for stale after each step
+    writes_mirrors = True  # or they would be taken for stale after each step
 
     idle: Tensor | None = None
     """0-d float32 on the parameters' device: a step for which it is not 0 is skipped. Each step sets it to 1."""
@@ -94,7 +94,7 @@ class FusedAdam(torch.optim.Optimizer):
         check_integer("ema_every", group["ema_every"], 1, 2**31 - 1)
         for i, p in enumerate(group["params"]):
             name = f"params[{i}] of group {group.get('name', len(self.param_groups) - 1)}"
-            _expect(name, p.dtype, p.dtype is torch.float32, "torch.float32 (a half_copy serves fp16)")
+            _expect(name, p.dtype, p.dtype is torch.float32, "torch.float32 (a HalfMirror serves fp16)")
             _expect(name, p.layout, p.layout is torch.strided and p.is_contiguous(), "a dense contiguous tensor")
 
     @property
@@ -190,8 +190,8 @@ class FusedAdam(torch.optim.Optimizer):
             self.idle.fill_(1)
         torch.autograd.graph.increment_version(params)
         for p in params:
-            if _half_copy(p) is not None:
-                p.half_copy_version = p._version  # type: ignore[attr-defined]
+            if (mirror := HalfMirror.of(p)) is not None and mirror.writable(p) is not None:
+                mirror.mark_written(p)
             if self.zero_grads and grads[p] is not p.grad:
                 p.grad.zero_()  # type: ignore[union-attr]
         return loss
@@ -228,9 +228,8 @@ def _gradient(p: Tensor) -> Tensor:
 
 
 def _half_copy(p: Tensor) -> Tensor | None:
-    """The fp16 copy to write; one that a move left on another device is not kept up, and its version says so."""
-    half: Tensor | None = getattr(p, "half_copy", None)
-    return None if half is None or half.device != p.device else half
+    mirror = HalfMirror.of(p)
+    return None if mirror is None else mirror.writable(p)
 
 
 def _rate(lr: float | Tensor) -> float | Tensor:

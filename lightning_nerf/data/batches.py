@@ -1,0 +1,59 @@
+"""Batches of rays: what a user's own loader may give, and the true colors of rays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.checks import check_instance, check_same_device, check_tensor
+from lightning_nerf.types import RayBatch, Rays
+
+_COLORS = (torch.float32, torch.bfloat16, torch.float16)
+_OPTIONAL = ("batch.rays.times", "batch.rays.cameras", "batch.rays.footprint", "batch.alpha", "batch.mask")
+_VECTORS = ("batch.rays.origins", "batch.rays.directions", "batch.rgb")
+
+
+def checked_batch(batch: Any) -> RayBatch:
+    """What a loader of the user's own gives a training step: a RayBatch of R rays.
+
+    Rays whose direction has no length that float32 can square are inactive: they would stand still, up to ``far``, in one
+    cell, and fill all memory with samples of it.
+
+    Raises:
+        BadType, BadArgument: naming the tensor, as in ``batch.rays.near``.
+    """
+    check_instance("batch", batch, RayBatch)
+    check_instance("batch.rays", batch.rays, Rays)
+    check_tensor("batch.rays.origins", batch.rays.origins, ("R", 3), torch.float32)
+    n = len(batch.rays.origins)
+    tensors: dict[str, Any] = {f"batch.rays.{name}": tensor for name, tensor in batch.rays._asdict().items()}
+    tensors |= {"batch.rgb": batch.rgb, "batch.alpha": batch.alpha, "batch.mask": batch.mask}
+    for name, tensor in tensors.items():
+        if tensor is not None or name not in _OPTIONAL:
+            check_tensor(name, tensor, (n, 3) if name in _VECTORS else (n,), _dtypes(name))
+    check_same_device(**tensors)
+    rays, limits = batch.rays, torch.finfo(torch.float32)
+    squared = rays.directions.square().sum(-1)
+    moving = (squared >= limits.tiny) & (squared <= limits.max)
+    return batch._replace(rays=rays._replace(far=torch.where(moving, rays.far, rays.near)))
+
+
+def truth(batch: RayBatch, background: Tensor) -> Tensor:
+    """The batch's colors on a background: ``alpha * rgb + (1 - alpha) * background``, or ``rgb`` where all is opaque.
+
+    ``background``: [3] or [R, 3]. A ray that hits nothing is the background exactly.
+    """
+    if batch.alpha is None:
+        return batch.rgb
+    # lerp is exact at both ends: a transparent pixel is its background, an opaque one its color.
+    return torch.lerp(background.expand_as(batch.rgb), batch.rgb, batch.alpha[:, None])
+
+
+def _dtypes(name: str) -> torch.dtype | tuple[torch.dtype, ...]:
+    if name == "batch.mask":
+        return torch.bool
+    if name == "batch.rays.cameras":
+        return torch.int64
+    return torch.float32 if name.startswith("batch.rays") else _COLORS

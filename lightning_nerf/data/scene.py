@@ -1,0 +1,136 @@
+"""Pictures of any sizes, and the scene that a data source returns: cameras, pictures and names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.cameras.cameras import Cameras, checked_bounds, checked_cameras
+from lightning_nerf.checks import BadArgument, check_instance, check_tensor
+from lightning_nerf.ops.draw_rays import Pixels
+from lightning_nerf.scene_box import SceneBox
+
+
+class Images(NamedTuple):
+    """P pixels of V pictures of any sizes, one picture after the other, row by row."""
+
+    colors: Tensor  # [P, C] uint8, C = 3 (rgb) or 4 (rgb and straight alpha)
+    offsets: Tensor  # [V + 1] int64: picture v has the pixels offsets[v] to offsets[v + 1]
+    drawable: Tensor | None = None  # [M] int64, indices of the pixels that training may draw; None: all
+
+    @classmethod
+    def from_pictures(cls, pictures: Sequence[Tensor], masks: Sequence[Tensor] | None = None) -> Images:
+        """Pictures [h, w, C] uint8 of one C, and masks [h, w] bool whose False pixels are never drawn.
+
+        >>> import torch
+        >>> from lightning_nerf import Images
+        >>> Images.from_pictures([torch.zeros(2, 3, 3, dtype=torch.uint8), torch.zeros(1, 1, 3, dtype=torch.uint8)]).offsets
+        tensor([0, 6, 7])
+        """
+        for i, picture in enumerate(pictures):
+            check_tensor(f"pictures[{i}]", picture, ("h", "w", pictures[0].shape[-1]), torch.uint8)
+        counts = torch.tensor([0, *(picture.shape[0] * picture.shape[1] for picture in pictures)])
+        channels = pictures[0].shape[-1] if pictures else 3
+        flat = [picture.reshape(-1, channels) for picture in pictures]
+        colors = torch.cat(flat) if len(flat) > 1 else flat[0] if flat else torch.empty(0, 3, dtype=torch.uint8)
+        if masks is None:
+            return cls(colors.contiguous(), counts.cumsum(0))
+        for i, mask in enumerate(masks):
+            check_tensor(f"masks[{i}]", mask, tuple(pictures[i].shape[:2]), torch.bool)
+        return cls(colors.contiguous(), counts.cumsum(0), torch.cat([mask.reshape(-1) for mask in masks]).nonzero()[:, 0])
+
+    @property
+    def n_views(self) -> int:
+        """V."""
+        return len(self.offsets) - 1
+
+
+class Scene(NamedTuple):
+    """V posed pictures with a name each, as :meth:`~lightning_nerf.data.source.Source.read` returns them."""
+
+    cameras: Cameras
+    images: Images
+    names: list[str]
+    box: SceneBox | None = None  # where the source knows what holds the scene
+
+    @property
+    def n_views(self) -> int:
+        """V."""
+        return self.cameras.n_views
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Scene:
+        """``function`` of each tensor of cameras and pictures."""
+        images = Images(*(None if value is None else function(value) for value in self.images))  # type: ignore[arg-type]
+        return self._replace(cameras=self.cameras.map(function), images=images)
+
+    def to(self, device: torch.device | str) -> Scene:
+        """This scene on ``device``; through pinned memory, hence asynchronous, from the CPU to a CUDA device."""
+        device = torch.device(device)
+
+        def move(tensor: Tensor) -> Tensor:
+            pin = device.type == "cuda" and tensor.device.type == "cpu"
+            return (tensor.pin_memory() if pin else tensor).to(device, non_blocking=pin)
+
+        return self.map(move)
+
+    def pixels(self) -> Pixels:
+        """What :func:`~lightning_nerf.ops.draw_rays.draw_rays` reads."""
+        cameras, images = self.cameras, self.images
+        return Pixels(
+            images.colors,
+            images.offsets,
+            images.drawable,
+            cameras.c2w,
+            cameras.intrinsics,
+            cameras.size,
+            checked_bounds(cameras),
+            cameras.times,
+        )
+
+    def picture(self, index: int) -> Tensor:
+        """One picture, [H, W, C] uint8."""
+        height, width = self.cameras.shape(index)
+        first = int(self.images.offsets[index])
+        return self.images.colors[first : first + height * width].view(height, width, -1)
+
+    def truth(self, index: int, background: Tensor) -> Tensor:
+        """One picture as float [H, W, 3] on a background [3]; not quantised after compositing."""
+        image = self.picture(index).to(background.device).float() / 255
+        if image.shape[-1] == 3:
+            return image
+        rgb, alpha = image[..., :3], image[..., 3:]
+        return alpha * rgb + (1 - alpha) * background
+
+
+def checked_scene(name: str, scene: Scene) -> Scene:
+    """A scene whose cameras, pictures and names fit each other.
+
+    Raises:
+        BadType, BadArgument: naming what does not fit, as in ``source.read('train').images.offsets``.
+    """
+    check_instance(name, scene, Scene)
+    cameras, images = checked_cameras(f"{name}.cameras", scene.cameras), scene.images
+    check_instance(f"{name}.images", images, Images)
+    check_tensor(f"{name}.images.colors", images.colors, ("P", "C"), torch.uint8)
+    check_tensor(f"{name}.images.offsets", images.offsets, (cameras.n_views + 1,), torch.int64)
+    if images.drawable is not None:
+        check_tensor(f"{name}.images.drawable", images.drawable, ("M",), torch.int64)
+        if len(images.drawable) and not 0 <= int(images.drawable.min()) <= int(images.drawable.max()) < len(images.colors):
+            raise BadArgument(f"{name}.images.drawable: expected indices of {len(images.colors)} pixels")
+    if len(scene.names) != cameras.n_views:
+        raise BadArgument(f"{name}.names: expected {cameras.n_views} names, got {len(scene.names)}")
+    if cameras.n_views == 0:
+        return scene
+    sizes, pixels = cameras.size.prod(1), images.offsets.diff()
+    if not torch.equal(sizes, pixels):
+        i = int((sizes != pixels).nonzero()[0, 0])
+        width, height = cameras.size[i].tolist()
+        raise BadArgument(f"{name}.images: view {i} is {width} x {height}, but has {int(pixels[i])} pixels")
+    if int(images.offsets[0]) != 0 or int(images.offsets[-1]) != len(images.colors):
+        raise BadArgument(f"{name}.images.offsets: expected 0 to {len(images.colors)}, the number of pixels")
+    if cameras.bounds is not None and not bool(cameras.bounds.isfinite().all()):
+        raise BadArgument(f"{name}.cameras.bounds: expected finite numbers")
+    return scene

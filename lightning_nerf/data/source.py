@@ -1,0 +1,29 @@
+"""The interface of a data source."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from lightning_nerf.arguments import Recorded
+from lightning_nerf.data.scene import Scene
+
+
+class Source(Recorded, ABC):
+    """Reads posed pictures: a file format, or a scene made by formulas.
+
+    Drawing rays, moving pictures to the device, backgrounds and sharing views out among processes are done by
+    :class:`~lightning_nerf.data.NeRFDataModule`, which takes any source. A subclass implements :meth:`read`.
+    """
+
+    @property
+    def name(self) -> str:
+        """What reports call the scene."""
+        return type(self).__name__
+
+    def prepare(self) -> None:
+        """Do once what several processes would do in vain, such as rendering into a cache. Called before :meth:`read`."""
+        return
+
+    @abstractmethod
+    def read(self, split: str) -> Scene:
+        """The views of split "train", "val" or "test", on the CPU. A split may have no views."""

@@ -1,0 +1,6 @@
+"""Where scenes come from: a file format each."""
+
+from lightning_nerf.data.sources.blender import BlenderSource
+from lightning_nerf.data.sources.synthetic import SyntheticSource
+
+__all__ = ["BlenderSource", "SyntheticSource"]

@@ -1,0 +1,76 @@
+"""The interface of a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from lightning_nerf.arguments import Recorded
+from lightning_nerf.checks import BadArgument, check_instance, check_number
+from lightning_nerf.types import Step
+
+RESERVED = ("loss", "n_rays", "n_samples")
+
+
+class Loss(Recorded, nn.Module, ABC):
+    """A term of the training loss: a function of a :class:`~lightning_nerf.types.Step`, tensors in, a number out.
+
+    ``NeRFModule(losses=[...])`` adds ``weight`` times each and logs each, unweighted, under its ``name``. Nothing may be
+    read on the host: a step may be captured in a CUDA graph. A loss with parameters has them trained.
+
+    >>> from lightning_nerf import Loss
+    >>> class Haze(Loss):
+    ...     \"\"\"What is half transparent costs.\"\"\"
+    ...     def forward(self, step):
+    ...         opacity, counts = step.render.opacity, step.counts
+    ...         return (opacity * (1 - opacity) * counts).sum() / counts.sum().clamp(min=1)
+    >>> Haze(weight=0.01).name
+    'haze'
+
+    Args:
+        weight: of this term in the sum, >= 0.
+        name: in logs; default the class's, in lower case.
+    """
+
+    needs_weights: bool = False
+    """Whether the loss reads ``step.render.weights``; the renderer keeps them only where a loss asks."""
+
+    def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
+        super().__init__()
+        check_number("weight", weight, "[0, inf)")
+        check_instance("name", name, str, type(None))
+        self.weight = float(weight)
+        self.name = type(self).__name__.lower() if name is None else name
+        if self.name in RESERVED:
+            raise BadArgument(f"name: expected another one than {', '.join(RESERVED)}, got {self.name!r}")
+
+    @abstractmethod
+    def forward(self, step: Step) -> Tensor:
+        """The term, without its weight: a 0-d tensor, 0 where no ray counts."""
+
+
+def weighted_sum(losses: nn.ModuleList, step: Step) -> Tensor:
+    """Sum of weight times loss; each loss is logged in ``step.logs`` under its name."""
+    total: Tensor | None = None
+    for loss in losses:
+        assert isinstance(loss, Loss)
+        value = loss(step)
+        step.logs[loss.name] = value.detach()
+        term = value if loss.weight == 1 else loss.weight * value
+        total = term if total is None else total + term
+    assert total is not None
+    return total
+
+
+def check_losses(losses: object) -> list[Loss]:
+    """At least one loss, with names of their own."""
+    if not isinstance(losses, (list, tuple)) or not losses:
+        raise BadArgument(f"losses: expected a list of at least one Loss, got {losses!r}")
+    for i, loss in enumerate(losses):
+        check_instance(f"losses[{i}]", loss, Loss)
+    names = [loss.name for loss in losses]
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            raise BadArgument(f"losses[{i}]: expected a name of its own, got {name!r} once more; give it name=...")
+    return list(losses)

@@ -1,0 +1,69 @@
+"""The optimizer and the schedule of a NeRFModule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
+from torch.optim import Optimizer
+
+from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.ema import EMAWeights
+from lightning_nerf.capabilities import states
+from lightning_nerf.checks import BadArgument
+from lightning_nerf.modules.schedule import WarmupDecay
+from lightning_nerf.optim import FusedAdam, StepGuard
+
+
+@states("averages")
+def adam(params: Any) -> Optimizer:
+    """Adam with the constants of Instant-NGP and an average over the last tenth of all steps, at most 5,000.
+
+    :class:`EMAWeights` evaluates and saves the average. It spares a schedule that has decayed before one may look: after
+    6,000 steps on Lego the average at a constant rate is 0.13 dB above the weights of a schedule that decays to end there.
+    """
+    average = {"ema_decay": 0.9998, "ema_share": 0.1, "ema_every": 4}
+    return FusedAdam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **average)
+
+
+def parameter_groups(parts: Iterable[tuple[str, nn.Module]]) -> list[dict[str, Any]]:
+    """A named group for each part that has something to train."""
+    return [
+        {"params": parameters, "name": name}
+        for name, part in parts
+        if (parameters := [p for p in part.parameters() if p.requires_grad])
+    ]
+
+
+def configure(
+    trainer: L.Trainer,
+    groups: list[dict[str, Any]],
+    make_optimizer: OptimizerCallable,
+    make_scheduler: LRSchedulerCallable | None,
+) -> OptimizerLRScheduler:
+    """The optimizer and a scheduler that is stepped every training step.
+
+    An optimizer that skips no steps by itself (it has no attribute ``skipped``) gets a :class:`StepGuard`.
+    """
+    optimizer = make_optimizer(groups)
+    if not hasattr(optimizer, "skipped"):
+        StepGuard(optimizer)
+    averages = any(group.get("ema_decay") is not None for group in optimizer.param_groups)
+    if averages and not any(isinstance(c, EMAWeights) for c in lightning_names.callbacks(trainer)):
+        rank_zero_warn(
+            "the optimizer keeps averaged weights (ema_decay), but no callback uses them: validation, test and "
+            "checkpoints have the raw ones. Add lightning_nerf.callbacks.EMAWeights, or set ema_decay to None."
+        )
+    if make_scheduler is None:
+        steps = trainer.estimated_stepping_batches
+        if not 0 < steps < float("inf"):  # the loader is endless, so an epoch has no length
+            raise BadArgument(f"max_steps: the schedule needs Trainer(max_steps=...), got {trainer.max_steps}")
+        scheduler = WarmupDecay(optimizer, int(steps))
+    else:
+        scheduler = make_scheduler(optimizer)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value]

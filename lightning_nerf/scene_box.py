@@ -1,0 +1,81 @@
+"""The region of the scene, and the one map from space to the unit cube."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.checks import BadArgument
+
+CONTRACTIONS = ("none", "l2", "linf")
+_FARTHEST = 1e15  # half-sides; beyond it a square overflows float32
+
+
+class SceneBox(NamedTuple):
+    """The box that holds the scene, and how space outside of it is treated.
+
+    With contraction "none" the box becomes the unit cube, and space outside lies outside of the cube. With "l2" or "linf"
+    all of space fits into the cube: with x in half-sides from the middle of the box and |x| the Euclidean or the maximum
+    norm,
+
+        contract(x) = x                              for |x| <= 1
+        contract(x) = (2 - 1 / |x|) x / |x|          for |x| > 1
+
+    and the ball (or cube) of radius 2 becomes the unit cube.
+
+    Source: Barron, Mildenhall, Verbin, Srinivasan, Hedman, "Mip-NeRF 360", CVPR 2022, equation 10.
+
+    >>> import torch
+    >>> box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]), "linf")
+    >>> box.to_unit(torch.tensor([[0.0, 1.0, -4.0]]))
+    tensor([[0.5000, 0.5625, 0.0625]])
+    """
+
+    aabb: Tensor  # [2, 3] float32, minimum and maximum corner, world units
+    contraction: str = "none"
+
+    def affine(self) -> Tensor:
+        """[2, 3], factor and summand that map the box to the unit cube, without contraction."""
+        scale = 1 / (self.aabb[1] - self.aabb[0])
+        return torch.stack([scale, -self.aabb[0] * scale])
+
+    def to_unit(self, positions: Tensor, affine: Tensor | None = None) -> Tensor:
+        """World positions [..., 3] in the unit cube; differentiable. ``affine``: of :meth:`affine`, where a caller keeps
+        it.
+        """
+        factor, summand = self.affine() if affine is None else affine
+        unit = torch.addcmul(summand, positions, factor)
+        return unit if self.contraction == "none" else 0.25 * contract(2 * unit - 1, self.contraction) + 0.5
+
+    def from_unit(self, unit: Tensor) -> Tensor:
+        """The inverse of :meth:`to_unit`; differentiable. The surface of a contracted cube is infinitely far away."""
+        if self.contraction != "none":
+            unit = 0.5 * expand(4 * unit - 2, self.contraction) + 0.5
+        return torch.lerp(self.aabb[0], self.aabb[1], unit)
+
+
+def contract(x: Tensor, contraction: str) -> Tensor:
+    """Points [..., 3] in half-sides from the middle of the box, moved into the ball of radius 2, see :class:`SceneBox`."""
+    x = x.clamp(-_FARTHEST, _FARTHEST)
+    norm = _norm(x, contraction).clamp(min=1)  # the clamp has no gradient below 1: the inside is the identity
+    return x * ((2 - 1 / norm) / norm)
+
+
+def expand(y: Tensor, contraction: str) -> Tensor:
+    """The inverse of :func:`contract`."""
+    norm = _norm(y, contraction).clamp(1, 2 - 1 / _FARTHEST)
+    return y / (norm * (2 - norm)).clamp(min=torch.finfo(y.dtype).tiny)
+
+
+def check_contraction(name: str, contraction: str) -> None:
+    """One of :data:`CONTRACTIONS`."""
+    if contraction not in CONTRACTIONS:
+        raise BadArgument(f"{name}: expected one of {', '.join(CONTRACTIONS)}, got {contraction!r}")
+
+
+def _norm(x: Tensor, contraction: str) -> Tensor:
+    if contraction == "linf":
+        return x.abs().amax(-1, keepdim=True)
+    return torch.linalg.vector_norm(x, dim=-1, keepdim=True)
