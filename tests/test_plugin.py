@@ -12,11 +12,23 @@ from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
+import lightning as L
 import pytest
 import torch
-from nerf_plugin import LabelAccuracy, LabelField, LabelNeRF, OffloadExecutor, TwoBalls, UniformSamples
+from nerf_plugin import (
+    AgreeingRounds,
+    CoarseToFine,
+    LabelAccuracy,
+    LabelField,
+    LabelNeRF,
+    OffloadExecutor,
+    TintedField,
+    TurningField,
+    TwoBalls,
+    UniformSamples,
+)
 
-from lightning_nerf import ExecutorStrategy, NeRFDataModule, NeRFModule
+from lightning_nerf import ExecutorStrategy, NeRFDataModule, NeRFModule, OccupancyGrid, Photometric
 from lightning_nerf.callbacks import EMAWeights, PSNRLogger
 from lightning_nerf.cli import main
 from lightning_nerf.modules import WarmupDecay
@@ -85,13 +97,17 @@ def test_the_checkpoint_holds_names_and_numbers(checkpoint: Path) -> None:
     assert model["init_args"]["label_weight"] == 0.1
     assert model["init_args"]["field"]["init_args"] == {"width": 32, "n_levels": 4}
     assert model["init_args"]["estimator"] == {"class_path": "nerf_plugin.estimator.UniformSamples", "init_args": {"n": 32}}
-    assert data["class_path"] == "nerf_plugin.data.TwoBalls"
-    assert data["init_args"] == {"resolution": 32, "n_train": 20, "n_test": 4, "background": "white"}
+    assert data["class_path"] == "lightning_nerf.data.base.NeRFDataModule"
+    source = data["init_args"]["source"]
+    assert source["class_path"] == "nerf_plugin.data.TwoBalls"
+    assert {name: source["init_args"][name] for name in ("resolution", "n_train", "n_test")} == {
+        "resolution": 32, "n_train": 20, "n_test": 4,
+    }  # fmt: skip
 
 
 def test_a_plain_trainer_tests_and_resumes_it(checkpoint: Path, run: Path, tmp_path: Path) -> None:
     module, data = NeRFModule.load_from_checkpoint(checkpoint), NeRFDataModule.load_from_checkpoint(checkpoint)
-    assert (type(module), type(data)) == (LabelNeRF, TwoBalls)
+    assert (type(module), type(data.source)) == (LabelNeRF, TwoBalls)
     plain = trainer(tmp_path, callbacks=[PSNRLogger(), LabelAccuracy()])
     (score,) = plain.test(module, data, verbose=False)
     assert score["test/psnr"] == pytest.approx(results(run)["psnr"], abs=1e-4)  # that process had one thread
@@ -115,11 +131,12 @@ def test_the_command_line_tests_and_resumes_it(
 
 
 def test_it_renders_from_the_checkpoint_alone(checkpoint: Path) -> None:
-    rgb, label = render([str(checkpoint), "--channels", "rgb", "label", "--data.n_test=2", "--trainer.accelerator=cpu"])
+    rgb, label = render(
+        [str(checkpoint), "--channels", "rgb", "label", "--data.source.n_test=2", "--trainer.accelerator=cpu"]
+    )
     assert sorted(p.name for p in label.iterdir()) == ["test_0.png", "test_1.png"]
     colours, labels = (iio.imread(folder / "test_0.png").astype(float) for folder in (rgb, label))
-    views = TwoBalls(n_test=2).views("test")
-    image = views.images[0].numpy()
+    image = TwoBalls(n_test=2).read("test").picture(0).numpy()
     red, blue = ((image[..., 3] > 0) & (image[..., i] > image[..., 2 - i]) for i in (0, 2))
     assert labels[red].mean() > 200 > 50 > labels[blue].mean()
     assert colours[blue][:, 2].mean() > colours[blue][:, 0].mean() + 50
@@ -134,7 +151,7 @@ from lightning_nerf import NeRFDataModule, NeRFModule
 
 module = NeRFModule.load_from_checkpoint({str(checkpoint)!r}).eval()
 data = NeRFDataModule.load_from_checkpoint({str(checkpoint)!r})
-seen = module.render_camera(data.views("test"), 0, data.near, data.far, torch.ones(3))
+seen = module.render_camera(data.scene("test").cameras, 0, torch.ones(3))
 for name, picture in {{"rgb": seen.rgb, "label": seen.extras["label"].expand(-1, -1, 3)}}.items():
     iio.imwrite(name + ".png", (255 * picture.clamp(0, 1)).byte().numpy())
 """
@@ -147,56 +164,175 @@ for name, picture in {{"rgb": seen.rgb, "label": seen.extras["label"].expand(-1,
         assert abs(ours - theirs).max() <= 1  # .byte() rounds down
 
 
+# -- the other recipes: two rounds, a scene that moves; a contracted field, three levels and sizes, camera codes ----------
+
+FLOORS = {"rounds": 3.0, "outside": 8.0}  # dB above predicting transparent pictures
+
+
+@pytest.fixture(scope="module", params=sorted(FLOORS))
+def other(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run of one of them, by the command line in a process of its own."""
+    folder = tmp_path_factory.mktemp(request.param)
+    python("-m", "lightning_nerf", "fit", "-c", str(PLUGIN / f"{request.param}.yaml"), folder=folder)
+    return folder / "runs" / request.param / "version_0"
+
+
+def test_the_other_recipes_train(other: Path) -> None:
+    data = NeRFDataModule.load_from_checkpoint(other / "checkpoints/last.ckpt")
+    scene, white = data.scene("test"), torch.ones(3)
+    blank = sum(float(-10 * (scene.truth(i, white) - white).square().mean().log10()) for i in range(4)) / 4
+    assert results(other)["psnr"] > blank + FLOORS[other.parent.name]
+
+
+def test_the_other_recipes_resume_and_test_in_a_plain_trainer(other: Path, tmp_path: Path) -> None:
+    path = other / "checkpoints/last.ckpt"
+    module, data = NeRFModule.load_from_checkpoint(path), NeRFDataModule.load_from_checkpoint(path)
+    (score,) = trainer(tmp_path, callbacks=[PSNRLogger()]).test(module, data, verbose=False)
+    assert score["test/psnr"] == pytest.approx(results(other)["psnr"], abs=1e-3)
+    steps = results(other)["steps"] + 3
+    again = trainer(tmp_path, max_steps=steps, callbacks=[EMAWeights()])
+    again.fit(NeRFModule.load_from_checkpoint(path), data, ckpt_path=path)
+    assert again.global_step == steps
+
+
+def test_the_other_recipes_render_frames_of_any_camera(
+    other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = str(other / "checkpoints/last.ckpt")
+    (folder,) = render([path, "--trainer.accelerator=cpu", "--n_frames=3"])
+    data = NeRFDataModule.load_from_checkpoint(path)
+    pictures = [iio.imread(folder / f"test_{i}.png") for i in (0, 1, 2)]
+    assert [p.shape[:2] for p in pictures] == [data.scene("test").cameras.shape(i) for i in (0, 1, 2)]
+    (film,) = render([path, "--path=orbit", "--n_frames=3", "--out=orbit.gif", "--trainer.accelerator=cpu"])
+    assert iio.imread(film).std() > 5
+
+
+def test_outer_levels_are_filled_by_what_stands_there(other: Path) -> None:
+    if other.parent.name != "outside":
+        return
+    state = torch.load(other / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    binaries, aabb = state["estimator.binaries"], state["estimator.aabb"]
+    assert binaries.shape[0] == 3
+    for level in (1, 2):  # the green ball around (0, 0, -3.2): cells well inside, as cameras above it see its upper half
+        half = 2.0**level * (aabb[1] - aabb[0]) / 2
+        cell = ((torch.tensor([0.0, 0.0, -1.8]) + half) / (2 * half) * 24).long()
+        assert bool(binaries[level][tuple(cell)]) == True  # noqa: E712
+        corner = ((torch.tensor([0.9, 0.9, 0.9]) * half + half) / (2 * half) * 24).long()
+        assert not bool(binaries[level][tuple(corner)])
+
+
 # -- in one process: to the bit ----------------------------------------------------------------------------------------
 
-
-def module() -> LabelNeRF:
-    torch.manual_seed(0)
-    decay = functools.partial(WarmupDecay, total_steps=8)
-    small = {"samples_per_step": 1024, "max_rays": 64, "initial_rays": 32}
-    return LabelNeRF(0.2, field=LabelField(8), estimator=UniformSamples(16), lr_scheduler=decay, seed=1, **small)
+SMALL = {"samples_per_step": 1024, "max_rays": 64, "initial_rays": 32, "seed": 1}
 
 
-def fitted(folder: Path, steps: int, **options: Any) -> tuple[LabelNeRF, Path]:
+def labels() -> tuple[NeRFModule, NeRFDataModule]:
+    module = LabelNeRF(0.2, field=LabelField(8), estimator=UniformSamples(16), lr_scheduler=decay(), **SMALL)
+    return module, NeRFDataModule(TwoBalls(16, 4, 2))
+
+
+def rounds() -> tuple[NeRFModule, NeRFDataModule]:
+    losses = [Photometric(), AgreeingRounds(0.01)]
+    module = NeRFModule(TurningField(8), CoarseToFine(8, 8), losses=losses, lr_scheduler=decay(), **SMALL)
+    return module, NeRFDataModule(TwoBalls(16, 4, 2, moving=True))
+
+
+def outside() -> tuple[NeRFModule, NeRFDataModule]:
+    grid = OccupancyGrid(12, n_levels=3, warmup_steps=4, step_size=0.1, cone_angle=0.02)
+    module = NeRFModule(TintedField(4, 8), grid, lr_scheduler=decay(), **{**SMALL, "samples_per_step": 4096})
+    return module, NeRFDataModule(TwoBalls(16, 4, 2, mixed=True, far_ball=True), contraction="l2")
+
+
+def decay() -> Any:
+    return functools.partial(WarmupDecay, total_steps=8)
+
+
+METHODS = {"labels": labels, "rounds": rounds, "outside": outside}
+
+
+def fitted(folder: Path, method: str, steps: int, **options: Any) -> tuple[NeRFModule, NeRFDataModule, Path]:
     ckpt_path = options.pop("ckpt_path", None)
-    fit, trained = trainer(folder, max_steps=steps, **options), module()
-    fit.fit(trained, TwoBalls(16, 4, 2), ckpt_path=ckpt_path)
+    torch.manual_seed(0)
+    module, data = METHODS[method]()
+    fit = trainer(folder, max_steps=steps, **options)
+    fit.fit(module, data, ckpt_path=ckpt_path)
     fit.save_checkpoint(folder / f"{steps}.ckpt")
-    return trained, folder / f"{steps}.ckpt"
+    return module, data, folder / f"{steps}.ckpt"
 
 
-def test_executor_checkpoint_and_interruption_change_no_bit(tmp_path: Path) -> None:
-    whole, _ = fitted(tmp_path, 8)
+@pytest.mark.parametrize("method", METHODS)
+def test_executor_checkpoint_and_interruption_change_no_bit(method: str, tmp_path: Path) -> None:
+    whole, _, _ = fitted(tmp_path, method, 8)
     executor = OffloadExecutor()
-    fitted(tmp_path, 4, strategy=ExecutorStrategy(executor))
-    resumed, path = fitted(tmp_path, 8, strategy=ExecutorStrategy(executor), ckpt_path=tmp_path / "4.ckpt")
+    fitted(tmp_path, method, 4, strategy=ExecutorStrategy(executor))
+    resumed, _, path = fitted(tmp_path, method, 8, strategy=ExecutorStrategy(executor), ckpt_path=tmp_path / "4.ckpt")
     assert executor.steps == 8
     same(dict(whole.state_dict()), dict(resumed.state_dict()), "state_dict")
-    loaded, data = LabelNeRF.load_from_checkpoint(path), TwoBalls.load_from_checkpoint(path)
-    views = data.views("test")
-    for part, other in zip(*(m.render_camera(views, 1, data.near, data.far) for m in (whole, loaded)), strict=True):
+    loaded, data = NeRFModule.load_from_checkpoint(path), NeRFDataModule.load_from_checkpoint(path)
+    cameras = data.scene("test").cameras
+    for part, other in zip(*(m.render_camera(cameras, 1) for m in (whole, loaded)), strict=True):
         same(part, other, "render")
 
 
-def test_the_loss_is_the_third_partys(tmp_path: Path) -> None:
-    trained, _ = fitted(tmp_path, 2)
-    trained.trainer.datamodule = TwoBalls(16, 4, 2)  # type: ignore[attr-defined]
-    weighted, logs = trained.render_loss()
-    trained.label_weight = 0.0
-    plain, _ = trained.render_loss()
-    assert float(logs["label_loss"]) > 0
-    torch.testing.assert_close(weighted - plain, 0.2 * logs["label_loss"])
+class Replays(L.Callback):
+    """Counts the steps that were replayed."""
+
+    replayed = 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, *_: Any) -> None:
+        self.replayed += pl_module.executor.replayed
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_is_replayed_from_cuda_graphs(method: str, tmp_path: Path) -> None:
+    """The same weights to the bit as eager steps, in deterministic fits."""
+    trained = {}
+    for strategy in ("auto", "nerf_cuda_graph"):
+        seen = Replays()
+        options = {"accelerator": "gpu", "devices": 1, "deterministic": True, "strategy": strategy, "callbacks": [seen]}
+        module, _, _ = fitted(tmp_path, method, 24, **options)
+        assert (seen.replayed > 15) == (strategy == "nerf_cuda_graph")
+        trained[strategy] = {name: value.cpu() for name, value in module.state_dict().items()}
+    same(trained["auto"], trained["nerf_cuda_graph"], "state_dict")
+
+
+def test_each_loss_is_logged_and_weighted(tmp_path: Path) -> None:
+    for method, name in (("labels", "label_loss"), ("rounds", "agreeingrounds")):
+        module, data, _ = fitted(tmp_path, method, 2)
+        module.trainer.datamodule = data  # type: ignore[attr-defined]
+        weighted, logs = module.render_loss()
+        weight = module.losses[1].weight
+        module.losses[1].weight = 0.0
+        plain, _ = module.render_loss()
+        assert float(logs[name]) > 0
+        torch.testing.assert_close(weighted - plain, weight * logs[name])
+
+
+def test_the_weights_of_the_first_round_have_gradients(tmp_path: Path) -> None:
+    module, data, _ = fitted(tmp_path, "rounds", 2)
+    batch = data.draw(module.key, 32)
+    placement = module.estimator.place(batch.rays, module.field.query, key=module.key, capacity=512)
+    (coarse,) = placement.rounds
+    assert coarse.weights.requires_grad
+    grads = torch.autograd.grad(coarse.weights.sum(), [p for p in module.field.parameters() if p is not module.field.angle])
+    assert any(bool((g != 0).any()) for g in grads)
+    assert len(placement.samples.t_starts) == 512
+    inside = placement.samples.offsets.diff()
+    assert set(inside.tolist()) <= {0, 8}
 
 
 def test_the_estimator_keeps_the_conventions_of_packed_samples() -> None:
-    data, estimator = TwoBalls(8, 2, 1), UniformSamples(5).bind(TwoBalls().scene_box)
+    data = NeRFDataModule(TwoBalls(8, 2, 1))
+    estimator = UniformSamples(5).bind(data.scene_box)
     key = make_key(0)
     rays = data.draw(key, 40, torch.tensor(30)).rays
-    exact = estimator.sample(rays, key=key)
+    exact = estimator.place(rays, key=key).samples
     per_ray = exact.offsets.diff()
     assert set(per_ray.tolist()) == {0, 5}
     assert (per_ray[30:] == 0).all()
-    capped = estimator.sample(rays, key=key, capacity=23)
+    capped = estimator.place(rays, key=key, capacity=23).samples
     n = int(capped.offsets[-1])
     assert n == 20
     assert not capped.kept[-1]

@@ -6,7 +6,7 @@ from typing import Any
 
 import lightning as L
 
-from nerf_plugin.module import red
+from nerf_plugin.loss import red
 
 
 class LabelAccuracy(L.Callback):
@@ -18,7 +18,7 @@ class LabelAccuracy(L.Callback):
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        image = trainer.datamodule.views("test").images[int(batch[0])].to(pl_module.device) / 255  # type: ignore[attr-defined]
+        image = trainer.datamodule.scene("test").picture(int(batch[0])).to(pl_module.device) / 255  # type: ignore[attr-defined]
         right = (outputs["render"].extras["label"][..., 0] > self.threshold) == (red(image[..., :3], image[..., 3]) > 0.5)
         pl_module.log(
             "test/label_accuracy", right.float().mean(), on_step=False, on_epoch=True, batch_size=1, sync_dist=True

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_nerf import Executor
+from lightning_nerf import Executor, RayBatch, StepProgram
 
 
 class OffloadExecutor(Executor):
@@ -18,11 +17,11 @@ class OffloadExecutor(Executor):
         self.pin_memory = pin_memory
         self.steps = 0
 
-    def step(self, module: Any, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, program: StepProgram, batch: RayBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
         self.steps += 1
-        module.name_step()
+        program.name_step()
         with torch.autograd.graph.save_on_cpu(self.pin_memory):
-            return module.step_loss(batch)
+            return program.step_loss(batch)
 
     def run(self, name: Hashable, fn: Callable[..., None], *reads: Tensor) -> None:
         fn(*reads)
