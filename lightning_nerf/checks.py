@@ -34,7 +34,9 @@ class MissingFile(BadFile, FileNotFoundError):
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
-def check_tensor(name: str, value: Any, shape: tuple[int | str, ...], dtype: torch.dtype | tuple[torch.dtype, ...]) -> None:
+def check_tensor(
+    name: str, value: object, shape: tuple[int | str, ...], dtype: torch.dtype | tuple[torch.dtype, ...]
+) -> None:
     """``shape`` mixes sizes and letters; a letter stands for any size. ``dtype``: one, or several that are accepted."""
     if not isinstance(value, Tensor):
         raise BadType(f"{name}: expected a tensor, got {type(value).__name__}")
@@ -53,7 +55,7 @@ def check_tensor(name: str, value: Any, shape: tuple[int | str, ...], dtype: tor
         raise BadArgument(f"{name}: expected shape [{', '.join(map(str, shape))}], got {list(sizes)}")
 
 
-def check_integer(name: str, value: Any, low: int, high: int | None = None) -> None:
+def check_integer(name: str, value: object, low: int, high: int | None = None) -> None:
     """An integer, ``low <= value <= high``; no bool."""
     integral: Any = value if isinstance(value, numbers.Integral) and not isinstance(value, bool) else low - 1
     if low <= integral and (high is None or integral <= high):
@@ -62,7 +64,7 @@ def check_integer(name: str, value: Any, low: int, high: int | None = None) -> N
     raise _refusal(value)(f"{name}: expected {expected}, got {value!r}")
 
 
-def check_number(name: str, value: Any, interval: str) -> None:
+def check_number(name: str, value: object, interval: str) -> None:
     """A number in an interval such as "[0, 1)"; NaN lies in none, and what is finite must be so in float32, too."""
     number: Any = value if isinstance(value, numbers.Real) and not isinstance(value, bool) else float("nan")
     low, high = (float(limit) for limit in interval[1:-1].split(","))
@@ -72,14 +74,14 @@ def check_number(name: str, value: Any, interval: str) -> None:
     raise _refusal(value)(f"{name}: expected a number in {interval}, got {value!r}")
 
 
-def check_instance(name: str, value: Any, *kinds: Any) -> None:
+def check_instance(name: str, value: object, *kinds: Any) -> None:
     """An object of one of these classes."""
     if not isinstance(value, kinds):
         names = ["None" if kind is type(None) else kind.__name__ for kind in kinds]
         raise BadType(f"{name}: expected {' or '.join(names)}, got {type(value).__name__}")
 
 
-def _refusal(value: Any) -> type[BadArgument]:
+def _refusal(value: object) -> type[BadArgument]:
     return BadArgument if isinstance(value, numbers.Real) else BadType
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.bench import peers
+from lightning_nerf.bench.table import Report
 from lightning_nerf.bench.timing import Work
 from lightning_nerf.cameras import Cameras
 from lightning_nerf.data import Images, Scene
@@ -197,7 +198,7 @@ def hashing(s: Setting) -> Iterator[Case]:
     for levels, features, log2_size in shapes:
         encoding = HashGrid(n_levels=levels, n_features=features, log2_table_size=log2_size).to(s.device)
         rows, table = encoding.levels, encoding.table.detach()
-        tables: list[tuple[str, dict[str, Any], int]] = [("float32", {}, 4)]
+        tables: list[tuple[str, Report, int]] = [("float32", {}, 4)]
         if s.device == "cuda":
             tables.append(("float16 copy", {"working": table.half(), "dtype": torch.bfloat16}, 2))
         for label, options, size in tables:

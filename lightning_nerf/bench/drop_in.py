@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def sampling(s: Setting) -> Iterator[Case]:
     functions: list[tuple[str, Any, float]] = [("", None, 20.0), (", sigma_fn", lambda *_: density, 20.0 + 12.0 + 16.0)]
     for name, sigma_fn, size in functions:
 
-        def run(module: Any, sigma_fn: Any = sigma_fn) -> Callable[[], object]:
+        def run(module: ModuleType, sigma_fn: Any = sigma_fn) -> Callable[[], object]:
             grid = _estimator(module, s, s.occupancy.shape[1])
             grid.binaries.copy_(s.occupancy)
             return lambda: grid.sampling(
@@ -78,7 +79,7 @@ def updating(s: Setting) -> Iterator[Case]:
 
     for name, step, evaluated in (("half of the cells", 256, cells // 2), ("all cells", 0, cells)):
 
-        def run(module: Any, step: int = step) -> Callable[[], object]:
+        def run(module: ModuleType, step: int = step) -> Callable[[], object]:
             grid = _estimator(module, s, resolution)
             return lambda: grid._update(step, occupancy)
 
@@ -86,10 +87,10 @@ def updating(s: Setting) -> Iterator[Case]:
         yield Case(f"nerfacc occupancy update, {name}", run(nerfacc), evaluated, work, peer=_peer(s, run))
 
 
-def _estimator(module: Any, s: Setting, resolution: int) -> Any:
+def _estimator(module: ModuleType, s: Setting, resolution: int) -> Any:
     return module.OccGridEstimator(s.aabb.flatten().cpu(), resolution=resolution).to(s.device)
 
 
-def _peer(s: Setting, run: Callable[[Any], Callable[[], object]]) -> Callable[[], object] | None:
+def _peer(s: Setting, run: Callable[[ModuleType], Callable[[], object]]) -> Callable[[], object] | None:
     peer = peers.nerfacc()
     return None if peer is None or s.device != "cuda" else run(peer)

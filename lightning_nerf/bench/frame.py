@@ -15,12 +15,14 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
+from lightning_nerf.bench.table import Report
 from lightning_nerf.bench.timing import environment, median_seconds, peak_memory_gib, wait
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.cameras.cameras import Cameras, image_rays
@@ -38,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", type=int, default=5, help="of each view")
 
 
-def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
+def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     """The report."""
     if (options.ckpt is None) == (options.steps is None):
         sys.exit("lightning-nerf bench frame: expected either --ckpt PATH or --steps N")
@@ -74,29 +76,36 @@ class FrameTimes(L.Callback):
 
     def __init__(self, views_every: int, repeats: int) -> None:
         self.views_every, self.repeats = views_every, repeats
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Report] = []
         self.size = ""
         self.peak_memory_gib: float | None = None
         self.device = torch.device("cpu")
 
     @torch.no_grad()
     def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """With the first batch: time and score all views."""
         if batch_idx > 0:
             return
-        device = self.device = pl_module.device
+        module = cast(NeRFModule, pl_module)
+        device = self.device = module.device
         every = slice(None, None, self.views_every)
-        scene = pl_module.datamodule.scene("test")
+        scene = module.datamodule.scene("test")
         chosen, names = range(scene.n_views)[every], scene.names[every]
         cameras = scene.cameras.chosen(list(chosen)).to(device)
         shapes = [scene.cameras.shape(i) for i in chosen]  # known to the host, as in a test
         self.size = " x ".join(map(str, reversed(shapes[0])))
-        background = pl_module.eval_background()
+        background = module.eval_background()
 
         def frame(i: int) -> Render:
-            return pl_module.frames.frame(cameras, i, background, shapes[i])
+            return module.frames.frame(cameras, i, background, shapes[i])
 
         with trainer.precision_plugin.forward_context():
             if device.type == "cuda":
@@ -113,7 +122,7 @@ class FrameTimes(L.Callback):
             self.peak_memory_gib = peak_memory_gib(device)
             for i, row in enumerate(self.rows):
                 truth = scene.truth(chosen[i], background)
-                row["training_renderer_psnr"] = float(psnr(training_render(pl_module, cameras, i, background), truth))
+                row["training_renderer_psnr"] = float(psnr(training_render(module, cameras, i, background), truth))
 
 
 def training_render(

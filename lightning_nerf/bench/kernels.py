@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import Any
 
 import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
+
+from lightning_nerf.bench.table import Report
 
 _WAITS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait")
 
@@ -17,7 +18,7 @@ def profiler(device: torch.device) -> profile:
     return profile(activities=[ProfilerActivity.CUDA if device.type == "cuda" else ProfilerActivity.CPU])
 
 
-def kernel_table(stopped: profile, steps: int, device: torch.device) -> list[dict[str, Any]]:
+def kernel_table(stopped: profile, steps: int, device: torch.device) -> list[Report]:
     """Each kernel's calls and microseconds per step and its share of the sum, the longest first. On a CPU: self time."""
     calls: dict[str, int] = defaultdict(int)
     microseconds: dict[str, float] = defaultdict(float)

@@ -8,9 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from lightning_nerf.bench.table import show, write_json
+from lightning_nerf.bench.table import Report, show, write_json
 
 COMMANDS = {
     "ops": "each op: time, bytes or flops, share of the hardware's limit, and the peer where it is installed",
@@ -20,7 +19,7 @@ COMMANDS = {
 }
 
 
-def main(args: Sequence[str] | None = None) -> dict[str, Any]:
+def main(args: Sequence[str] | None = None) -> Report:
     """Run ``lightning-nerf bench ARGS``: print the report, write it where ``--output`` says, and return it."""
     args = list(sys.argv[2:] if args is None else args)
     top = argparse.ArgumentParser(

@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 
 from lightning_nerf.bench import drop_in
 from lightning_nerf.bench.cases import CASES, Case, setting
+from lightning_nerf.bench.table import Report
 from lightning_nerf.bench.timing import Limits, environment, limits_of, median_seconds
 
 
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--points", type=int, help="of encodings and fields; default 2^18 on CUDA, 2^15 on a CPU")
 
 
-def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
+def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     """The report."""
     cuda = options.device == "cuda"
     repeats = options.repeats or (100 if cuda else 9)
@@ -51,10 +51,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _row(case: Case, limits: Limits, device: str, repeats: int) -> dict[str, Any]:
+def _row(case: Case, limits: Limits, device: str, repeats: int) -> Report:
     seconds = median_seconds(case.run, device, repeats)
     floor = limits.seconds(case.work)
-    row: dict[str, Any] = {
+    row: Report = {
         "op": case.name,
         "n": case.items,
         "ms": 1000 * seconds,

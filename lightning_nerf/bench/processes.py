@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
+
+from lightning_nerf.bench.table import Report
+from lightning_nerf.callbacks.trained import trained
 
 OWN = ("key", "n_rays")  # of a module's state: each rank's
 
@@ -21,7 +23,7 @@ def total(value: float, device: torch.device) -> float:
 
 
 @torch.no_grad()
-def compare(trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
+def compare(trainer: L.Trainer, pl_module: L.LightningModule) -> Report:
     """Weights, moments and grid of each rank against rank 0's, to the bit, and the rays that the next step would draw.
 
     Returns:
@@ -33,17 +35,18 @@ def compare(trainer: L.Trainer, pl_module: Any) -> dict[str, Any]:
         tensors += 1
         if not _same_everywhere(tensor):
             unequal.append(name)
-    pl_module.name_step()
-    directions = pl_module.draw().rays.directions
+    module = trained(pl_module)
+    module.name_step()
+    directions = module.draw().rays.directions
     alike = (directions == _of_rank_zero(directions)).all(dim=1)
     share = total(alike.float().mean().item(), directions.device) - 1  # rank 0 has all of its own
     others = trainer.world_size - 1
     return {"processes": trainer.world_size, "tensors": tensors, "unequal": unequal, "rays_alike": share / max(others, 1)}
 
 
-def _state(trainer: L.Trainer, pl_module: Any) -> Iterator[tuple[str, Tensor]]:
+def _state(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, value) for name, value in pl_module.state_dict().items() if name not in OWN)
-    names = {parameter: name for name, parameter in pl_module.named_parameters()}
+    names: dict[Tensor, str] = {parameter: name for name, parameter in pl_module.named_parameters()}
     for optimizer in trainer.optimizers:
         for parameter, state in optimizer.state.items():
             for kind, value in state.items():

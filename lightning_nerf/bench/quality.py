@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lightning_nerf.bench.table import Report
 from lightning_nerf.bench.timing import environment
 from lightning_nerf.callbacks import QualityMarks
 from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.psnr import psnr
+from lightning_nerf.callbacks.trained import TrainedModule, trained, view_outputs
 from lightning_nerf.cameras.cameras import image_rays
 from lightning_nerf.cli import build
 from lightning_nerf.estimators import OccupancyGrid
@@ -33,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--views-every", type=int, default=8, metavar="K", help="score every k-th view at marks; default 8")
 
 
-def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
+def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     """The report."""
     marks, findings = QualityMarks(sorted(options.marks), options.views_every), TestFindings()
     cli = build(rest, [marks, findings])
@@ -67,25 +69,33 @@ class TestFindings(L.Callback):
 
     def __init__(self) -> None:
         self.psnr: list[float] = []
-        self.skipped: dict[str, Any] = {}
+        self.skipped: Report = {}
         self.device = torch.device("cpu")
 
     def on_test_batch_end(
-        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: STEP_OUTPUT,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         """Note a view."""
-        self.psnr.append(float(psnr(outputs["render"].rgb, outputs["truth"])))
+        view = view_outputs(outputs)
+        self.psnr.append(float(psnr(view["render"].rgb, view["truth"])))
         if batch_idx == 0:
             self.device = pl_module.device
-            if isinstance(pl_module.estimator, OccupancyGrid):
+            if isinstance(trained(pl_module).estimator, OccupancyGrid):
                 with trainer.precision_plugin.forward_context():
-                    self.skipped = {"samples of the first view": skipped(pl_module)}
+                    self.skipped = {"samples of the first view": skipped(trained(pl_module))}
 
 
 @torch.no_grad()
-def skipped(module: Any, index: int = 0) -> dict[str, float]:
+def skipped(module: TrainedModule, index: int = 0) -> dict[str, float]:
     """Of a uniform march's samples over one whole test view, how many the grid leaves, and then visibility."""
-    grid: OccupancyGrid = module.estimator
+    grid = module.estimator
+    assert isinstance(grid, OccupancyGrid)
     datamodule = module.datamodule
     rays = image_rays(datamodule.scene("test").cameras, index)
     uniform = marched = visible = 0

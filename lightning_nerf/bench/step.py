@@ -18,17 +18,21 @@ import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import Tensor
 
 from lightning_nerf.bench.kernels import kernel_table, profiler
 from lightning_nerf.bench.processes import compare, total
+from lightning_nerf.bench.table import Report
 from lightning_nerf.bench.timing import environment, median_seconds, peak_memory_gib, wait
+from lightning_nerf.callbacks.trained import step_outputs
 from lightning_nerf.cli import NeRFCLI, build
 from lightning_nerf.data import Images, NeRFDataModule, Scene
+from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.ops.sample_points import sample_points
 
 PROFILED_STEPS = 32  # two of the grid's updates
@@ -51,14 +55,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--values", type=int, nargs="+", help="of the sweep; log2 of the rows for a table")
 
 
-def run(options: argparse.Namespace, rest: Sequence[str]) -> dict[str, Any]:
+def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     """The report."""
     rest = [*rest, "--trainer.enable_checkpointing=false"]
     if options.sweep is None:
         return run_once(options, rest, default=5000)
-    rows: list[dict[str, Any]] = []
+    rows: list[Report] = []
     splits: Splits = {}
-    report: dict[str, Any] = {}
+    report: Report = {}
     for value in options.values or SWEEPS[options.sweep]:
         change = _repeat_images(value) if options.sweep == "images" else None
         report = run_once(options, [*rest, *_overrides(options.sweep, value)], 600, change, splits)
@@ -73,7 +77,7 @@ def run_once(
     default: int,
     change: Callable[[Scene], Scene] | None = None,
     splits: Splits | None = None,
-) -> dict[str, Any]:
+) -> Report:
     """One fit: what the window saw."""
     window = StepWindow(options.profile)
     cli = build(arguments, [window])
@@ -103,7 +107,7 @@ class StepWindow(L.Callback):
         self.entered = self.begun = 0.0
         self.done = 0
         self.read: list[tuple[Tensor, Tensor]] = []
-        self.report: dict[str, Any] = {}
+        self.report: Report = {}
         self.device = torch.device("cpu")
         self._profiler: Any = None
 
@@ -118,7 +122,9 @@ class StepWindow(L.Callback):
                 f"got {self.first} and {self.last}"
             )
 
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: STEP_OUTPUT, batch: object, batch_idx: int
+    ) -> None:
         """Count the step; wait for the device where the window opens and closes."""
         self.done += 1
         if self.done == 1:
@@ -130,7 +136,8 @@ class StepWindow(L.Callback):
             wait(self.device)
             self.begun = time.perf_counter()
         elif (self.first < self.done <= self.last and self.done % READ_EVERY == 0) or self.done == self.last:
-            self.read.append((outputs["n_rays"].clone(), outputs["n_samples"].clone()))
+            counts = step_outputs(outputs)
+            self.read.append((counts["n_rays"].clone(), counts["n_samples"].clone()))
         if self.done == self.last:
             wait(self.device)
             self._close(time.perf_counter() - self.begun)
@@ -149,7 +156,7 @@ class StepWindow(L.Callback):
                 self.report["kernels"] = kernels
             if trainer.world_size > 1:
                 self.report["processes"] = compare(trainer, pl_module)
-            self.report["field"] = field_times(trainer, pl_module)
+            self.report["field"] = field_times(trainer, cast(NeRFModule, pl_module))
             trainer.should_stop = True
 
     def _close(self, seconds: float) -> None:
@@ -168,7 +175,7 @@ class StepWindow(L.Callback):
         }
 
 
-def field_times(trainer: L.Trainer, pl_module: Any) -> list[dict[str, Any]]:
+def field_times(trainer: L.Trainer, pl_module: NeRFModule) -> list[Report]:
     """Forward and backward of the field alone, at the samples of a training batch and at as many random points."""
     batch = pl_module.draw()
     with torch.no_grad(), trainer.precision_plugin.forward_context():

@@ -11,7 +11,10 @@ from typing import Any
 WIDEST, LONGEST = 72, 60  # characters of a cell and rows of a table; the JSON has all
 
 
-def show(report: Mapping[str, Any]) -> None:
+Report = dict[str, Any]  # what a benchmark found: numbers, words, and rows of such
+
+
+def show(report: Mapping[str, object]) -> None:
     """Print a report."""
     for name, value in report.items():
         if isinstance(value, Mapping):
@@ -23,7 +26,7 @@ def show(report: Mapping[str, Any]) -> None:
             print(f"{name}: {_cell(value) if isinstance(value, float) else value}")
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
+def table(rows: Sequence[Mapping[str, object]]) -> str:
     """Rows as text, a column per key that has a value in any of them; numbers flush right."""
     columns = [key for key in dict.fromkeys(key for row in rows for key in row) if any(_given(r.get(key)) for r in rows)]
     cells = [[_cell(row.get(column)) for column in columns] for row in rows]
@@ -37,17 +40,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join([line(columns), line(["-" * width for width in widths]), *map(line, cells)])
 
 
-def write_json(path: Path, report: Mapping[str, Any]) -> None:
+def write_json(path: Path, report: Mapping[str, object]) -> None:
     """Write a report; NaN and infinities become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_finite(report), indent=2) + "\n")
 
 
-def _given(value: Any) -> bool:
+def _given(value: object) -> bool:
     return value is not None and not (isinstance(value, float) and math.isnan(value))
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if not _given(value):
         return "-"
     if isinstance(value, float):

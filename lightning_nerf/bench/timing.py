@@ -5,11 +5,12 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 import lightning_nerf
+from lightning_nerf.bench.table import Report
 from lightning_nerf.ops import _library
 
 
@@ -100,7 +101,7 @@ def peak_memory_gib(device: str | torch.device) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if torch.device(device).type == "cuda" else None
 
 
-def environment(device: str | torch.device) -> dict[str, Any]:
+def environment(device: str | torch.device) -> Report:
     """What figures depend on."""
     cuda = torch.device(device).type == "cuda"
     return {

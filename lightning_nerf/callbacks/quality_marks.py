@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
-from typing import Any
 
 import lightning as L
 import torch
@@ -52,7 +51,7 @@ class QualityMarks(L.Callback):
         self.marks_seconds = tuple(marks_seconds)
         self.views_every = views_every
         self.split = split
-        self.scores: list[dict[str, Any]] = []
+        self.scores: list[dict[str, float | int | None]] = []
         self._ahead: list[float] = []
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -118,10 +117,10 @@ def evaluation(trainer: L.Trainer, pl_module: L.LightningModule) -> Iterator[Non
             module.training = training
 
 
-def averaged_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> AbstractContextManager[Any]:
+def averaged_weights(trainer: L.Trainer, pl_module: L.LightningModule) -> AbstractContextManager[None]:
     """The context of the first callback that keeps averaged weights; without one, the weights as they are."""
     for callback in lightning_names.callbacks(trainer):
-        averaged: Any = getattr(callback, "averaged", None)
+        averaged = getattr(callback, "averaged", None)
         if averaged is not None:
             return averaged(pl_module, trainer)
     return nullcontext()

@@ -7,7 +7,6 @@ import json
 import platform
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -91,7 +90,7 @@ class RunResults(WritesRunFiles):
         with whole_file(path) as file:
             file.write(text.encode())
 
-    def _results(self, trainer: L.Trainer, module: TrainedModule) -> dict[str, Any]:
+    def _results(self, trainer: L.Trainer, module: TrainedModule) -> dict[str, object]:
         clock, steps = clock_of(trainer), self._steps
         seconds = clock.training_seconds
         per_step = samples_per_second = fill = None
@@ -129,13 +128,13 @@ def _of_all_ranks(scores: dict[str, float], trainer: L.Trainer) -> dict[str, flo
     """In the order of the views, which ranks take in turn; one that two ranks have scored is there once."""
     if trainer.world_size == 1:
         return scores
-    everybodys: list[Any] = [None] * trainer.world_size
+    everybodys: list[dict[str, float]] = [{}] * trainer.world_size
     torch.distributed.all_gather_object(everybodys, scores)
     turns = zip_longest(*(theirs.items() for theirs in everybodys))
     return dict(item for turn in turns for item in turn if item is not None)
 
 
-def _trained_before(path: Path) -> dict[str, Any]:
+def _trained_before(path: Path) -> dict[str, object]:
     """What the file says of training, if it is there."""
     try:
         before = json.loads(path.read_text())

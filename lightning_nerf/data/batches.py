@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,7 @@ _OPTIONAL = ("batch.rays.times", "batch.rays.cameras", "batch.rays.footprint", "
 _VECTORS = ("batch.rays.origins", "batch.rays.directions", "batch.rgb")
 
 
-def checked_batch(batch: Any) -> RayBatch:
+def checked_batch(batch: object) -> RayBatch:
     """What a loader of the user's own gives a training step: a RayBatch of R rays.
 
     Rays whose direction has no length that float32 can square are inactive: they would stand still, up to ``far``, in one
@@ -25,10 +23,11 @@ def checked_batch(batch: Any) -> RayBatch:
         BadType, BadArgument: naming the tensor, as in ``batch.rays.near``.
     """
     check_instance("batch", batch, RayBatch)
+    assert isinstance(batch, RayBatch)
     check_instance("batch.rays", batch.rays, Rays)
     check_tensor("batch.rays.origins", batch.rays.origins, ("R", 3), torch.float32)
     n = len(batch.rays.origins)
-    tensors: dict[str, Any] = {f"batch.rays.{name}": tensor for name, tensor in batch.rays._asdict().items()}
+    tensors: dict[str, Tensor | None] = {f"batch.rays.{name}": tensor for name, tensor in batch.rays._asdict().items()}
     tensors |= {"batch.rgb": batch.rgb, "batch.alpha": batch.alpha, "batch.mask": batch.mask}
     for name, tensor in tensors.items():
         if tensor is not None or name not in _OPTIONAL:

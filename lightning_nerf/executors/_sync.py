@@ -22,7 +22,7 @@ def synchronisations() -> Iterator[list[str]]:
     with warnings.catch_warnings():
         shown = warnings.showwarning
 
-        def show(message: Any, *args: Any, **kwargs: Any) -> None:
+        def show(message: Warning | str, *args: Any, **kwargs: Any) -> None:
             if _MESSAGE in str(message):
                 places.append(_place())
             else:

@@ -11,6 +11,8 @@ from torch.optim import Optimizer
 
 from lightning_nerf.optim.mirror import HalfMirror
 
+Slots = MutableMapping[Any, Any]  # names to tensors, parameters to states
+
 
 class Watch:
     """What graphs of a module and its optimizer depend on, as it is now.
@@ -23,8 +25,8 @@ class Watch:
         scaler: a GradScaler or None.
     """
 
-    def __init__(self, module: nn.Module | None, optimizer: Optimizer | None = None, scaler: Any = None) -> None:
-        self._slots: list[tuple[MutableMapping[Any, Any], Any, Any]] = []  # this entry must stay this object
+    def __init__(self, module: nn.Module | None, optimizer: Optimizer | None = None, scaler: object = None) -> None:
+        self._slots: list[tuple[Slots, object, object]] = []  # this entry must stay this object
         self._tensors: list[tuple[Tensor, int]] = []  # and this tensor stay where it is
         self._names: list[str] = []
         for path, part in module.named_modules() if module is not None else ():
@@ -52,7 +54,7 @@ class Watch:
         self._optimizer = optimizer
         self._n_groups = len(optimizer.param_groups) if optimizer is not None else 0
 
-    def _add(self, slots: MutableMapping[Any, Any], key: Any, value: Any, name: str) -> None:
+    def _add(self, slots: Slots, key: object, value: object, name: str) -> None:
         self._slots.append((slots, key, value))
         self._names.append(name)
         if isinstance(value, Tensor) and value.layout is torch.strided:

@@ -215,7 +215,7 @@ class NeRFModule(EvaluatedModule):
             step.logs["n_rays"] = step.counts.sum()
         return loss, {**step.logs, "n_samples": samples.offsets[-1]}
 
-    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
         rays = None if isinstance(batch, (int, Tensor)) else checked_batch(batch)
         loss, logs = self.executor.step(self, rays)

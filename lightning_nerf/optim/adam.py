@@ -138,7 +138,7 @@ class FusedAdam(torch.optim.Optimizer):
                 p.grad = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step, for the parameters that have a gradient; returns what ``closure`` gives."""
         loss = None
         if closure is not None:
@@ -237,6 +237,6 @@ def _rate(lr: float | Tensor) -> float | Tensor:
     return float(lr) if isinstance(lr, Tensor) and lr.device.type == "cpu" else lr
 
 
-def _expect(name: str, value: Any, good: bool, expected: str) -> None:
+def _expect(name: str, value: object, good: bool, expected: str) -> None:
     if not good:
         raise BadArgument(f"{name}: expected {expected}, got {value}")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+State = dict[str, Any]  # an optimizer's, of one parameter
+
 
 class StepGuard:
     """Undo an optimizer's step, on the device, where a gradient is not finite or no batch had samples.
@@ -33,15 +35,15 @@ class StepGuard:
         optimizer.skipped = torch.zeros((), dtype=torch.int32, device=device)  # type: ignore[attr-defined]
         optimizer.register_step_pre_hook(self._before)
         optimizer.register_step_post_hook(self._after)
-        self._kept: list[tuple[Tensor, Tensor, dict[str, Any]]] = []  # parameter, its value, its state
+        self._kept: list[tuple[Tensor, Tensor, State]] = []  # parameter, its value, its state
 
     @torch.no_grad()
-    def _before(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _before(self, optimizer: Any, args: object, kwargs: object) -> None:
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._kept = [(p, p.detach().clone(), _copied(optimizer.state.get(p, {}))) for p in parameters]
 
     @torch.no_grad()
-    def _after(self, optimizer: Any, args: Any, kwargs: Any) -> None:
+    def _after(self, optimizer: Any, args: object, kwargs: object) -> None:
         kept, self._kept = self._kept, []
         grads = [p.grad for p, _, _ in kept if p.grad is not None]
         if not grads:
@@ -63,5 +65,5 @@ class StepGuard:
         optimizer.skipped += skip
 
 
-def _copied(state: dict[str, Any]) -> dict[str, Any]:
+def _copied(state: State) -> State:
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in state.items()}

@@ -11,7 +11,7 @@ from lightning.pytorch.strategies.strategy import Strategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lightning_nerf import lightning_names
@@ -108,7 +108,9 @@ class ReplayedSteps(Strategy):
     def reduce_gradients(self) -> None:
         """Combine the gradients of several processes, where an update follows."""
 
-    def optimizer_step(self, optimizer: Optimizer, closure: Callable[[], Any], model: Any = None, **kwargs: Any) -> Any:
+    def optimizer_step(
+        self, optimizer: Optimizer, closure: Callable[[], object], model: nn.Module | None = None, **kwargs: Any
+    ) -> object:
         """See :meth:`Strategy.optimizer_step`; replays the update where the batch was replayed."""
         executor = self.executor
         if not isinstance(executor, CUDAGraphExecutor) or executor.stopped:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 
 from lightning_nerf.executors import EAGER, CUDAGraphExecutor
@@ -30,8 +30,8 @@ class CUDAGraphStrategy(ReplayedSteps, ExecutorStrategy):
     def __init__(
         self,
         device: str | torch.device | None = None,
-        accelerator: Any = None,
-        checkpoint_io: Any = None,
+        accelerator: Accelerator | None = None,
+        checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
         warmup_steps: int = 3,
     ) -> None:

@@ -95,7 +95,7 @@ class CUDAGraphDDPStrategy(ReplayedSteps, DDPStrategy):
         torch.gt(idle, 1 - 0.5 / self.world_size, out=idle)  # a mean of ones may miss 1 by a rounding
 
     def _check_alike(self, names: list[str]) -> None:
-        everybodys: list[Any] = [None] * self.world_size
+        everybodys: list[list[str]] = [[]] * self.world_size
         torch.distributed.all_gather_object(everybodys, names)
         for rank, theirs in enumerate(everybodys):
             if theirs != names:

@@ -6,6 +6,8 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.fabric.plugins import CheckpointIO
+from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.plugins.precision import Precision
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
@@ -27,8 +29,8 @@ class ExecutorStrategy(SingleDeviceStrategy):
         self,
         executor: Executor,
         device: str | torch.device | None = None,
-        accelerator: Any = None,
-        checkpoint_io: Any = None,
+        accelerator: Accelerator | None = None,
+        checkpoint_io: CheckpointIO | None = None,
         precision_plugin: Precision | None = None,
     ) -> None:
         try:
