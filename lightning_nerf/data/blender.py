@@ -11,8 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_nerf.checks import BadArgument, MissingFile, check_instance, check_integer
 from lightning_nerf.data.base import NeRFDataModule
-from lightning_nerf.data.frames import Frame, Transforms
-from lightning_nerf.data.images import load_images, load_masks
+from lightning_nerf.data.frames import Frame, Transforms, unique_names
+from lightning_nerf.data.images import read_masks, read_pictures
+from lightning_nerf.data.splits import choose_split_files
 from lightning_nerf.data.views import Views
 
 
@@ -85,15 +86,22 @@ class BlenderData(NeRFDataModule):
         """The views that the arguments leave of a split, and their names: file stems, or paths if two are alike."""
         if str(self.root) == "???":  # as recipes have it
             raise BadArgument("root: required, give --data.root=path/to/scene")
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):  # unlike Path.is_dir, also where the name is too long
             raise MissingFile(f"root: no folder {self.root}")
         held_out = self.holdout_every is not None and split != "test"
-        path = self.root / f"transforms_{self.files['train' if held_out else split]}.json"
-        if split == "val" and self.files["val"] == "val" and not path.is_file() and not held_out:
-            rank_zero_info(f"{self.root} has no {path.name}: no validation views (holdout_every=10 makes some of train).")
+        files = choose_split_files(self.root, *(self.files[name] for name in ("train", "val", "test")))
+        if split == "train" and files.message:
+            rank_zero_info(files.message)
+        path = files.train if held_out else {"train": files.train, "val": files.val, "test": files.test}[split]
+        if path is None and split == "val":
+            rank_zero_info(
+                f"{self.root} has no transforms_val.json: no validation views (holdout_every=10 makes some of train)."
+            )
             return _no_views(), []
+        if path is None:
+            raise MissingFile(files.message or "")
         transforms = Transforms(path)
-        frames = transforms.frames
+        frames = files.frames("train" if held_out else split, transforms.frames)
         if held_out:
             frames = [f for i, f in enumerate(frames) if (i % (self.holdout_every or 1) == 0) == (split == "val")]
         frames = frames[:: self.every[split]]
@@ -101,7 +109,7 @@ class BlenderData(NeRFDataModule):
         frames = [frames[i * len(frames) // limit] for i in range(limit)]
         if not frames:
             raise BadArgument(f"{path}: no {split} views are left with holdout_every={self.holdout_every}")
-        return _load_views(transforms, frames, self.downscale), _names([f.image for f in frames], self.root)
+        return _load_views(transforms, frames, self.downscale), unique_names([f.image for f in frames], self.root)
 
 
 def check_counts(**values: int | None) -> None:
@@ -112,24 +120,25 @@ def check_counts(**values: int | None) -> None:
 
 
 def _load_views(transforms: Transforms, frames: list[Frame], downscale: int) -> Views:
-    images, (height, width) = load_images([f.image for f in frames], downscale)
+    pictures, sizes = read_pictures([f.image for f in frames], downscale)
+    (height, width), first = sizes[0], frames[0].image
+    for frame, size in zip(frames, sizes, strict=True):
+        if size != sizes[0]:
+            raise BadArgument(
+                f"{frame.image}: {size[1]}x{size[0]} pixels, but {first} has {width}x{height}; the images of a split must "
+                "have one size"
+            )
     pixels = None
     if any(f.mask for f in frames):
-        pixels = load_masks([f.mask for f in frames], height, width, downscale).view(-1).nonzero()[:, 0]
+        masks = read_masks([f.mask for f in frames], sizes, downscale)
+        pixels = torch.stack(masks).view(-1).nonzero()[:, 0]
         if not len(pixels):
             raise BadArgument(f"{transforms.path}: the masks exclude every pixel of all {len(frames)} views")
-    intrinsics = torch.tensor(transforms.intrinsics(width, height)) / downscale
+    intrinsics = torch.tensor([transforms.intrinsics(f, width, height) for f in frames]) / downscale
     c2w = torch.tensor([f.c2w for f in frames], dtype=torch.float32)
     times = None if frames[0].time is None else torch.tensor([f.time for f in frames], dtype=torch.float32)
-    return Views(images, c2w, intrinsics.expand(len(frames), 4).contiguous(), times, pixels)
+    return Views(torch.stack(pictures), c2w, intrinsics, times, pixels)
 
 
 def _no_views() -> Views:
     return Views(torch.empty((0, 1, 1, 3), dtype=torch.uint8), torch.empty(0, 3, 4), torch.empty(0, 4))
-
-
-def _names(files: Sequence[Path], root: Path) -> list[str]:
-    stems = [file.stem for file in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    return ["_".join(Path(os.path.relpath(file, root)).with_suffix("").parts) for file in files]

@@ -50,13 +50,13 @@ def from_file(path: Path, data: NeRFDataModule) -> Views:
         FileNotFoundError, ValueError: naming the file and the frame.
     """
     transforms = Transforms(path, cameras_only=True)
-    size = transforms.size()
+    size = transforms.size(transforms.frames[0])
     if size is None:
         height, width = data.views("train").images.shape[1:3]
         size = width, height
     frames = transforms.frames
     times = None if frames[0].time is None else torch.tensor([f.time for f in frames], dtype=torch.float32)
-    intrinsics = torch.tensor(transforms.intrinsics(*size)).expand(len(frames), 4)
+    intrinsics = torch.tensor([transforms.intrinsics(frame, *size) for frame in frames])
     return Views(blank(len(frames), *size), torch.tensor([f.c2w for f in frames], dtype=torch.float32), intrinsics, times)
 
 
