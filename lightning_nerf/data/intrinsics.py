@@ -22,6 +22,7 @@ from lightning_nerf.data.json_file import is_number, shorten
 
 _AGREE = 0.01  # of a focal length; tools write an angle with six digits at least
 _STEEPEST = 1e4  # the tangent of an angle off the axis: 89.99 degrees
+_LONGEST = 1e6  # of a focal length, in sides of the picture
 _LARGEST_SIDE = 100_000  # pixels
 _PINHOLES = ("PINHOLE", "SIMPLE_PINHOLE", "OPENCV", "FULL_OPENCV", "SIMPLE_RADIAL", "RADIAL", "PERSPECTIVE")
 _OTHER_LENSES = ("is_fisheye", "equirectangular", "latlong", "orthographic", "ftheta_p0")  # flags of instant-ngp's files
@@ -82,7 +83,7 @@ def pinhole(file: Stated, frame: Stated | None, width: int, height: int) -> list
 
     Raises:
         ValueError: no focal length, statements that contradict each other, a picture of another shape than ``w`` x ``h``,
-            or rays that leave the axis by 89.99 degrees or more.
+            or a field of view that is next to nothing or to 180 degrees.
     """
     own = frame or file
     focal = own if own.has_focal else file
@@ -95,9 +96,11 @@ def pinhole(file: Stated, frame: Stated | None, width: int, height: int) -> list
         cx = x_scope.cx * _scale(x_scope, own, file, width, height)[0]
     if y_scope.cy is not None:
         cy = y_scope.cy * _scale(y_scope, own, file, width, height)[1]
-    if max(abs(cx), abs(width - cx)) > _STEEPEST * fx or max(abs(cy), abs(height - cy)) > _STEEPEST * fy:
+    is_wide = max(abs(cx), abs(width - cx)) > _STEEPEST * fx or max(abs(cy), abs(height - cy)) > _STEEPEST * fy
+    if is_wide or fx > _LONGEST * width or fy > _LONGEST * height:
         raise BadArgument(
-            f"{focal.where}: expected a field of view below 180 degrees, got fx={fx:.6g}, fy={fy:.6g}, cx={cx:.6g}, "
+            f"{focal.where}: expected a field of view above 1e-6 radians and below 180 degrees, "
+            f"got fx={fx:.6g}, fy={fy:.6g}, cx={cx:.6g}, "
             f"cy={cy:.6g} for pictures of {width}x{height} pixels"
         )
     return [fx, fy, cx, cy]

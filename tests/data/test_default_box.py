@@ -65,7 +65,7 @@ def test_an_object_elsewhere_gets_a_box_of_its_own(center: tuple[float, float, f
 
 
 def test_the_default_needs_half_of_the_rays() -> None:
-    """Cameras on a ring around the origin that look past the box all to one side: the nearest point is on the ring's axis."""
+    """Cameras on a ring that look past the box, all to one side of it: their nearest point is still in the middle."""
     positions = spiral_poses(40, 4.0, (-5.0, 5.0))[:, :, 3]
     aside = torch.linalg.cross(positions, torch.tensor([[0.0, 0.0, 1.0]]).expand(40, 3))
     aside = 6 * torch.nn.functional.normalize(aside, dim=-1)
@@ -78,11 +78,11 @@ def test_the_default_needs_half_of_the_rays() -> None:
     assert fit_box(mixed, *cameras(80))[1] is None
 
 
-def test_a_stray_camera_hardly_moves_the_box() -> None:
+def test_a_stray_camera_does_not_move_the_box() -> None:
     c2w = moved(sphere(20), (10.0, 0.0, 0.0))
     stray = look_at(torch.tensor([[60.0, 50.0, 40.0]]), (60.0, 60.0, 60.0))
     box, _ = fit_box(torch.cat([c2w, stray]), *cameras(21))
-    torch.testing.assert_close(box.mean(0), torch.tensor([10.0, 0.0, 0.0]), atol=0.05, rtol=0)
+    torch.testing.assert_close(box.mean(0), torch.tensor([10.0, 0.0, 0.0]), atol=1e-3, rtol=0)
     assert 1.4 < float(box[1, 0] - box[0, 0]) / 2 < 1.8
 
 

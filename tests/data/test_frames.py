@@ -140,8 +140,9 @@ def test_what_colmap2nerf_wrote_of_a_phone_is_no_contradiction(tmp_path: Path) -
         ({"fl_x": 5.0, "cx": "middle"}, {}, "expected a number for cx, got 'middle'"),
         ({"fl_x": 5.0}, {"fl_y": -1}, r"frame 0 \(r_0.png\): expected a positive number for fl_y, got -1"),
         ({}, {"camera_angle_y": 3.2}, r"frame 0 \(r_0.png\): expected 0 < camera_angle_y < pi .radians., got 3.2"),
-        ({"fl_x": 1e-30}, {}, "expected a field of view below 180 degrees, got fx=1e-30"),
-        ({"fl_x": 5.0, "cx": 1e30}, {}, "expected a field of view below 180 degrees, got .* cx=1e.30"),
+        ({"fl_x": 1e-30}, {}, "expected a field of view above 1e-6 radians and below 180 degrees, got fx=1e-30"),
+        ({"fl_x": 5.0, "cx": 1e30}, {}, "expected a field of view .* below 180 degrees, got .* cx=1e.30"),
+        ({"camera_angle_x": 1e-300}, {}, "expected a field of view above 1e-6 radians .*, got fx=8e.301"),
         ({}, {}, "transforms.json: expected camera_angle_x .radians. or fl_x .pixels."),
     ],
 )
