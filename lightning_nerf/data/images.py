@@ -84,6 +84,8 @@ def read_rgba(path: Path) -> tuple[np.ndarray, bool]:
             picture.load()
             if picture.mode in ("I", "F") and picture.format != "PNG":
                 raise BadArgument(f"{path}: expected 8 or 16 bits per channel, got {np.asarray(picture).dtype}")
+            if picture.mode == "LAB":  # Pillow would take its channels for red, green and blue
+                raise BadArgument(f"{path}: expected RGB, grey, CMYK or a palette, got LAB")
             return _rgba(picture, is_deep)
     except BadArgument:
         raise
@@ -104,8 +106,6 @@ def _rgba(picture: Image.Image, is_deep: bool) -> tuple[np.ndarray, bool]:
     has_alpha = transparent is not None or (palette or picture.mode)[-1] in "Aa"
     if picture.mode == "La":  # premultiplied; it converts to nothing else
         picture = picture.convert("LA")
-    if picture.mode not in ("RGB", "RGBA"):  # RGB first where there is no alpha: CMYK's K would be taken for it
-        picture = picture.convert("RGBA" if has_alpha else "RGB")
     return np.array(picture.convert("RGBA")), has_alpha
 
 

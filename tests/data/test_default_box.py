@@ -78,6 +78,16 @@ def test_the_default_needs_half_of_the_rays() -> None:
     assert fit_box(mixed, *cameras(80))[1] is None
 
 
+def test_the_default_needs_the_point_that_cameras_look_at() -> None:
+    """All rays pass through the default box on their way to an object behind it."""
+    positions = torch.tensor([[-4.0, y, z] for y in (-0.5, 0.0, 0.5) for z in (-0.5, 0.0, 0.5)])
+    c2w = look_at(positions, (6.0, 0.0, 0.0))
+    assert share_meeting(*central_rays(c2w, *cameras(9)), DEFAULT) == 1.0
+    box, message = fit_box(c2w, *cameras(9))
+    assert message is not None
+    torch.testing.assert_close(box.mean(0), torch.tensor([6.0, 0.0, 0.0]), atol=1e-3, rtol=0)
+
+
 def test_a_stray_camera_does_not_move_the_box() -> None:
     c2w = moved(sphere(20), (10.0, 0.0, 0.0))
     stray = look_at(torch.tensor([[60.0, 50.0, 40.0]]), (60.0, 60.0, 60.0))

@@ -259,6 +259,14 @@ def test_hostile_files_end_in_one_line(tmp_path: Path, text: str | bytes, messag
     assert len(str(caught.value)) < 1000
 
 
+def test_no_depth_of_nesting_ends_in_a_recursion_error(tmp_path: Path) -> None:
+    path = tmp_path / "transforms.json"
+    for depth in (*range(1, 900, 100), *range(900, 1000)):
+        path.write_text('{"frames": [{"file_path": "a", "transform_matrix": ' + nested(depth) + "}]}")
+        with pytest.raises(ValueError, match=r"transforms.json: (frame 0|cannot be read as JSON .nested too deeply)"):
+            Transforms(path)
+
+
 def test_a_file_beyond_the_limit_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "transforms.json"
     with path.open("wb") as file:

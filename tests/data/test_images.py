@@ -208,6 +208,9 @@ def test_errors_name_the_file(tmp_path: Path) -> None:
     Image.new("F", (3, 2)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"float.tif: expected 8 or 16 bits per channel, got float32"):
         read_pictures([tmp_path / "float.tif"])
+    Image.new("LAB", (3, 2)).save(tmp_path / "lab.tif")
+    with pytest.raises(ValueError, match=r"lab.tif: expected RGB, grey, CMYK or a palette, got LAB"):
+        read_pictures([tmp_path / "lab.tif"])
     frames = [Image.new("L", (3, 2), i) for i in (0, 255)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     with pytest.raises(ValueError, match=r"film.gif: expected one picture, got 2"):
