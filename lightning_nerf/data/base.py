@@ -121,7 +121,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
     def scene_box(self) -> SceneBox:
         """The box that holds the scene. Where no ``aabb`` was given, the training views are read for it."""
         if self._box is None:
-            box = self.scene("train").box
+            self.source.prepare()
+            box = self.source.box() or self.scene("train").box
             if box is None:
                 raise BadArgument(f"aabb: {type(self.source).__name__} knows no box; give two corners that hold the scene")
             self._box = box._replace(contraction=self.contraction) if self.contraction != "none" else box

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_nerf.data.base import NeRFDataModule
-from lightning_nerf.data.sources.blender import BOX, BlenderSource
+from lightning_nerf.data.sources.blender import BlenderSource
 
 
 class BlenderData(NeRFDataModule):
@@ -28,7 +28,9 @@ class BlenderData(NeRFDataModule):
         n_train: at most this many training views, evenly spaced over what is left after the above. None: all.
         n_val: the same for validation views.
         n_test: the same for test views.
-        aabb: the box that holds the scene, two corners. None: [-1.5, 1.5]^3, which suits the eight original scenes.
+        aabb: the box that holds the scene, two corners. None: [-1.5, 1.5]^3, or one derived from the cameras where that
+        does
+            not hold what they look at (said and saved).
         near: where rays begin, in world units; they are clipped to the box besides.
         far: where rays end.
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
@@ -69,4 +71,4 @@ class BlenderData(NeRFDataModule):
             n_val,
             n_test,
         )
-        super().__init__(source, BOX if aabb is None else aabb, near, far, background, eval_background, contraction)
+        super().__init__(source, aabb, near, far, background, eval_background, contraction)

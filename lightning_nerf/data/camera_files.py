@@ -19,13 +19,13 @@ def read_cameras(path: Path, train: Cameras) -> Cameras:
         MissingFile, BadArgument: naming the file and the frame.
     """
     transforms = Transforms(path, cameras_only=True)
-    size = transforms.size()
+    frames = transforms.frames
+    size = transforms.size(frames[0])
     if size is None:
         height, width = train.shape(0)
         size = width, height
-    frames = transforms.frames
     times = None if frames[0].time is None else torch.tensor([f.time for f in frames], dtype=torch.float32)
     c2w = torch.tensor([f.c2w for f in frames], dtype=torch.float32)
-    cameras = Cameras.of_one_size(c2w, torch.tensor(transforms.intrinsics(*size)), *size, times=times)
-    bounds = train.bounds
+    cameras = Cameras.of_one_size(c2w, torch.tensor([transforms.intrinsics(frame, *size) for frame in frames]), *size,
+    times=times) bounds = train.bounds
     return cameras if bounds is None else cameras._replace(bounds=bounds[:1].expand(len(frames), 2).contiguous())

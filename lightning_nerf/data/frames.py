@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-import json
-import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
+import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_nerf.checks import BadArgument, MissingFile
+from lightning_nerf.data.intrinsics import (
+    INTRINSIC_KEYS,
+    Stated,
+    check_lens,
+    has_distortion,
+    pinhole,
+    read_stated,
+    stated_size,
+)
+from lightning_nerf.data.json_file import is_number, read_json_object, shorten, shown
 
+MAX_FRAMES = 100_000
 _SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
-_LARGEST = torch.finfo(torch.float32).max  # what poses are kept in
-_DISTORTION = ("k1", "k2", "k3", "k4", "p1", "p2")
+_FLATTEST = 1e-8  # the determinant of a matrix with columns of unit length
+_SCALES = (1e-12, 1e12)  # of a rotation's entries: between them float32 can square what directions are made of
 
 
 class Frame(NamedTuple):
@@ -24,117 +35,146 @@ class Frame(NamedTuple):
     mask: Path | None
     c2w: list[list[float]]  # 3 x 4
     time: float | None
+    where: str = ""  # for errors: the file, the number and the name of the frame
+    stated: Stated | None = None  # intrinsics of its own
 
 
 class Transforms:
     """What a ``transforms_*.json`` says. Frames whose picture or mask is missing are left out, with one warning.
 
-    ``cameras_only``: no picture or mask is looked for, and a frame need not name one.
+    Which of the intrinsics count that a file and its frames state: see :mod:`lightning_nerf.data.intrinsics`.
+
+    Args:
+        path: the file; at most 100,000 frames.
+        cameras_only: look for no picture or mask; a frame need not name one.
+
+    Raises:
+        FileNotFoundError: the file, or all of its pictures.
+        ValueError: anything else that is wrong with it.
     """
 
     def __init__(self, path: Path, cameras_only: bool = False) -> None:
         self.path = path
         self.cameras_only = cameras_only
-        self.content = _read_json(path)
-        entries = self.content.get("frames")
+        where = shown(path)
+        content = read_json_object(path, "transform_matrix", MAX_FRAMES)
+        entries = content.get("frames")
         if not isinstance(entries, list) or not entries:
-            raise BadArgument(f"{path}: expected a list of frames that is not empty under 'frames', got {_short(entries)}")
+            raise BadArgument(
+                f"{where}: expected a list of frames that is not empty under 'frames', got {shorten(entries)}"
+            )
+        check_lens(where, content)
+        self.stated = read_stated(where, content)
         frames = [self._frame(i, entry) for i, entry in enumerate(entries)]
         self.frames = [frame for frame in frames if isinstance(frame, Frame)]
-        missing = [frame for frame in frames if isinstance(frame, Path)]
+        missing = [frame for frame in frames if isinstance(frame, str)]
         if not self.frames:
-            raise MissingFile(f"{path}: none of the files of its {len(frames)} frames exists, e.g. {missing[0]}")
+            raise MissingFile(f"{where}: none of the files of its {len(frames)} frames exists, e.g. {missing[0]}")
         if missing:
-            rank_zero_warn(f"{path}: skipped {len(missing)} of {len(frames)} frames without a file, e.g. {missing[0]}")
+            rank_zero_warn(f"{where}: skipped {len(missing)} of {len(frames)} frames without a file, e.g. {missing[0]}")
+        _check_rotations(self.frames)
         if len({frame.time is None for frame in self.frames}) > 1:
-            raise BadArgument(f"{path}: expected 'time' in all frames or in none")
-        if any(self.content.get(name) for name in _DISTORTION):
-            rank_zero_warn(f"{path}: lens distortion ({', '.join(_DISTORTION)}) is not applied; cameras are pinholes")
+            raise BadArgument(f"{where}: expected 'time' in all frames or in none")
+        if has_distortion(content) or any(has_distortion(entry) for entry in entries):
+            rank_zero_warn(f"{where}: lens distortion (k1, k2, p1, ...) is not applied; cameras are pinholes")
 
-    def intrinsics(self, width: int, height: int) -> list[float]:
-        """fx, fy, cx, cy of pictures of width x height pixels."""
-        if "camera_angle_x" in self.content:
-            angle = self._number("camera_angle_x")
-            if not 0 < angle < math.pi:
-                raise BadArgument(f"{self.path}: expected 0 < camera_angle_x < pi (radians), got {angle}")
-            fx = fy = 0.5 * width / math.tan(0.5 * angle)
-            scale = width / self._number("w", width)
-        elif "fl_x" in self.content:
-            scale = width / self._number("w", width)
-            fx = self._number("fl_x") * scale
-            fy = self._number("fl_y", self._number("fl_x")) * scale
-        else:
-            raise BadArgument(f"{self.path}: expected camera_angle_x (radians) or fl_x (pixels)")
-        return [fx, fy, self._number("cx", 0.5 * width / scale) * scale, self._number("cy", 0.5 * height / scale) * scale]
+    def intrinsics(self, frame: Frame, width: int, height: int) -> list[float]:
+        """fx, fy, cx, cy in pixels of the frame's picture, which has ``width`` x ``height`` of them as it was read."""
+        return pinhole(self.stated, frame.stated, width, height)
 
-    def size(self) -> tuple[int, int] | None:
-        """Width and height where the file states both."""
-        if self.content.get("w") is None or self.content.get("h") is None:
-            return None
-        width, height = round(self._number("w")), round(self._number("h"))
-        if width < 1 or height < 1:
-            raise BadArgument(f"{self.path}: expected w, h of at least one pixel, got {width}, {height}")
-        return width, height
+    def size(self, frame: Frame) -> tuple[int, int] | None:
+        """Width and height of the frame's picture where the file states both."""
+        return stated_size(self.stated, frame.stated)
 
-    def _number(self, name: str, default: float | None = None) -> float:
-        value = self.content.get(name, default)
-        if not _is_number(value) or value <= 0:
-            raise BadArgument(f"{self.path}: expected a positive number for {name}, got {_short(value)}")
-        return float(value)
-
-    def _frame(self, i: int, entry: Any) -> Frame | Path:
-        """A frame, or the path that it needs and that does not exist."""
-        where = f"{self.path}: frame {i}"
+    def _frame(self, i: int, entry: Any) -> Frame | str:
+        """A frame, or the path that it needs and that does not exist, to be shown."""
+        where = f"{shown(self.path)}: frame {i}"
         name = entry.get("file_path") if isinstance(entry, dict) else None
         if self.cameras_only and isinstance(entry, dict):
             name = f"{i:04d}"
         if not isinstance(name, str) or not name:
-            raise BadArgument(f"{where}: expected a 'file_path', got {_short(entry)}")
-        where = f"{where} ({name})"
-        matrix = entry.get("transform_matrix")
-        rows = matrix if isinstance(matrix, list) else []
-        if len(rows) not in (3, 4) or any(not isinstance(row, list) or len(row) != 4 for row in rows):
-            raise BadArgument(f"{where}: expected 'transform_matrix' to be 4x4 or 3x4, got {_short(matrix)}")
-        if not all(_is_number(x) for row in rows for x in row):
-            raise BadArgument(f"{where}: transform_matrix holds values that are not finite numbers: {_short(matrix)}")
-        if abs(torch.linalg.det(torch.tensor([row[:3] for row in rows[:3]], dtype=torch.float64))) < 1e-8:
-            raise BadArgument(f"{where}: the rotation in transform_matrix is singular: {_short(matrix)}")
-        time = entry.get("time")
-        if time is not None and not _is_number(time):
-            raise BadArgument(f"{where}: expected a finite number for 'time', got {_short(time)}")
+            raise BadArgument(f"{where}: expected a 'file_path', got {shorten(entry)}")
+        where = f"{where} ({shown(name)})"
+        c2w = _camera_to_world(where, entry.get("transform_matrix"))
+        time, mask_name = entry.get("time"), entry.get("mask_path")
+        if time is not None and not is_number(time):
+            raise BadArgument(f"{where}: expected a finite number for 'time', got {shorten(time)}")
+        if mask_name is not None and not isinstance(mask_name, str):
+            raise BadArgument(f"{where}: expected a path for 'mask_path', got {shorten(mask_name)}")
+        check_lens(where, entry)
+        stated = read_stated(where, entry) if INTRINSIC_KEYS & entry.keys() else None
         if self.cameras_only:
-            return Frame(Path(name), None, rows[:3], time)  # type: ignore[arg-type]
+            return Frame(Path(name), None, c2w, time, where, stated)
         image, mask = _find(self.path.parent, name), None
-        if entry.get("mask_path"):
-            mask = _find(self.path.parent, str(entry["mask_path"]))
-        for file, wanted in ((image, name), (mask, entry.get("mask_path"))):
-            if wanted and file is None:
-                return self.path.parent / wanted
-        return Frame(image, mask, rows[:3], time)  # type: ignore[arg-type]
+        if image is None:
+            return shown(self.path.parent / name)
+        if mask_name:
+            mask = _find(self.path.parent, mask_name)
+            if mask is None:
+                return shown(self.path.parent / mask_name)
+        return Frame(image, mask, c2w, time, where, stated)
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        found = sorted(p.name for p in path.parent.glob("*.json"))
-        raise MissingFile(f"no file {path}; its folder has {', '.join(found) if found else 'no .json files'}")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise BadArgument(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise BadArgument(f"{path}: expected a JSON object, got {_short(content)}")
-    return content
+def unique_names(files: Sequence[Path], root: Path) -> list[str]:
+    """A name for each picture, under which others can be written: no two are equal, also where letters' case is ignored.
+
+    The first of these that tells all files apart: their stems; paths from ``root``, joined by "_"; these with the suffix.
+    A file that is given twice is numbered on top.
+    """
+    paths = [[part for part in Path(os.path.relpath(file, root)).parts[:-1] if part != ".."] for file in files]
+    stems = [file.stem for file in files]
+    joined = ["_".join([*path, stem]) for path, stem in zip(paths, stems, strict=True)]
+    names = [name + file.suffix.replace(".", "_") for name, file in zip(joined, files, strict=True)]
+    for shorter in (joined, stems):
+        if len({name.casefold() for name in shorter}) == len(set(files)):
+            names = shorter
+    return _numbered(names)
+
+
+def _numbered(names: Sequence[str]) -> list[str]:
+    """Repeated names with "_2", "_3", ..., leaving out what other names are."""
+    given, used, counts = {name.casefold() for name in names}, set[str](), dict[str, int]()
+    result = []
+    for name in names:
+        unique = name
+        while unique.casefold() in used or (unique != name and unique.casefold() in given):
+            counts[name] = counts.get(name, 1) + 1
+            unique = f"{name}_{counts[name]}"
+        used.add(unique.casefold())
+        result.append(unique)
+    return result
+
+
+def _camera_to_world(where: str, matrix: Any) -> list[list[float]]:
+    """The upper three rows of a camera's matrix."""
+    rows = matrix if isinstance(matrix, list) else []
+    if len(rows) not in (3, 4) or any(not isinstance(row, list) or len(row) != 4 for row in rows):
+        raise BadArgument(f"{where}: expected 'transform_matrix' to be 4x4 or 3x4, got {shorten(matrix)}")
+    if not all(is_number(x) for row in rows for x in row):
+        raise BadArgument(f"{where}: transform_matrix holds values that are not finite numbers: {shorten(matrix)}")
+    is_singular = not any(x for row in rows[:3] for x in row[:3])  # for _check_rotations to tell
+    if len(rows) == 4 and not is_singular and max(abs(x - y) for x, y in zip(rows[3], (0, 0, 0, 1), strict=True)) > 1e-4:
+        remedy = "expected the last row of transform_matrix to be 0, 0, 0, 1"
+        if not any(row[3] for row in rows[:3]):
+            remedy = "transform_matrix is transposed: the camera's position is in its last row; swap its rows and columns"
+        raise BadArgument(f"{where}: {remedy}, got {shorten(rows[3])}")
+    return rows[:3]
+
+
+def _check_rotations(frames: Sequence[Frame]) -> None:
+    """Of all frames at once: each on its own would take longer than the parsing."""
+    rotations = np.array([frame.c2w for frame in frames], np.float64)[:, :, :3]
+    scale = np.abs(rotations).max((1, 2))
+    rotations /= np.where(scale > 0, scale, 1)[:, None, None]
+    lengths = np.linalg.norm(rotations, axis=1).prod(-1)
+    flat = np.abs(np.linalg.det(rotations)) <= _FLATTEST * lengths
+    bad = np.flatnonzero(flat | (scale < _SCALES[0]) | (scale > _SCALES[1]))
+    if len(bad):
+        frame = frames[bad[0]]
+        raise BadArgument(f"{frame.where}: the rotation in transform_matrix is singular: {shorten(frame.c2w)}")
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    candidates = [folder / (name + suffix) for suffix in _SUFFIXES]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= _LARGEST
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 100 else text[:97] + "..."
+    path = os.path.join(folder, name)  # pathlib takes ten times as long, and raises for names that are too long
+    found = next((path + suffix for suffix in _SUFFIXES if os.path.isfile(path + suffix)), None)
+    return None if found is None else Path(found)

@@ -8,78 +8,114 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-import imageio.v3 as iio
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
+_ANIMATED = ("GIF", "PNG", "WEBP")  # more pictures in other formats are pages, or previews as phones write them into JPEG
 
 
-def load_images(paths: Sequence[Path], downscale: int = 1) -> tuple[Tensor, tuple[int, int]]:
-    """Pictures of one size H x W as [V, H // downscale, W // downscale, C] uint8, and (H, W).
+def read_pictures(paths: Sequence[Path], downscale: int = 1) -> tuple[list[Tensor], list[tuple[int, int]]]:
+    """Pictures of any sizes as [H // downscale, W // downscale, C] uint8 each, and their (H, W) before shrinking.
 
-    C = 4 if any of them has alpha, else 3. Errors name the file that is unreadable, or of another size than the first.
+    C = 4 for all if any of them has alpha, else 3. What is left over at the right and the bottom is cut off.
+
+    Raises:
+        ValueError: naming the file that is unreadable, or has fewer pixels than ``downscale`` along a side.
     """
-    first, _ = read_rgba(paths[0])
-    height, width = (side // downscale for side in first.shape[:2])
-    if not height or not width:
-        raise BadArgument(f"{paths[0]}: {first.shape[1]}x{first.shape[0]} pixels are too few for downscale={downscale}")
-    images = np.empty((len(paths), height, width, 4), np.uint8)
 
-    def load(i: int) -> bool:
-        image, has_alpha = read_rgba(paths[i])
-        if image.shape != first.shape:
-            raise BadArgument(
-                f"{paths[i]}: {image.shape[1]}x{image.shape[0]} pixels, but {paths[0]} has "
-                f"{first.shape[1]}x{first.shape[0]}; the images of a split must have one size"
-            )
-        images[i] = image if downscale == 1 else shrink(image / np.float32(255), downscale)
-        return has_alpha
+    def read(path: Path) -> tuple[Tensor, tuple[int, int]]:
+        rgba, has_alpha = read_rgba(path)
+        height, width = rgba.shape[:2]
+        if min(height, width) < downscale:
+            raise BadArgument(f"{path}: {width}x{height} pixels are too few for downscale={downscale}")
+        if downscale > 1:
+            rgba = shrink(rgba / np.float32(255), downscale)
+        return torch.from_numpy(rgba if has_alpha else np.ascontiguousarray(rgba[..., :3])), (height, width)
 
-    any_alpha = any(_in_threads(load, range(len(paths))))
-    images = images if any_alpha else np.ascontiguousarray(images[..., :3])
-    return torch.from_numpy(images), (first.shape[0], first.shape[1])
+    read_ones = _in_threads(read, paths)
+    pictures = [picture for picture, _ in read_ones]
+    if any(picture.shape[-1] == 4 for picture in pictures):
+        pictures = [p if p.shape[-1] == 4 else torch.nn.functional.pad(p, (0, 1), value=255) for p in pictures]
+    return pictures, [size for _, size in read_ones]
 
 
-def load_masks(paths: Sequence[Path | None], height: int, width: int, downscale: int = 1) -> Tensor:
-    """Masks of ``height`` x ``width`` pixels as [V, H, W] bool, where 0 in all channels is False; None: all True.
+def read_masks(paths: Sequence[Path | None], sizes: Sequence[tuple[int, int]], downscale: int = 1) -> list[Tensor]:
+    """Masks as [H // downscale, W // downscale] bool each, where 0 in all colour channels is False; None: all True.
 
     A shrunk pixel is True only if all pixels that it averages are.
+
+    Args:
+        paths: a file, or None, for each picture.
+        sizes: (H, W) of the pictures before shrinking, which masks must have, too.
+        downscale: as of :func:`read_pictures`.
     """
 
-    def load(path: Path | None) -> np.ndarray:
+    def read(mask: tuple[Path | None, tuple[int, int]]) -> Tensor:
+        path, (height, width) = mask
         if path is None:
-            return np.ones((height // downscale, width // downscale), bool)
-        mask = read_rgba(path)[0][..., :3].max(-1) > 0  # alpha masks nothing
-        if mask.shape != (height, width):
-            raise BadArgument(f"{path}: a mask of {mask.shape[1]}x{mask.shape[0]} pixels for an image of {width}x{height}")
-        return _blocks(mask[..., None], downscale).min((1, 3))[..., 0]
+            return torch.ones((height // downscale, width // downscale), dtype=torch.bool)
+        drawable = read_rgba(path)[0][..., :3].max(-1) > 0  # alpha masks nothing
+        if drawable.shape != (height, width):
+            got = f"{drawable.shape[1]}x{drawable.shape[0]}"
+            raise BadArgument(f"{path}: a mask of {got} pixels for an image of {width}x{height}")
+        return torch.from_numpy(_blocks(drawable[..., None], downscale).min((1, 3))[..., 0])
 
-    return torch.from_numpy(np.stack(_in_threads(load, paths)))
+    return _in_threads(read, list(zip(paths, sizes, strict=True)))
+
+
+def picture_size(path: Path) -> tuple[int, int]:
+    """Width and height of a picture, from its header."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size
+    except Exception as error:  # of many kinds, from any decoder
+        raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
 
 
 def read_rgba(path: Path) -> tuple[np.ndarray, bool]:
-    """A picture as [H, W, 4] uint8 with straight alpha, and whether the file itself has alpha."""
-    image = _read(path)
-    if image.dtype == np.uint16:
-        image = np.round(image / np.float32(257)).astype(np.uint8)
-    elif image.dtype == bool:
-        image = image.astype(np.uint8) * np.uint8(255)
-    elif image.dtype != np.uint8:
-        raise BadArgument(f"{path}: expected 8 or 16 bits per channel, got {image.dtype}")
-    if image.ndim == 2:
-        image = image[..., None]
-    channels = image.shape[-1]
-    has_alpha = channels in (2, 4)
-    rgba = np.full((*image.shape[:2], 4), 255, np.uint8)
-    rgba[..., :3] = image[..., : 1 if channels < 3 else 3]
-    if has_alpha:
-        rgba[..., 3] = image[..., -1]
-    return rgba, has_alpha
+    """A picture as [H, W, 4] uint8 with straight alpha, and whether the file itself has alpha.
+
+    Alpha is a channel, a palette's, or the one color that a PNG calls transparent. CMYK becomes RGB. An EXIF orientation
+    is not applied, as tools that write camera files do not apply it.
+    """
+    try:
+        with Image.open(path) as picture:
+            if picture.format in _ANIMATED and getattr(picture, "is_animated", False):
+                raise BadArgument(f"{path}: expected one picture, got {getattr(picture, 'n_frames', 'several')}")
+            # Of 16 bits per channel Pillow keeps the upper 8 in RGB, but leaves the transparent color as it is.
+            is_deep = picture.mode == "RGB" and "16" in str(getattr(picture, "tile", None))
+            picture.load()
+            if picture.mode in ("I", "F") and picture.format != "PNG":
+                raise BadArgument(f"{path}: expected 8 or 16 bits per channel, got {np.asarray(picture).dtype}")
+            if picture.mode == "LAB":  # Pillow would take its channels for red, green and blue
+                raise BadArgument(f"{path}: expected RGB, grey, CMYK or a palette, got LAB")
+            return _rgba(picture, is_deep)
+    except BadArgument:
+        raise
+    except Exception as error:  # of many kinds, from any decoder
+        raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
+
+
+def _rgba(picture: Image.Image, is_deep: bool) -> tuple[np.ndarray, bool]:
+    transparent = picture.info.get("transparency")
+    if picture.mode[0] == "I":  # 16-bit grey; plain "I" for a PNG before Pillow 11
+        values = np.asarray(picture).astype(np.uint16)
+        rgba = np.repeat(np.round(values / np.float32(257)).astype(np.uint8)[..., None], 4, -1)
+        rgba[..., 3] = 255 if transparent is None else np.where(values == transparent, 0, 255)
+        return rgba, transparent is not None
+    if is_deep and transparent is not None:
+        picture.info["transparency"] = tuple(value >> 8 for value in transparent)
+    palette = picture.palette.mode if picture.mode == "P" and picture.palette else ""
+    has_alpha = transparent is not None or (palette or picture.mode)[-1] in "Aa"
+    if picture.mode == "La":  # premultiplied; it converts to nothing else
+        picture = picture.convert("LA")
+    return np.array(picture.convert("RGBA")), has_alpha
 
 
 def shrink(rgba: np.ndarray, factor: int) -> np.ndarray:
@@ -104,16 +140,6 @@ def _blocks(image: np.ndarray, factor: int) -> np.ndarray:
     """[H, W, C] as [H // factor, factor, W // factor, factor, C]."""
     height, width = (side // factor for side in image.shape[:2])
     return image[: height * factor, : width * factor].reshape(height, factor, width, factor, -1)
-
-
-def _read(path: Path) -> np.ndarray:
-    try:
-        image = iio.imread(path, plugin="pillow")
-    except Exception as error:  # of many kinds, from any decoder
-        raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
-    if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[-1] > 4):
-        raise BadArgument(f"{path}: expected one picture with 1 to 4 channels, got an array of shape {image.shape}")
-    return image
 
 
 def _in_threads(function: Callable[[_T], _U], items: Iterable[_T]) -> list[_U]:

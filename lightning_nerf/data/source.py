@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from lightning_nerf.arguments import Recorded
 from lightning_nerf.data.scene import Scene
+from lightning_nerf.scene_box import SceneBox
 
 
 class Source(Recorded, ABC):
@@ -23,6 +24,10 @@ class Source(Recorded, ABC):
     def prepare(self) -> None:
         """Do once what several processes would do in vain, such as rendering into a cache. Called before :meth:`read`."""
         return
+
+    def box(self) -> SceneBox | None:
+        """The box that holds the scene, where it is known before pictures are read; None: the training scene's ``box``."""
+        return None
 
     @abstractmethod
     def read(self, split: str) -> Scene:

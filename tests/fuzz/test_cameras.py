@@ -1,11 +1,26 @@
 from __future__ import annotations
 
+import os
+import random
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lightning_nerf.checks import BadArgument
+from lightning_nerf.data.default_box import fit_box
+from lightning_nerf.data.frames import Transforms, unique_names
+from lightning_nerf.data.images import read_masks, read_pictures
+from lightning_nerf.data.splits import choose_split_files
 from lightning_nerf.nerfacc.cameras import opencv_lens_undistortion, opencv_lens_undistortion_fisheye
+from lightning_nerf.ops.draw_rays import camera_rays
+from tests.fuzz.camera_files import SIZE, camera_file, mutated, mutated_bytes
 from tests.fuzz.strategies import FLOATS, INF, NAN, assert_like, bounded, fuzz, tensors
 from tests.ops.harness import DEVICES
 
@@ -44,3 +59,87 @@ def test_what_is_not_finite_stays_in_its_point(device: str, lens: str, bad: floa
         out = function(uv, params)
         assert out.shape == (3, 2)
         torch.testing.assert_close(out[0], good[0], rtol=0, atol=0)
+
+
+FILES = int(os.environ.get("LIGHTNING_NERF_FUZZ_FILES", "60"))  # mutated files per test; each is named by its seed
+
+
+def survives(seed: int, use: Callable[[], None]) -> bool:
+    """Did it work? If not, the error must be one for a user, of one line; in either case it must end soon."""
+    refusal = ""
+    with bounded(10.0), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            use()
+        except BadArgument as error:
+            refusal = str(error)
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
+    assert not refusal or refusal.isprintable(), f"seed {seed}: {refusal!r}"
+    assert len(refusal) < 1500, f"seed {seed}: {refusal!r}"
+    return not refusal
+
+
+def scene(root: Path) -> list[str]:
+    """The pictures that the camera files name; what the folder holds."""
+    for i in range(4):
+        picture = np.full((SIZE[1], SIZE[0], 3 + i % 2), 40 * i + 50, np.uint8)
+        iio.imwrite(root / f"r_{i}.png", picture)
+    iio.imwrite(root / "r_4.jpg", np.full((SIZE[1], SIZE[0], 3), 90, np.uint8))
+    return sorted(path.name for path in root.iterdir())
+
+
+def test_mutated_camera_files_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    """And sound ones among them give cameras whose rays are finite."""
+    scene(tmp_path)
+    path = tmp_path / "transforms.json"
+    path.touch()
+    before = sorted(p.name for p in tmp_path.iterdir())
+
+    def use() -> None:
+        files = choose_split_files(tmp_path)
+        for cameras_only in (False, True):
+            transforms = Transforms(files.train, cameras_only)
+            kept = files.frames("train", transforms.frames) or transforms.frames
+            assert len(set(unique_names([frame.image for frame in kept], tmp_path))) == len(kept)
+            assert all(size is None or min(size) > 0 for size in map(transforms.size, kept))
+            intrinsics = torch.tensor([transforms.intrinsics(frame, *SIZE) for frame in kept])
+            c2w = torch.tensor([frame.c2w for frame in kept])
+            assert bool(intrinsics.isfinite().all())
+            assert bool((intrinsics[:, :2] > 0).all())
+            assert bool(c2w.isfinite().all())
+            corner = torch.tensor([[0.5], [0.5]]).expand(2, len(kept))
+            directions = camera_rays(c2w, intrinsics, *corner)[1]
+            torch.testing.assert_close(directions.norm(dim=-1), torch.ones(len(kept)), atol=1e-4, rtol=0)
+            if bool((c2w[:, :, 3].abs() < 1e15).all()):
+                box = fit_box(c2w, intrinsics, torch.tensor([SIZE[::-1]]).expand(len(kept), 2))[0]
+                assert bool(box.isfinite().all())
+                assert bool((box[0] <= box[1]).all())
+            if not cameras_only:
+                _, sizes = read_pictures([frame.image for frame in kept])
+                read_masks([frame.mask for frame in kept], sizes)
+
+    worked = 0
+    for seed in range(FILES):
+        random_ = random.Random(seed)
+        path.write_bytes(mutated(camera_file(random_), random_))
+        worked += survives(seed, use)
+    assert 0.05 * FILES < worked < 0.7 * FILES  # neither all sound nor all refused at the first look
+    assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_mutated_pictures_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    names = scene(tmp_path)
+    originals = [(tmp_path / name).read_bytes() for name in names]
+
+    def use() -> None:
+        pictures, sizes = read_pictures([path])
+        assert [tuple(picture.shape[:2]) for picture in pictures] == sizes
+        assert pictures[0].shape[-1] in (3, 4)
+
+    for seed in range(FILES):
+        random_ = random.Random(seed)
+        which = random_.randrange(len(names))
+        path = tmp_path / f"mutated{names[which][-4:]}"
+        path.write_bytes(mutated_bytes(originals[which], random_))
+        survives(seed, use)

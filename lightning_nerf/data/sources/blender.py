@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,22 +11,24 @@ from torch import Tensor
 
 from lightning_nerf.cameras.cameras import Cameras
 from lightning_nerf.checks import BadArgument, MissingFile, check_instance, check_integer
-from lightning_nerf.data.frames import Frame, Transforms
-from lightning_nerf.data.images import load_images, load_masks
+from lightning_nerf.data.default_box import DEFAULT_BOX, fit_box
+from lightning_nerf.data.frames import Frame, Transforms, unique_names
+from lightning_nerf.data.images import picture_size, read_masks, read_pictures
 from lightning_nerf.data.scene import Images, Scene
 from lightning_nerf.data.source import Source
+from lightning_nerf.data.splits import SplitFiles, choose_split_files
 from lightning_nerf.scene_box import SceneBox
-
-BOX = ((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))  # holds the eight original scenes
 
 
 class BlenderSource(Source):
     """A scene in the NeRF-Synthetic format (Mildenhall et al., "NeRF", ECCV 2020).
 
-    Each split has a ``transforms_{split}.json`` with ``camera_angle_x`` (radians; or else ``fl_x``, and optionally ``cx``,
-    ``cy``, ``w``, in pixels) and ``frames``, each with ``file_path`` (relative to the folder, with or without suffix;
-    PNG or JPEG, RGBA, RGB or grey), ``transform_matrix`` (camera to world, 4x4 or 3x4), and optionally ``mask_path`` (a
-    picture whose zeros are never drawn) and ``time``. Frames whose picture or mask is missing are skipped with a warning.
+    Each split has a ``transforms_{split}.json`` with intrinsics (see :mod:`lightning_nerf.data.intrinsics` for what counts
+    before what) and ``frames``, each with ``file_path`` (relative to the folder, with or without suffix; PNG or JPEG,
+    RGBA, RGB or grey, of any size), ``transform_matrix`` (camera to world, 4x4 or 3x4), and optionally ``mask_path`` (a
+    picture whose zeros are never drawn), ``time`` and intrinsics of its own. Frames whose picture or mask is missing are
+    skipped with a warning. A folder with one ``transforms.json`` is split by rule, see
+    :func:`~lightning_nerf.data.splits.choose_split_files`.
 
     Test views are never trained on. Validation uses ``transforms_{val_split}.json`` where it exists, or, with
     ``holdout_every=k``, every k-th training view, which is then not trained on. Where there is neither, a fit has no
@@ -76,19 +77,40 @@ class BlenderSource(Source):
         """The folder's name."""
         return self.root.resolve().name
 
+    def box(self) -> SceneBox:
+        """The default box [-1.5, 1.5]^3 where it holds what the training cameras look at, else one around that."""
+        default = SceneBox(torch.tensor(DEFAULT_BOX))
+        try:
+            transforms = Transforms(self._files().train)
+        except FileNotFoundError:  # a mere test needs no training views
+            return default
+        frames = transforms.frames
+        stated = [transforms.size(frame) for frame in frames]
+        first = picture_size(frames[0].image) if None in stated else (0, 0)
+        sizes = [size or first for size in stated]  # width, height
+        intrinsics = [transforms.intrinsics(frame, *size) for frame, size in zip(frames, sizes, strict=True)]
+        poses = torch.tensor([frame.c2w for frame in frames], dtype=torch.float32)
+        box, message = fit_box(poses, torch.tensor(intrinsics), torch.tensor(sizes).flip(1))
+        if message is not None:
+            rank_zero_info(message)
+        return SceneBox(box)
+
     def read(self, split: str) -> Scene:
         """The views that the arguments leave of a split; names are file stems, or paths if two are alike."""
-        if str(self.root) == "???":  # as recipes have it
-            raise BadArgument("root: required, give --data.root=path/to/scene")
-        if not self.root.is_dir():
-            raise MissingFile(f"root: no folder {self.root}")
+        files = self._files()
+        if split == "train" and files.message is not None:
+            rank_zero_info(files.message)
         held_out = self.holdout_every is not None and split != "test"
-        path = self.root / f"transforms_{self.files['train' if held_out else split]}.json"
-        if split == "val" and self.files["val"] == "val" and not path.is_file() and not held_out:
-            rank_zero_info(f"{self.root} has no {path.name}: no validation views (holdout_every=10 makes some of train).")
-            return Scene(_cameras([], [], []), Images.from_pictures([]), [], _box())
+        path = files.train if held_out else {"train": files.train, "val": files.val, "test": files.test}[split]
+        if path is None and split == "val":
+            rank_zero_info(
+                f"{self.root} has no transforms_val.json: no validation views (holdout_every=10 makes some of train)."
+            )
+            return Scene(_cameras([], [], []), Images.from_pictures([]), [])
+        if path is None:
+            raise MissingFile(files.message or "")
         transforms = Transforms(path)
-        frames = transforms.frames
+        frames = files.frames("train" if held_out else split, transforms.frames)
         if held_out:
             frames = [f for i, f in enumerate(frames) if (i % (self.holdout_every or 1) == 0) == (split == "val")]
         frames = frames[:: self.every[split]]
@@ -96,7 +118,14 @@ class BlenderSource(Source):
         frames = [frames[i * len(frames) // limit] for i in range(limit)]
         if not frames:
             raise BadArgument(f"{path}: no {split} views are left with holdout_every={self.holdout_every}")
-        return _scene(transforms, frames, self.downscale, _names([f.image for f in frames], self.root))
+        return _scene(transforms, frames, self.downscale, unique_names([f.image for f in frames], self.root))
+
+    def _files(self) -> SplitFiles:
+        if str(self.root) == "???":  # as recipes have it
+            raise BadArgument("root: required, give --data.root=path/to/scene")
+        if not os.path.isdir(self.root):  # Path.is_dir raises where the name is too long
+            raise MissingFile(f"root: no folder {self.root}")
+        return choose_split_files(self.root, self.files["train"], self.files["val"], self.files["test"])
 
 
 def check_counts(**values: int | None) -> None:
@@ -107,15 +136,17 @@ def check_counts(**values: int | None) -> None:
 
 
 def _scene(transforms: Transforms, frames: list[Frame], downscale: int, names: list[str]) -> Scene:
-    pictures, (height, width) = load_images([f.image for f in frames], downscale)
+    pictures, sizes = read_pictures([f.image for f in frames], downscale)
     masks = None
     if any(f.mask for f in frames):
-        masks = load_masks([f.mask for f in frames], height, width, downscale)
-        if not bool(masks.any()):
+        masks = read_masks([f.mask for f in frames], sizes, downscale)
+        if not any(bool(mask.any()) for mask in masks):
             raise BadArgument(f"{transforms.path}: the masks exclude every pixel of all {len(frames)} views")
-    intrinsics = [[x / downscale for x in transforms.intrinsics(width, height)] for _ in frames]
-    cameras = _cameras(frames, intrinsics, list(pictures))
-    return Scene(cameras, Images.from_pictures(list(pictures), None if masks is None else list(masks)), names, _box())
+    intrinsics = [
+        [x / downscale for x in transforms.intrinsics(frame, width, height)]
+        for frame, (height, width) in zip(frames, sizes, strict=True)
+    ]
+    return Scene(_cameras(frames, intrinsics, pictures), Images.from_pictures(pictures, masks), names)
 
 
 def _cameras(frames: list[Frame], intrinsics: list[list[float]], pictures: list[Tensor]) -> Cameras:
@@ -127,14 +158,3 @@ def _cameras(frames: list[Frame], intrinsics: list[list[float]], pictures: list[
         torch.tensor([[p.shape[1], p.shape[0]] for p in pictures], dtype=torch.int64).view(n, 2),
         times=times,
     )
-
-
-def _box() -> SceneBox:
-    return SceneBox(torch.tensor(BOX))
-
-
-def _names(files: Sequence[Path], root: Path) -> list[str]:
-    stems = [file.stem for file in files]
-    if len(set(stems)) == len(stems):
-        return stems
-    return ["_".join(Path(os.path.relpath(file, root)).with_suffix("").parts) for file in files]

@@ -83,10 +83,14 @@ class SyntheticSource(BlenderSource):
                     if not self.root.is_dir():  # else another process was first, with the same pictures
                         raise
 
+    def box(self) -> SceneBox:
+        """The tightest round numbers."""
+        return SceneBox(torch.tensor(BOX))
+
     def read(self, split: str) -> Scene:
         """The views of a split, rendered first where the cache lacks them."""
         self.prepare()
-        return super().read(split)._replace(box=SceneBox(torch.tensor(BOX)))
+        return super().read(split)
 
     def _render(self, folder: Path) -> None:
         scene = AnalyticScene(self.seed)

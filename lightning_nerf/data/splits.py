@@ -1,0 +1,80 @@
+"""Which camera files the splits of a capture are read from, decided before the first step."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from lightning_nerf.checks import BadArgument
+from lightning_nerf.data.frames import Frame
+from lightning_nerf.data.json_file import read_json_object, shown
+
+TEST_EVERY = 8  # of a capture in one file; the LLFF papers' choice
+
+
+class SplitFiles(NamedTuple):
+    """The camera file of each split."""
+
+    train: Path
+    val: Path | None  # None: no validation views
+    test: Path | None  # None: no test views
+    test_every: int | None = None  # every k-th frame by name of the one file is tested, and not trained on
+    message: str | None = None  # what the user should know before the first step
+
+    def frames(self, split: str, frames: Sequence[Frame]) -> list[Frame]:
+        """Those of the split's file that belong to the split; in the order of their names where one file has all."""
+        if self.test_every is None or split == "val":
+            return list(frames)
+        by_name = sorted(frames, key=lambda frame: str(frame.image))
+        if split == "test":
+            return by_name[:: self.test_every]
+        return [frame for i, frame in enumerate(by_name) if i % self.test_every]
+
+
+def choose_split_files(root: Path, train: str = "train", val: str = "val", test: str = "test") -> SplitFiles:
+    """Decide which ``transforms_*.json`` each split reads, without looking for a picture.
+
+    They are ``transforms_{train}.json``, ``transforms_{val}.json`` and ``transforms_{test}.json``. If there is a
+    ``transforms.json`` but no ``transforms_train.json``, that is the training file; and if there is no test file besides,
+    every 8th of its frames is tested. A test file that is missing or has no frames leaves other captures without test
+    views. The last two come with a message.
+
+    Args:
+        root: the folder of the capture.
+        train, val, test: names of the splits' files. Files of the default names for val and test may be missing.
+
+    Raises:
+        FileNotFoundError: no file of a name that is not the default. A missing training file is noticed when it is read.
+        ValueError: ``train`` and ``test`` are one file, or the test file is malformed.
+    """
+    if train == test:
+        raise BadArgument(f"train_split, test_split: both are {train!r}; test views are never trained on")
+    train_file, val_file, test_file = (root / f"transforms_{name}.json" for name in (train, val, test))
+    for name, default, file in ((val, "val", val_file), (test, "test", test_file)):
+        if name != default and not os.path.isfile(file):
+            read_json_object(file)  # its error names the files that there are
+    whole = root / "transforms.json"
+    if train == "train" and not os.path.isfile(train_file) and os.path.isfile(whole):
+        train_file = whole
+    existing_val = val_file if os.path.isfile(val_file) else None
+    if _has_frames(test_file):
+        return SplitFiles(train_file, existing_val, test_file)
+    if train_file == whole:
+        message = (
+            f"{shown(root)} has one file for all splits, {whole.name}: every {TEST_EVERY}th frame by name is tested and "
+            "not trained on. To choose others, split it into transforms_train.json and transforms_test.json."
+        )
+        return SplitFiles(whole, existing_val, whole, TEST_EVERY, message)
+    state = "no frames in" if os.path.isfile(test_file) else "no file"
+    remedy = f"to test every {TEST_EVERY}th training view, and not train on it, rename {train_file.name} to {whole.name}"
+    if existing_val is not None:
+        remedy = f"test_split={val} tests the views of {val_file.name}"
+    return SplitFiles(train_file, existing_val, None, None, f"{state} {shown(test_file)}: no view can be tested; {remedy}")
+
+
+def _has_frames(path: Path) -> bool:
+    if not os.path.isfile(path) or path.stat().st_size == 0:
+        return False
+    return read_json_object(path).get("frames") not in (None, [])
