@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_nerf.checks import BadArgument
+from lightning_nerf.checks import BadArgument, check_instance, check_tensor
 
 CONTRACTIONS = ("none", "l2", "linf")
 _FARTHEST = 1e15  # half-sides; beyond it a square overflows float32
@@ -73,6 +73,15 @@ def check_contraction(name: str, contraction: str) -> None:
     """One of :data:`CONTRACTIONS`."""
     if contraction not in CONTRACTIONS:
         raise BadArgument(f"{name}: expected one of {', '.join(CONTRACTIONS)}, got {contraction!r}")
+
+
+def check_box(name: str, box: SceneBox) -> None:
+    """Two finite corners, the minimum below the maximum, and one of :data:`CONTRACTIONS`."""
+    check_instance(name, box, SceneBox)
+    check_tensor(f"{name}.aabb", box.aabb, (2, 3), torch.float32)
+    if not bool(box.aabb.isfinite().all()) or not bool((box.aabb[0] < box.aabb[1]).all()):
+        raise BadArgument(f"{name}.aabb: expected a minimum corner and a maximum corner above it, got {box.aabb.tolist()}")
+    check_contraction(f"{name}.contraction", box.contraction)
 
 
 def _norm(x: Tensor, contraction: str) -> Tensor:

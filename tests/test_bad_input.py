@@ -255,7 +255,7 @@ def own(change: Callable[[RayBatch], RayBatch]) -> Callable[[Path], SyntheticSce
 
 
 def some(batch: RayBatch, n: int) -> RayBatch:
-    return RayBatch(batch.rays.map(lambda t: t[:n]), batch.rgb[:n], batch.alpha[:n], None, batch.image_index[:n])
+    return RayBatch(batch.rays.map(lambda t: t[:n]), batch.rgb[:n], batch.alpha[:n])
 
 
 def away(batch: RayBatch) -> RayBatch:
@@ -269,8 +269,8 @@ class Broken(InstantNGPField):
         super().__init__(n_levels=4, log2_table_size=10, max_resolution=64, width=16)
         self.value = value
 
-    def _geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        density, features = super()._geometry(positions)
+    def geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        density, features = super().geometry(positions)
         return torch.where(positions[:, 0] > 0, density * self.value, density), features
 
 

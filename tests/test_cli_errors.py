@@ -10,6 +10,7 @@ from lightning_nerf.checks import check_integer
 from lightning_nerf.cli import main
 from lightning_nerf.cli_errors import brief, refusals_in_a_line
 from lightning_nerf.data import BlenderData
+from lightning_nerf.data.sources import BlenderSource
 from lightning_nerf.ops.random import random_uniform
 from tests.data.test_blender import write_split
 
@@ -103,7 +104,7 @@ def of_an_op() -> None:
 
 @pytest.mark.parametrize("bug", [operation, of_a_user, of_an_op, lambda: {}["key"]])
 def test_a_bug_keeps_its_traceback(bug: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BlenderData, "load", lambda self, split: bug())
+    monkeypatch.setattr(BlenderSource, "read", lambda self, split: bug())
     with pytest.raises((ValueError, TypeError, KeyError)), refusals_in_a_line():
         BlenderData(tmp_path).setup("fit")
 

@@ -84,9 +84,13 @@ class TrainingClock(L.Callback):
 
 
 def clock_of(trainer: L.Trainer) -> TrainingClock:
-    """The Trainer's clock, the same for all who ask."""
-    found = next((c for c in lightning_names.callbacks(trainer) if isinstance(c, TrainingClock)), None)
-    if found is None:  # a module that is none of ours
-        found = TrainingClock()
-        lightning_names.callbacks(trainer).append(found)
-    return found
+    """The Trainer's clock, the same for all who ask; made if there is none.
+
+    It comes before all other callbacks: it halts before they write or evaluate, and goes on before they work for a step.
+    """
+    given = lightning_names.callbacks(trainer)
+    clock = next((callback for callback in given if isinstance(callback, TrainingClock)), None) or TrainingClock()
+    if not given or given[0] is not clock:
+        # A new list: the Trainer may be in the middle of the old one.
+        lightning_names.set_callbacks(trainer, [clock, *(callback for callback in given if callback is not clock)])
+    return clock

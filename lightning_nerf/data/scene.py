@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_nerf.cameras.cameras import Cameras, checked_bounds, checked_cameras
 from lightning_nerf.checks import BadArgument, check_instance, check_tensor
 from lightning_nerf.ops.draw_rays import Pixels
-from lightning_nerf.scene_box import SceneBox
+from lightning_nerf.scene_box import SceneBox, check_box
 
 
 class Images(NamedTuple):
@@ -31,12 +31,15 @@ class Images(NamedTuple):
         tensor([0, 6, 7])
         """
         for i, picture in enumerate(pictures):
-            check_tensor(f"pictures[{i}]", picture, ("h", "w", pictures[0].shape[-1]), torch.uint8)
+            check_tensor(f"pictures[{i}]", picture, ("h", "w", pictures[0].shape[-1] if i else "C"), torch.uint8)
+            _check_channels(f"pictures[{i}]", picture)
+        if masks is not None and len(masks) != len(pictures):
+            raise BadArgument(f"masks: expected {len(pictures)}, one of each picture, got {len(masks)}")
         counts = torch.tensor([0, *(picture.shape[0] * picture.shape[1] for picture in pictures)])
         channels = pictures[0].shape[-1] if pictures else 3
         flat = [picture.reshape(-1, channels) for picture in pictures]
         colors = torch.cat(flat) if len(flat) > 1 else flat[0] if flat else torch.empty(0, 3, dtype=torch.uint8)
-        if masks is None:
+        if not masks:
             return cls(colors.contiguous(), counts.cumsum(0))
         for i, mask in enumerate(masks):
             check_tensor(f"masks[{i}]", mask, tuple(pictures[i].shape[:2]), torch.bool)
@@ -92,6 +95,8 @@ class Scene(NamedTuple):
 
     def picture(self, index: int) -> Tensor:
         """One picture, [H, W, C] uint8."""
+        if not 0 <= index < self.n_views:
+            raise IndexError(f"index: expected a view in 0 ... {self.n_views - 1}, got {index}")
         height, width = self.cameras.shape(index)
         first = int(self.images.offsets[index])
         return self.images.colors[first : first + height * width].view(height, width, -1)
@@ -115,6 +120,7 @@ def checked_scene(name: str, scene: Scene) -> Scene:
     cameras, images = checked_cameras(f"{name}.cameras", scene.cameras), scene.images
     check_instance(f"{name}.images", images, Images)
     check_tensor(f"{name}.images.colors", images.colors, ("P", "C"), torch.uint8)
+    _check_channels(f"{name}.images.colors", images.colors)
     check_tensor(f"{name}.images.offsets", images.offsets, (cameras.n_views + 1,), torch.int64)
     if images.drawable is not None:
         check_tensor(f"{name}.images.drawable", images.drawable, ("M",), torch.int64)
@@ -122,8 +128,12 @@ def checked_scene(name: str, scene: Scene) -> Scene:
             raise BadArgument(f"{name}.images.drawable: expected indices of {len(images.colors)} pixels")
     if len(scene.names) != cameras.n_views:
         raise BadArgument(f"{name}.names: expected {cameras.n_views} names, got {len(scene.names)}")
+    if scene.box is not None:
+        check_box(f"{name}.box", scene.box)
     if cameras.n_views == 0:
         return scene
+    if int(cameras.size.min()) < 1:
+        raise BadArgument(f"{name}.cameras.size: expected widths and heights >= 1, got {int(cameras.size.min())}")
     sizes, pixels = cameras.size.prod(1), images.offsets.diff()
     if not torch.equal(sizes, pixels):
         i = int((sizes != pixels).nonzero()[0, 0])
@@ -134,3 +144,8 @@ def checked_scene(name: str, scene: Scene) -> Scene:
     if cameras.bounds is not None and not bool(cameras.bounds.isfinite().all()):
         raise BadArgument(f"{name}.cameras.bounds: expected finite numbers")
     return scene
+
+
+def _check_channels(name: str, colors: Tensor) -> None:
+    if colors.shape[-1] not in (3, 4):
+        raise BadArgument(f"{name}: expected 3 or 4 channels, got {colors.shape[-1]}")

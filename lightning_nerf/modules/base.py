@@ -14,7 +14,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_nerf import lightning_names
-from lightning_nerf.callbacks.clock import TrainingClock
+from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
@@ -159,11 +159,11 @@ class NeRFModule(EvaluatedModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """What the parts need in training, unless the user brought it."""
+        clock_of(self.trainer)  # makes it
         wanted: list[tuple[type[Callback], bool]] = [
             (OccupancyGridUpdate, self.estimator.needs_update),
             (RayBudget, self.estimator.fixed_count is None),
             (EMAWeights, has(self._make_optimizer, "averages")),
-            (TrainingClock, True),
         ]
         given = lightning_names.callbacks(self.trainer)
         return [kind() for kind, needed in wanted if needed and not any(isinstance(c, kind) for c in given)]

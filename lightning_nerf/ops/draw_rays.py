@@ -135,8 +135,8 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[
 def pixel_footprint(intrinsics: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Side of a pixel [R] at distance 1 along its ray, in units of that distance; the arguments of :func:`camera_rays`.
 
-    The geometric mean of its width and height across the ray, to first order: ``1 / sqrt(fx fy (1 + u^2 + v^2))``, u and v
-    being the ray's slopes against the axis. A pixel at distance t covers t times as much.
+    The geometric mean of the pixel's width and height on a plane parallel to the picture, where the ray crosses that plane:
+    ``1 / sqrt(fx fy (1 + u^2 + v^2))``, u and v being the ray's slopes against the axis. At distance t it is t times that.
     """
     fx, fy, cx, cy = intrinsics.unbind(-1)
     u, v = (x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy

@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from nerf_plugin import UniformSamples
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, PSNRLogger, RayBudget, Telemetry
 from lightning_nerf.callbacks.colors import colorize
 from lightning_nerf.callbacks.image_logger import comparison
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.turntable import save_video
+from lightning_nerf.estimators import Estimator
+from lightning_nerf.executors import EAGER
+from lightning_nerf.types import PackedSamples, Placement, Rays
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 
@@ -38,6 +40,7 @@ def test_psnr_of_a_known_error() -> None:
 )
 def test_ray_budget_aims_at_the_capacity(rays: int, counted: int, samples: int, expected: int) -> None:
     module = SimpleNamespace(n_rays=torch.tensor(rays, dtype=torch.int32), samples_per_step=832, max_rays=1000)
+    module.executor = EAGER
     buffer = module.n_rays.data_ptr()
     outputs = {"n_samples": torch.tensor(samples), "n_rays": torch.tensor(counted)}
     loops = SimpleNamespace(epoch_loop=SimpleNamespace(total_batch_idx=0))
@@ -81,12 +84,11 @@ def test_scores_are_the_mean_over_the_split(tmp_path: Path, scene_cache: Path) -
     fit = trainer(tmp_path, max_steps=3, callbacks=[PSNRLogger()])
     fit.fit(module, scene)
     fit.test(module, datamodule=scene, verbose=False)
-    views = scene.views("test")
-    values = []
-    for index in range(len(views.images)):
-        image = views.images[index].float() / 255
+    test, values = scene.scene("test"), []
+    for index in range(test.n_views):
+        image = test.picture(index).float() / 255
         truth = image[..., :3] * image[..., 3:] + 1 - image[..., 3:]
-        values.append(-10 * torch.log10((module.render_view(views, index).rgb - truth).square().mean()))
+        values.append(-10 * torch.log10((module.render_view("test", index).rgb - truth).square().mean()))
     assert float(fit.callback_metrics["test/psnr"]) == pytest.approx(float(torch.stack(values).mean()), abs=1e-3)
     assert -1 <= float(fit.callback_metrics["test/ssim"]) <= 1
 
@@ -122,19 +124,37 @@ def test_telemetry_times_nothing_but_training(tmp_path: Path, scene_cache: Path,
     assert 0 < telemetry.latest["train/ms_per_step"] < 1000 / 2  # a second in two steps
 
 
-class Learner(UniformSamples):
-    def update(self, density_fn: Any, *, step: int, key: torch.Tensor | None = None) -> None:
+class Learner(Estimator):
+    """One sample on each ray, which it places without learning anything."""
+
+    fixed_count = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.updates: list[tuple[int, int, tuple[int, ...]]] = []
+
+    def bind(self, scene_box: Any) -> Learner:
+        return self
+
+    def place(self, rays: Rays, query: Any = None, *, key: Any = None, capacity: int | None = None, **_: Any) -> Placement:
+        n = len(rays.near)
+        offsets = torch.arange(n + 1, dtype=torch.int32)
+        samples = PackedSamples(rays.near, rays.far, offsets[:-1], offsets, torch.ones(n, dtype=torch.bool))
+        return Placement(samples)
+
+    def update(self, density_fn: Any, *, step: int, key: torch.Tensor | None = None, times: Any = None) -> None:
         assert key is not None
-        self.updates = [*getattr(self, "updates", []), (step, int(key[2]), tuple(density_fn(torch.zeros(2, 3)).shape))]
+        assert times is None
+        self.updates.append((step, int(key[2]), tuple(density_fn(torch.zeros(2, 3)).shape)))
 
 
 @pytest.mark.parametrize("needs_update", [True, False])
 def test_estimators_that_learn_are_updated(needs_update: bool, tmp_path: Path, scene_cache: Path) -> None:
-    estimator = Learner(4)
+    estimator = Learner()
     estimator.needs_update = needs_update
     callback = OccupancyGridUpdate(every_n_steps=2)
     trainer(tmp_path, max_steps=5, callbacks=[callback]).fit(tiny_module(estimator=estimator), tiny_scene(scene_cache))
-    assert getattr(estimator, "updates", []) == ([(s, s, (2,)) for s in (0, 2, 4)] if needs_update else [])
+    assert estimator.updates == ([(s, s, (2,)) for s in (0, 2, 4)] if needs_update else [])
 
 
 @pytest.mark.parametrize("every", [0, -1])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.callbacks import QualityMarks, RunResults
+from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.psnr import psnr
-from lightning_nerf.data.views import image_truth
+from lightning_nerf.callbacks.run_folder import run_folder
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 
@@ -55,10 +57,10 @@ def test_scores_are_those_of_the_views(tmp_path: Path, scene_cache: Path) -> Non
     marks = QualityMarks([1e-9, 1e9], views_every=2)
     module = fit(tmp_path, scene_cache, marks)
     assert [(row["mark"], row["step"]) for row in marks.scores] == [(1e-9, 1), (None, 12)]  # 1e9 s are not reached
-    views = module.datamodule.views("test")
-    truth = image_truth(views.images[0], module.eval_background())
-    assert marks.scores[-1]["psnr"] == pytest.approx(float(psnr(module.render_view(views, 0).rgb, truth)), abs=1e-4)
-    assert 0 < marks.scores[0]["seconds"] < marks.scores[1]["seconds"] == marks.training_seconds
+    truth = module.datamodule.scene("test").truth(0, module.eval_background())
+    assert marks.scores[-1]["psnr"] == pytest.approx(float(psnr(module.render_view("test", 0).rgb, truth)), abs=1e-4)
+    clock = clock_of(module.trainer)
+    assert 0 < marks.scores[0]["seconds"] < marks.scores[1]["seconds"] == clock.training_seconds
 
 
 def test_clocks_stand_still_meanwhile(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,15 +69,20 @@ def test_clocks_stand_still_meanwhile(tmp_path: Path, scene_cache: Path, monkeyp
         return 1.0
 
     monkeypatch.setattr(QualityMarks, "evaluate", slow)
-    results, marks = RunResults(), QualityMarks([1e-9, 2e-9, 3e-9])
+    marks = QualityMarks([1e-9, 2e-9, 3e-9])
     begin = time.perf_counter()
-    fit(tmp_path, scene_cache, results, marks)
+    module = fit(tmp_path, scene_cache, RunResults(), marks)
     wall = time.perf_counter() - begin
     assert len(marks.scores) == 4
     assert wall > 2  # one evaluation for three marks reached at once, one at the end
-    for clock in (results, marks):
-        assert clock.training_seconds is not None
-        assert 0 < clock.training_seconds < wall - 2
+    seconds = clock_of(module.trainer).training_seconds
+    assert seconds is not None
+    assert 0 < seconds < wall - 2
+    assert marks.scores[-1]["seconds"] == seconds
+    module.trainer.test(module, module.datamodule, verbose=False)
+    results = json.loads((run_folder(module.trainer) / "results.json").read_text())
+    assert results["training_seconds"] == seconds
+    assert results["quality_marks"] == marks.scores
 
 
 class Averages(L.Callback):

@@ -11,31 +11,15 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_nerf.arguments import described
-from lightning_nerf.data import SyntheticScene
-from lightning_nerf.data.base import NeRFDataModule, StepNumbers, ViewIndices
-from lightning_nerf.data.views import Views
+from lightning_nerf.data import BlenderData, NeRFDataModule, Scene, Source, SyntheticScene
+from lightning_nerf.data.loaders import StepNumbers, ViewIndices
 from lightning_nerf.ops.random import make_key
+from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import RayBatch
-from tests.data.test_views import numbered_views
+from tests.data.numbered import BOX, MIXED, NumberedData, NumberedSource, numbered_scene
 
 # Lightning 2.6.6 on torch 2.13; everything else stays an error.
 pytestmark = pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec:FutureWarning")
-
-BOX = [[-1, -1, -1], [1, 1, 1]]
-COUNTS = {"train": 3, "val": 2, "test": 4}
-
-
-class NumberedData(NeRFDataModule):
-    """Pictures made up in memory; remembers what was loaded."""
-
-    def __init__(self, counts: dict[str, int] = COUNTS, **kwargs: Any) -> None:
-        super().__init__(**{"aabb": BOX, "near": 0.5, "far": 4.0, **kwargs})
-        self.counts = counts
-        self.log: list[str] = []
-
-    def load(self, split: str) -> tuple[Views, list[str]]:
-        self.log.append(split)
-        return numbered_views(self.counts[split]), [f"{split}_{i}" for i in range(self.counts[split])]
 
 
 class Recorder(L.LightningModule):
@@ -142,25 +126,52 @@ def test_step_numbers_start_anew_from_where_the_run_is() -> None:
         assert [next(numbers), next(numbers)] == [first, first + 1]
 
 
-def test_views_are_loaded_and_lent_once() -> None:
+def test_views_are_read_and_copied_once() -> None:
     data = NumberedData()
-    assert data.lend("cpu") is data.lend(torch.device("cpu"))
-    assert data.views("train") is data.views("train")
-    assert data.names("val") == ["val_0", "val_1"]
-    assert data.lend("meta", "val").images.shape == (2, 4, 5, 4)
+    assert data.scene_on("cpu") is data.scene_on(torch.device("cpu"))
+    assert data.scene("train") is data.scene("train")
+    assert data.scene("val").names == ["val_0", "val_1"]
+    assert data.scene_on("meta", "val").images.colors.shape == (2 * 4 * 5, 4)
     assert data.log == ["train", "val"]
-    assert data.lend("meta").images.device.type == "meta"
-    assert data.lend("cpu").images.device.type == "cpu"
+    assert data.scene_on("meta").images.colors.device.type == "meta"
+    assert data.scene_on("cpu").images.colors.device.type == "cpu"
 
 
 @pytest.mark.gpu
-def test_lending_to_a_gpu_copies_once() -> None:
+def test_views_are_copied_to_a_gpu_once() -> None:
     data = NumberedData()
-    lent = data.lend("cuda")
-    assert data.lend("cuda:0") is lent
-    assert torch.equal(lent.images.cpu(), data.views("train").images)
-    assert data.draw(make_key(0, device="cuda"), 8).rgb.device == lent.images.device
-    assert data.lend("cuda") is lent
+    there = data.scene_on("cuda")
+    assert data.scene_on("cuda:0") is there
+    assert torch.equal(there.images.colors.cpu(), data.scene("train").images.colors)
+    assert data.draw(make_key(0, device="cuda"), 8).rgb.device == there.images.colors.device
+    assert data.scene_on("cuda") is there
+
+
+class Prepared(NumberedSource):
+    """Has to be prepared before it is read."""
+
+    def prepare(self) -> None:
+        self.log.append("prepared")
+
+
+def test_a_source_is_prepared_before_it_is_read() -> None:
+    data = NeRFDataModule(source := Prepared(), aabb=BOX)
+    data.prepare_data()
+    assert source.log == ["prepared"]
+    data.setup("validate")
+    assert source.log == ["prepared", "prepared", "val"]
+    data.scene("val")
+    assert len(source.log) == 3
+
+
+def test_a_stage_reads_its_splits() -> None:
+    for stage, splits in [("fit", ["train", "val"]), ("test", ["test"]), ("predict", ["test"])]:
+        data = NumberedData()
+        data.setup(stage)
+        assert data.log == splits
+    data = NumberedData()
+    data.setup()
+    assert data.log == ["train", "val", "test"]
 
 
 def test_draw_uses_the_training_views_and_bounds() -> None:
@@ -169,7 +180,67 @@ def test_draw_uses_the_training_views_and_bounds() -> None:
     assert batch.rays.near[:60].eq(0.5).all()
     assert batch.rays.far[:60].eq(4.0).all()
     assert batch.rays.far[60:].eq(0.0).all()
-    assert set(batch.image_index.tolist()) == {0, 1, 2}
+    assert batch.rays.cameras is not None
+    assert set(batch.rays.cameras.tolist()) == {0, 1, 2}
+
+
+class Given(Source):
+    """Reads what it was given, whatever the split."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+
+    def read(self, split: str) -> Scene:
+        return self.scene
+
+
+def test_bounds_of_cameras_go_before_the_data_modules() -> None:
+    for bounded, expected in [(True, [0.5, 7.0]), (False, [0.25, 3.0])]:
+        data = NeRFDataModule(Given(numbered_scene(MIXED, bounded=bounded)), aabb=BOX, near=0.25, far=3.0)
+        for cameras in (data.scene("train").cameras, data.scene_on("cpu").cameras):
+            assert cameras.bounds is not None
+            assert cameras.bounds.tolist() == [expected] * 3
+        rays = data.draw(make_key(0), 50).rays
+        assert torch.stack([rays.near, rays.far], -1).unique(dim=0).tolist() == [expected]
+
+
+def test_the_box_is_the_arguments_or_the_sources() -> None:
+    own = torch.tensor([[-2.0, -2.0, -2.0], [2.0, 2.0, 2.0]])
+    scene = numbered_scene()
+    boxed = Given(scene._replace(box=SceneBox(own, "linf")))
+    for source, options, expected in [
+        (boxed, {}, SceneBox(own, "linf")),
+        (boxed, {"contraction": "l2"}, SceneBox(own, "l2")),
+        (boxed, {"aabb": BOX}, SceneBox(torch.tensor(BOX).float())),
+        (Given(scene), {"aabb": BOX, "contraction": "linf"}, SceneBox(torch.tensor(BOX).float(), "linf")),
+    ]:
+        box = NeRFDataModule(source, **options).scene_box
+        assert torch.equal(box.aabb, expected.aabb)
+        assert box.contraction == expected.contraction
+    with pytest.raises(ValueError, match="aabb: Given knows no box; give two corners that hold the scene"):
+        _ = NeRFDataModule(Given(scene)).scene_box
+
+
+def test_the_range_of_times_is_that_of_the_training_views() -> None:
+    scene = numbered_scene()
+    assert NeRFDataModule(Given(scene), aabb=BOX).time_range() == (0.0, 1.0)
+    static = scene._replace(cameras=scene.cameras._replace(times=None))
+    assert NeRFDataModule(Given(static), aabb=BOX).time_range() is None
+    assert NumberedData({"train": 0, "val": 0, "test": 0}).time_range() is None
+
+
+def test_what_a_source_reads_is_checked() -> None:
+    scene = numbered_scene()
+    with pytest.raises(ValueError, match=r"Given.read\('train'\).names: expected 3 names, got 1"):
+        NeRFDataModule(Given(scene._replace(names=["one"])), aabb=BOX).setup("fit")
+    with pytest.raises(TypeError, match="source: expected Source, got Scene"):
+        NeRFDataModule(scene, aabb=BOX)  # type: ignore[arg-type]
+
+
+def test_a_scene_is_called_what_its_source_is_called(tmp_path: Path) -> None:
+    assert NumberedData().scene_name == "NumberedSource"
+    assert BlenderData(tmp_path / "lego").scene_name == "lego"
+    assert SyntheticScene(cache_dir=tmp_path).scene_name == "synthetic"
 
 
 @pytest.mark.parametrize(
@@ -179,14 +250,14 @@ def test_draw_uses_the_training_views_and_bounds() -> None:
 def test_backgrounds(background: str, given: str | None, expected: str) -> None:
     data = NumberedData(background=background, eval_background=given)
     assert data.eval_background == expected
-    colours = data.draw_background(make_key(5), 1000)
-    assert colours.shape == (1000, 3)
+    colors = data.draw_background(make_key(5), 1000)
+    assert colors.shape == (1000, 3)
     if background == "random":
-        assert torch.equal(colours, data.draw_background(make_key(5), 1000))
-        assert not torch.equal(colours, data.draw_background(make_key(6), 1000))
-        assert len(colours.unique(dim=0)) > 990
+        assert torch.equal(colors, data.draw_background(make_key(5), 1000))
+        assert not torch.equal(colors, data.draw_background(make_key(6), 1000))
+        assert len(colors.unique(dim=0)) > 990
     else:
-        assert bool((colours == (1.0 if background == "white" else 0.0)).all())
+        assert bool((colors == (1.0 if background == "white" else 0.0)).all())
     first, later = (data.draw_background(make_key(5, step=step), 1000, random_steps=2) for step in (1, 2))
     assert len(first.unique(dim=0)) > 990
     assert torch.equal(later, data.draw_background(make_key(5, step=2), 1000))
@@ -195,6 +266,7 @@ def test_backgrounds(background: str, given: str | None, expected: str) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
+        ({"contraction": "cube"}, "contraction: expected one of none, l2, linf, got 'cube'"),
         ({"background": "grey"}, 'background: expected "white", "black" or "random", got \'grey\''),
         ({"eval_background": "random"}, "eval_background: expected"),
         ({"near": 2.0, "far": 2.0}, "near, far: expected 0 <= near < far, got 2.0, 2.0"),
@@ -224,4 +296,4 @@ def test_a_checkpoint_that_names_no_data_is_refused(tmp_path: Path) -> None:
 
 def test_an_unknown_split_is_named() -> None:
     with pytest.raises(ValueError, match="split: expected one of train, val, test, got 'training'"):
-        NumberedData().views("training")
+        NumberedData().scene("training")

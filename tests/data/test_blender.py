@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_nerf.data.blender import BlenderData
-from lightning_nerf.data.cameras import spiral_poses
+from lightning_nerf.cameras.poses import spiral_poses
+from lightning_nerf.data import BlenderData, NeRFDataModule
+from lightning_nerf.data.sources import BlenderSource
 from lightning_nerf.ops.random import make_key
 from tests.data.test_images import random_picture
 
@@ -58,15 +59,21 @@ def set_in(**values: Any) -> Callable[[dict[str, Any]], None]:
 def test_pictures_cameras_and_names_come_as_written(tmp_path: Path, named: bool, channels: int) -> None:
     pictures = write_split(tmp_path, named=named, channels=channels)
     data = BlenderData(tmp_path)
-    views = data.views("train")
-    assert np.array_equal(views.images.numpy(), np.stack(pictures))
-    assert views.c2w.dtype == torch.float32
-    torch.testing.assert_close(views.c2w, spiral_poses(3, 4.0, (-10.0, 60.0)))
+    scene = data.scene("train")
+    for i, picture in enumerate(pictures):
+        assert np.array_equal(scene.picture(i).numpy(), picture)
+    cameras = scene.cameras
+    assert cameras.c2w.dtype == torch.float32
+    torch.testing.assert_close(cameras.c2w, spiral_poses(3, 4.0, (-10.0, 60.0)))
     focal = 0.5 * W / math.tan(0.5 * ANGLE)
-    torch.testing.assert_close(views.intrinsics, torch.tensor([[focal, focal, W / 2, H / 2]]).expand(3, 4))
-    assert views.times is None
-    assert views.pixels is None
-    assert data.names("train") == ["r_0", "r_1", "r_2"]
+    torch.testing.assert_close(cameras.intrinsics, torch.tensor([[focal, focal, W / 2, H / 2]]).expand(3, 4))
+    assert cameras.size.tolist() == [[W, H]] * 3
+    assert cameras.bounds is not None
+    torch.testing.assert_close(cameras.bounds, torch.tensor([0.05, 1000.0]).expand(3, 2))
+    assert cameras.times is None
+    assert scene.images.drawable is None
+    assert scene.names == ["r_0", "r_1", "r_2"]
+    assert data.scene_name == tmp_path.name
     assert data.scene_box.aabb.tolist() == [[-1.5] * 3, [1.5] * 3]
     assert data.scene_box.contraction == "none"
 
@@ -74,18 +81,18 @@ def test_pictures_cameras_and_names_come_as_written(tmp_path: Path, named: bool,
 @pytest.mark.parametrize("suffix", [".jpg", ".JPG", ".jpeg"])
 def test_jpeg(tmp_path: Path, suffix: str) -> None:
     write_split(tmp_path, suffix=suffix, channels=3)
-    assert BlenderData(tmp_path).views("train").images.shape == (3, H, W, 3)
+    assert [BlenderData(tmp_path).scene("train").picture(i).shape for i in range(3)] == [(H, W, 3)] * 3
 
 
 def test_a_dot_in_a_name_is_no_suffix(tmp_path: Path) -> None:
     write_split(tmp_path, n=1, change=set_in_frame(0, file_path="./train/r_0.5"))
     (tmp_path / "train" / "r_0.png").rename(tmp_path / "train" / "r_0.5.png")
-    assert BlenderData(tmp_path).names("train") == ["r_0.5"]
+    assert BlenderData(tmp_path).scene("train").names == ["r_0.5"]
 
 
 def test_times(tmp_path: Path) -> None:
     write_split(tmp_path, change=lambda c: [f.update(time=i / 2) for i, f in enumerate(c["frames"])] and None)
-    times = BlenderData(tmp_path).views("train").times
+    times = BlenderData(tmp_path).scene("train").cameras.times
     assert times is not None
     assert times.tolist() == [0.0, 0.5, 1.0]
 
@@ -96,26 +103,28 @@ def test_masks_say_what_is_drawn(tmp_path: Path) -> None:
     mask[2:4, 3] = 255
     iio.imwrite(tmp_path / "train" / "mask.png", mask)
     data = BlenderData(tmp_path)
-    pixels = data.views("train").pixels
-    assert pixels is not None
+    drawable = data.scene("train").images.drawable
+    assert drawable is not None
     size = H * W
     expected = [*range(size), size + 2 * W + 3, size + 3 * W + 3, *range(2 * size, 3 * size)]
-    assert pixels.tolist() == expected
-    images = data.draw(make_key(0), 5000).image_index
+    assert drawable.tolist() == expected
+    cameras = data.draw(make_key(0), 5000).rays.cameras
+    assert cameras is not None
     # 2 of 98 pixels: 102 expected, standard deviation 10.
-    assert 50 < int((images == 1).sum()) < 154
+    assert 50 < int((cameras == 1).sum()) < 154
 
 
 def test_downscaling_keeps_the_rays(tmp_path: Path) -> None:
     """Also where the factor does not divide the size: what is left over is cut off, the principal point stays."""
     write_split(tmp_path, change=set_in_frame(0, mask_path="train/mask.png"))
     iio.imwrite(tmp_path / "train" / "mask.png", np.full((H, W), 255, np.uint8))
-    views = BlenderData(tmp_path, downscale=3).views("train")
-    assert views.images.shape == (3, 2, 2, 4)
+    scene = BlenderData(tmp_path, downscale=3).scene("train")
+    assert scene.cameras.size.tolist() == [[2, 2]] * 3
+    assert scene.picture(2).shape == (2, 2, 4)
     focal = 0.5 * W / math.tan(0.5 * ANGLE) / 3
-    torch.testing.assert_close(views.intrinsics[0], torch.tensor([focal, focal, W / 6, H / 6]))
-    assert views.pixels is not None
-    assert views.pixels.tolist() == list(range(12))
+    torch.testing.assert_close(scene.cameras.intrinsics[0], torch.tensor([focal, focal, W / 6, H / 6]))
+    assert scene.images.drawable is not None
+    assert scene.images.drawable.tolist() == list(range(12))
 
 
 @pytest.mark.parametrize(
@@ -128,7 +137,7 @@ def test_downscaling_keeps_the_rays(tmp_path: Path) -> None:
 )
 def test_intrinsics(tmp_path: Path, values: dict[str, float], expected: list[float]) -> None:
     write_split(tmp_path, change=lambda c: {**values, "frames": c["frames"]})
-    torch.testing.assert_close(BlenderData(tmp_path).views("train").intrinsics[0], torch.tensor(expected))
+    torch.testing.assert_close(BlenderData(tmp_path).scene("train").cameras.intrinsics[0], torch.tensor(expected))
 
 
 def test_splits(tmp_path: Path) -> None:
@@ -136,7 +145,7 @@ def test_splits(tmp_path: Path) -> None:
         write_split(tmp_path, split, n)
 
     def names(split: str, **kwargs: Any) -> str:
-        return " ".join(name[2:] for name in BlenderData(tmp_path, **kwargs).names(split))
+        return " ".join(name[2:] for name in BlenderData(tmp_path, **kwargs).scene(split).names)
 
     assert [len(names(s).split()) for s in ("train", "val", "test")] == [9, 4, 7]
     assert names("test", test_every=3) == "0 3 6"
@@ -155,13 +164,13 @@ def test_no_validation_file_means_no_validation_views(tmp_path: Path) -> None:
         write_split(tmp_path, split)
     data = BlenderData(tmp_path)
     data.setup("fit")
-    assert len(data.views("val").images) == 0
-    assert data.names("val") == []
-    assert len(data.names("train")) == 3
+    assert data.scene("val").n_views == 0
+    assert data.scene("val").names == []
+    assert len(data.scene("train").names) == 3
     with pytest.raises(
         FileNotFoundError, match=r"transforms_valid.json; its folder has transforms_test.json, transforms_tr"
     ):
-        BlenderData(tmp_path, val_split="valid").views("val")
+        BlenderData(tmp_path, val_split="valid").scene("val")
 
 
 def test_missing_files_are_counted_in_one_warning(tmp_path: Path) -> None:
@@ -171,17 +180,17 @@ def test_missing_files_are_counted_in_one_warning(tmp_path: Path) -> None:
     with pytest.warns(
         UserWarning, match=r"transforms_train.json: skipped 2 of 5 frames without a file, e.g. .*r_1"
     ) as caught:
-        assert data.names("train") == ["r_0", "r_3", "r_4"]
+        assert data.scene("train").names == ["r_0", "r_3", "r_4"]
     assert len(caught) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        data.views("train")  # loaded: no second warning
+        data.scene("train")  # loaded: no second warning
 
 
 def test_lens_distortion_is_not_ignored_silently(tmp_path: Path) -> None:
     write_split(tmp_path, change=set_in(k1=0.1))
     with pytest.warns(UserWarning, match="lens distortion"):
-        BlenderData(tmp_path).views("train")
+        BlenderData(tmp_path).scene("train")
 
 
 NAN = float("nan")
@@ -212,7 +221,7 @@ NAN = float("nan")
 def test_malformed_files_are_named(tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:
     write_split(tmp_path, change=change)
     with pytest.raises(ValueError, match=f"transforms_train.json: {message}"):
-        BlenderData(tmp_path).views("train")
+        BlenderData(tmp_path).scene("train")
 
 
 def test_broken_folders_are_named(tmp_path: Path) -> None:
@@ -244,7 +253,7 @@ def test_masks_must_leave_something(tmp_path: Path) -> None:
     write_split(tmp_path, n=1, change=set_in_frame(0, mask_path="train/mask.png"))
     iio.imwrite(tmp_path / "train" / "mask.png", np.zeros((H, W), np.uint8))
     with pytest.raises(ValueError, match="the masks exclude every pixel of all 1 views"):
-        BlenderData(tmp_path).views("train")
+        BlenderData(tmp_path).scene("train")
 
 
 @pytest.mark.parametrize(
@@ -258,8 +267,25 @@ def test_masks_must_leave_something(tmp_path: Path) -> None:
     ],
 )
 def test_bad_arguments_are_named(kwargs: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        BlenderData("anywhere", **kwargs)
+    for kind in (BlenderData, BlenderSource):
+        with pytest.raises(ValueError, match=message):
+            kind("anywhere", **kwargs)
+
+
+def test_the_data_module_is_that_of_the_source(tmp_path: Path) -> None:
+    for split, n in (("train", 6), ("test", 4)):
+        write_split(tmp_path, split, n)
+    options: dict[str, Any] = {"holdout_every": 3, "downscale": 2, "test_every": 2, "n_train": 3}
+    ours = BlenderData(tmp_path, **options)
+    theirs = NeRFDataModule(BlenderSource(tmp_path, **options))
+    assert isinstance(ours.source, BlenderSource)
+    assert ours.scene_box.aabb.tolist() == theirs.scene_box.aabb.tolist() == [[-1.5] * 3, [1.5] * 3]
+    for split in ("train", "val", "test"):
+        a, b = ours.scene(split), theirs.scene(split)
+        assert a.names == b.names
+        assert a.n_views > 0
+        for x, y in zip((*a.cameras, *a.images), (*b.cameras, *b.images), strict=True):
+            assert (x is None and y is None) or torch.equal(x, y)  # type: ignore[arg-type]
 
 
 LEGO = Path(os.environ.get("LIGHTNING_NERF_DATA", "/nonexistent")) / "nerf_synthetic" / "lego"
@@ -268,9 +294,9 @@ LEGO = Path(os.environ.get("LIGHTNING_NERF_DATA", "/nonexistent")) / "nerf_synth
 @pytest.mark.skipif(not LEGO.is_dir(), reason="no $LIGHTNING_NERF_DATA/nerf_synthetic/lego")
 def test_lego() -> None:
     data = BlenderData(LEGO, test_every=100, downscale=8, n_train=4)
-    views = data.views("train")
-    assert views.images.shape == (4, 100, 100, 4)
-    torch.testing.assert_close(views.intrinsics[0], torch.tensor([1111.1111, 1111.1111, 400.0, 400.0]) / 8)
-    torch.testing.assert_close(views.c2w[:, :, 3].norm(dim=-1), torch.full((4,), 4.0311), atol=1e-3, rtol=0)
-    assert data.names("test") == ["r_0", "r_100"]
-    assert 0.1 < float((views.images[..., 3] > 0).float().mean()) < 0.5
+    cameras, images, _, _ = data.scene("train")
+    assert cameras.size.tolist() == [[100, 100]] * 4
+    torch.testing.assert_close(cameras.intrinsics[0], torch.tensor([1111.1111, 1111.1111, 400.0, 400.0]) / 8)
+    torch.testing.assert_close(cameras.c2w[:, :, 3].norm(dim=-1), torch.full((4,), 4.0311), atol=1e-3, rtol=0)
+    assert data.scene("test").names == ["r_0", "r_100"]
+    assert 0.1 < float((images.colors[:, 3] > 0).float().mean()) < 0.5

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_nerf.cameras import image_rays
+from lightning_nerf.cameras.poses import spiral_poses
+from lightning_nerf.data import Scene, SyntheticScene
 from lightning_nerf.data.analytic import AnalyticScene
-from lightning_nerf.data.cameras import spiral_poses
-from lightning_nerf.data.synthetic import CAMERA_ANGLE_X, ELEVATIONS, RADIUS, SyntheticScene
-from lightning_nerf.data.views import Views, image_rays
+from lightning_nerf.data.sources import SyntheticSource
+from lightning_nerf.data.sources.synthetic import BOX, CAMERA_ANGLE_X, ELEVATIONS, RADIUS
 from tests.ops.harness import assert_detected
 
 SMALL = {"resolution": 24, "n_train": 3, "n_test": 2, "n_val": 1}
@@ -25,10 +27,10 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> SyntheticScene:
     return data
 
 
-def closest(views: Views, index: int) -> tuple[Tensor, Tensor]:
-    """How near the ray through each pixel's centre comes to a surface (up to 1e-4), and at which t."""
+def closest(scene: Scene, index: int) -> tuple[Tensor, Tensor]:
+    """How near the ray through each pixel's center comes to a surface (up to 1e-4), and at which t."""
     truth = AnalyticScene(0)
-    rays = image_rays(views, index, 2.0, 6.0)
+    rays = image_rays(scene.cameras, index)
     o, d = rays.origins.numpy().T, rays.directions.numpy().T
     t = np.full(o.shape[1], 2.0, np.float32)
     best, where = np.full_like(t, np.inf), t.copy()
@@ -40,13 +42,13 @@ def closest(views: Views, index: int) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(best), torch.from_numpy(where)
 
 
-def check_alpha_against_geometry(views: Views, index: int) -> None:
-    """The middle one of a pixel's 3 x 3 rays goes through its centre: if that hits, alpha > 0; if none can, alpha = 0."""
-    alpha = views.images[index, :, :, 3].reshape(-1)
-    nearest, t = closest(views, index)
+def check_alpha_against_geometry(scene: Scene, index: int) -> None:
+    """The middle one of a pixel's 3 x 3 rays goes through its center: if that hits, alpha > 0; if none can, alpha = 0."""
+    alpha = scene.picture(index)[:, :, 3].reshape(-1)
+    nearest, t = closest(scene, index)
     hit = nearest <= 1.5e-4  # the renderer calls 2e-4 a hit
     assert bool((alpha[hit] >= 28).all())  # a ninth of 255
-    half_diagonal = 0.7072 * t / views.intrinsics[index, 0]
+    half_diagonal = 0.7072 * t / scene.cameras.intrinsics[index, 0]
     assert bool((nearest[alpha > 0] < half_diagonal[alpha > 0] + 2e-4).all())
     assert 0.2 < float(hit.float().mean()) < 0.6
 
@@ -54,29 +56,34 @@ def check_alpha_against_geometry(views: Views, index: int) -> None:
 def test_rays_hit_the_solids_where_alpha_says_so(scene: SyntheticScene) -> None:
     for split in ("train", "test"):
         for index in range(2):
-            check_alpha_against_geometry(scene.views(split), index)
+            check_alpha_against_geometry(scene.scene(split), index)
 
 
 def test_the_geometric_check_detects_mirrored_and_shifted_cameras(scene: SyntheticScene) -> None:
-    views = scene.views("train")
-    assert_detected(lambda: check_alpha_against_geometry(views._replace(images=views.images.flip(2)), 0))
-    assert_detected(lambda: check_alpha_against_geometry(views._replace(intrinsics=views.intrinsics + 0.5), 0))
+    train = scene.scene("train")
+    images, cameras = train.images, train.cameras
+    mirrored = images._replace(colors=images.colors.view(4, 64, 64, 4).flip(2).reshape(-1, 4))
+    shifted = cameras._replace(intrinsics=cameras.intrinsics + 0.5)
+    check_alpha_against_geometry(train, 0)
+    assert_detected(lambda: check_alpha_against_geometry(train._replace(images=mirrored), 0))
+    assert_detected(lambda: check_alpha_against_geometry(train._replace(cameras=shifted), 0))
 
 
 def test_it_behaves_like_blender_data(scene: SyntheticScene) -> None:
-    views = scene.views("train")
-    assert views.images.shape == (4, 64, 64, 4)
-    torch.testing.assert_close(views.c2w[:, :, 3].norm(dim=-1), torch.full((4,), RADIUS))
-    assert scene.names("test") == ["r_0", "r_1"]
-    assert len(scene.views("val").images) == 1
-    covered = views.images[..., 3].unique()
+    train = scene.scene("train")
+    assert train.cameras.size.tolist() == [[64, 64]] * 4
+    assert train.picture(3).shape == (64, 64, 4)
+    torch.testing.assert_close(train.cameras.c2w[:, :, 3].norm(dim=-1), torch.full((4,), RADIUS))
+    assert scene.scene("test").names == ["r_0", "r_1"]
+    assert scene.scene("val").n_views == 1
+    covered = train.images.colors[:, 3].unique()
     assert len(covered) == 10
     torch.testing.assert_close(covered, (torch.arange(10) * 255 / 9 + 0.5).floor().byte(), rtol=0, atol=1)
 
 
 def test_the_same_arguments_give_the_same_pictures(tmp_path: Path) -> None:
     def pictures(cache: str, **kwargs: Any) -> Tensor:
-        return SyntheticScene(**{**SMALL, **kwargs}, cache_dir=tmp_path / cache).views("train").images
+        return SyntheticScene(**{**SMALL, **kwargs}, cache_dir=tmp_path / cache).scene("train").images.colors
 
     first = pictures("a")
     assert torch.equal(first, pictures("b"))
@@ -103,14 +110,14 @@ def test_the_cache_is_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def test_two_processes_may_render_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both have seen no folder when both begin; the second finds the first one's in place."""
     barrier = threading.Barrier(2, timeout=60)
-    render = SyntheticScene._render
+    render = SyntheticSource._render
 
-    def together(self: SyntheticScene, folder: Path) -> None:
+    def together(self: SyntheticSource, folder: Path) -> None:
         barrier.wait()
         render(self, folder)
         barrier.wait()
 
-    monkeypatch.setattr(SyntheticScene, "_render", together)
+    monkeypatch.setattr(SyntheticSource, "_render", together)
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -126,11 +133,21 @@ def test_two_processes_may_render_at_once(tmp_path: Path, monkeypatch: pytest.Mo
         thread.join()
     assert errors == []
     assert len(list(tmp_path.iterdir())) == 1
-    assert SyntheticScene(**SMALL, cache_dir=tmp_path).views("test").images.shape == (2, 24, 24, 4)
+    assert SyntheticScene(**SMALL, cache_dir=tmp_path).scene("test").cameras.size.tolist() == [[24, 24]] * 2
 
 
 def test_a_scene_without_validation_views(tmp_path: Path) -> None:
-    assert len(SyntheticScene(**{**SMALL, "n_val": 0}, cache_dir=tmp_path).views("val").images) == 0
+    assert SyntheticScene(**{**SMALL, "n_val": 0}, cache_dir=tmp_path).scene("val").n_views == 0
+
+
+def test_the_source_knows_its_box_and_what_it_is(tmp_path: Path) -> None:
+    source = SyntheticSource(**SMALL, cache_dir=tmp_path)
+    assert (source.name, source.resolution, source.seed) == ("synthetic", 24, 0)
+    assert source.counts == {"train": 3, "val": 1, "test": 2}
+    for split in ("train", "val", "test"):
+        box = source.read(split).box
+        assert box is not None
+        torch.testing.assert_close(box.aabb, torch.tensor(BOX), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
@@ -168,7 +185,7 @@ def test_distances_are_bounds() -> None:
         assert (solid.distance(solid.local(a))[outside] >= beyond[outside] - 2e-6).all()  # the sphere holds the solid
 
 
-def test_colour_depends_on_the_view_only_by_highlights() -> None:
+def test_color_depends_on_the_view_only_by_highlights() -> None:
     scene = AnalyticScene(0)
     ball = next(i for i, solid in enumerate(scene.solids) if solid.shine == 0.6)
     n = np.random.default_rng(0).normal(size=(3, 2000)).astype(np.float32)
@@ -186,5 +203,6 @@ def test_colour_depends_on_the_view_only_by_highlights() -> None:
 @pytest.mark.parametrize("bad", [{"resolution": 0}, {"n_train": 0}, {"n_test": -1}, {"n_val": -1}, {"seed": -1}])
 def test_bad_arguments_are_named(bad: dict[str, int]) -> None:
     (name,) = bad
-    with pytest.raises(ValueError, match=f"{name}: expected an integer"):
-        SyntheticScene(**bad)
+    for kind in (SyntheticScene, SyntheticSource):
+        with pytest.raises(ValueError, match=f"{name}: expected an integer"):
+            kind(**bad)

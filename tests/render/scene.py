@@ -13,7 +13,7 @@ from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.types import FieldOutput
 
 RADIUS = 0.5
-COLOUR = (0.2, 0.4, 0.8)
+COLOR = (0.2, 0.4, 0.8)
 
 
 class Ball(RadianceField):
@@ -26,12 +26,12 @@ class Ball(RadianceField):
         self.register_buffer("radius", torch.tensor(0.0))
         self.extras = extras
 
-    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+    def density(self, positions: Tensor) -> Tensor:
         inside = (positions - self.aabb.mean(0)).norm(dim=-1) < self.radius
         return 1000.0 * inside
 
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
-        rgb = positions.new_tensor(COLOUR).expand(len(positions), 3)
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        rgb = positions.new_tensor(COLOR).expand(len(positions), 3)
         half = positions.new_full((len(positions), 1), 0.6)
         # `warm` is beyond [0, 1] on purpose, `code` cannot be shown.
         extras = {"normal": rgb.flip(-1), "heat": half, "warm": 4 * half, "code": half.expand(-1, 5)}

@@ -11,19 +11,22 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from lightning_nerf.callbacks.colors import to_uint8
+from lightning_nerf.cameras.poses import turntable_poses
 from lightning_nerf.cli import build
 from lightning_nerf.data import BlenderData, NeRFDataModule
-from lightning_nerf.data.cameras import turntable_poses
 from lightning_nerf.render import writers
 from lightning_nerf.render.main import main
 from lightning_nerf.render.scene import load
+from lightning_nerf.renderers import FrameRenderer
+from lightning_nerf.types import Rays, Render
 from tests.modules.thirdparty import BlobModule
-from tests.render.scene import COLOUR, RADIUS, Ball, write_checkpoint, write_recipe
+from tests.render.scene import COLOR, RADIUS, Ball, write_checkpoint, write_recipe
 from tests.scenes import tiny_module, tiny_scene, trainer
 
-SHOWN = tuple(round(255 * c) for c in COLOUR)
+SHOWN = tuple(round(255 * c) for c in COLOR)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +91,7 @@ def test_frames_are_those_of_a_test(tmp_path: Path, scene_cache: Path) -> None:
     }
     Path("tiny.yaml").write_text(yaml.safe_dump({**content, "ckpt_path": None}))  # as in a run's config.yaml
     (folder,) = main(["-c", "tiny.yaml", "--ckpt", "tiny.ckpt"])
-    expected = to_uint8(module.render_view(data.views("test"), 1).rgb).numpy()
+    expected = to_uint8(module.render_view("test", 1).rgb).numpy()
     assert expected.std() > 1
     assert np.array_equal(iio.imread(folder / "r_1.png"), expected)
 
@@ -105,7 +108,7 @@ def test_a_gif_has_the_frames_the_size_and_the_pace(ball: list[str]) -> None:
             film.seek(i)
             durations.append(film.info["duration"])
             middle = np.asarray(film.convert("RGB"))[8, 15]
-            assert np.abs(middle - np.array(SHOWN)).max() <= 2  # of 256 colours of its own
+            assert np.abs(middle - np.array(SHOWN)).max() <= 2  # of 256 colors of its own
     assert sum(durations) == 500  # frames that look the same may be one
 
 
@@ -202,13 +205,18 @@ def test_a_camera_file_needs_no_pictures(ball: list[str]) -> None:
 
 def test_a_view_of_many_bands_is_the_same(ball: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     scene = load(Path(ball[3]), [ball[1]], [])
-    views = scene.data.views("test")
-    whole = scene.module.render_camera(views, 0, 2.0, 6.0)
-    monkeypatch.setattr("lightning_nerf.modules.base.VIEW_RAYS", 50)  # not a divisor of 24 * 24
+    cameras = scene.data.scene("test").cameras
+    whole = scene.module.render_camera(cameras, 0)
+    monkeypatch.setattr("lightning_nerf.renderers.frame.BAND_RAYS", 50)  # not a divisor of 24 * 24
     seen: list[int] = []
-    rendered = scene.module.render
-    monkeypatch.setattr(scene.module, "render", lambda rays, b: seen.append(len(rays.origins)) or rendered(rays, b))
-    banded = scene.module.render_camera(views, 0, 2.0, 6.0)
+    rendered = FrameRenderer.rays
+
+    def counted(self: FrameRenderer, rays: Rays, background: Tensor | None = None) -> Render:
+        seen.append(len(rays.origins))
+        return rendered(self, rays, background)
+
+    monkeypatch.setattr(FrameRenderer, "rays", counted)
+    banded = scene.module.render_camera(cameras, 0)
     assert seen == [50] * 11 + [26]
     assert float(whole.opacity.max()) > 0.99
     for name in ("rgb", "opacity", "depth", "n_samples"):
@@ -280,7 +288,7 @@ def test_pictures_that_have_moved_are_named(capsys: pytest.CaptureFixture[str], 
     assert "--data.root" in message
     (folder,) = main(["lego.ckpt", "--data.root", "moved"])
     assert len(list(folder.iterdir())) == 1
-    assert NeRFDataModule.load_from_checkpoint("lego.ckpt", root="moved").names("test") == ["r_0"]
+    assert NeRFDataModule.load_from_checkpoint("lego.ckpt", root="moved").scene("test").names == ["r_0"]
 
 
 @pytest.mark.parametrize(

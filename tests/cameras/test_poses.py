@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lightning_nerf.data.cameras import look_at, spiral_poses, turntable_poses
+from lightning_nerf.cameras.poses import look_at, spiral_poses, turntable_poses
 from tests.ops.harness import rand
 
 
