@@ -13,13 +13,13 @@ from tests.scenes import fused_field
 
 
 class OtherDensity(InstantNGPField):
-    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
-        return 2 * super().density(positions, times)
+    def density(self, positions: Tensor) -> Tensor:
+        return 2 * super().density(positions)
 
 
 class OtherColours(InstantNGPField):
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
-        output = super().forward(positions, directions, times)
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        output = super().forward(positions, directions)
         return output._replace(rgb=1 - output.rgb)
 
 
@@ -37,7 +37,7 @@ def with_layer(i: int, layer: nn.Module) -> InstantNGPField:
 
 
 def test_plain_fields_give_their_weights() -> None:
-    weights = fused_field()._plain_weights()
+    weights = fused_field()._kernel_weights()
     assert weights is not None
     assert [tuple(w.shape) for w in weights] == [(64, 32), (16, 64), (64, 32), (64, 64), (3, 64)]
 
@@ -46,7 +46,7 @@ def test_plain_fields_give_their_weights() -> None:
 def test_overridden_methods_are_honoured(kind: type[InstantNGPField]) -> None:
     field = kind(n_levels=8, n_features=4, log2_table_size=12, max_resolution=64)
     assert field.fused
-    assert field._plain_weights() is None
+    assert field._kernel_weights() is None
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_overridden_methods_are_honoured(kind: type[InstantNGPField]) -> None:
     ],
 )
 def test_replaced_layers_are_honoured(field: InstantNGPField) -> None:
-    assert field._plain_weights() is None
+    assert field._kernel_weights() is None
 
 
 @pytest.mark.gpu
