@@ -8,7 +8,8 @@ from typing import Any
 import lightning as L
 import torch
 
-from lightning_nerf.data import SyntheticScene
+from lightning_nerf.data import NeRFDataModule, Scene, SyntheticScene
+from lightning_nerf.data.sources import SyntheticSource
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.fields import InstantNGPField
 from lightning_nerf.modules import InstantNGP
@@ -16,6 +17,18 @@ from lightning_nerf.modules import InstantNGP
 
 def tiny_scene(cache: Path, **options: Any) -> SyntheticScene:
     return SyntheticScene(**{"resolution": 24, "n_train": 6, "n_test": 2, "cache_dir": str(cache), **options})
+
+
+class TimedSource(SyntheticSource):
+    """The synthetic scene, which stands still, with times from 2 to 5."""
+
+    def read(self, split: str) -> Scene:
+        scene = super().read(split)
+        return scene._replace(cameras=scene.cameras._replace(times=torch.linspace(2.0, 5.0, scene.n_views)))
+
+
+def timed_scene(cache: Path) -> NeRFDataModule:
+    return NeRFDataModule(TimedSource(24, n_train=6, n_test=2, cache_dir=str(cache)), near=2.0, far=6.0)
 
 
 def tiny_module(**options: Any) -> InstantNGP:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
 from lightning_nerf.ops.hash_grid import hash_grid
-from lightning_nerf.optim import FusedAdam
+from lightning_nerf.optim import FusedAdam, HalfMirror
 from tests.ops.harness import DEVICES, rand
 
 
@@ -92,7 +92,7 @@ def test_autocast(device: str, dtype: torch.dtype) -> None:
     if device == "cpu":
         assert features.dtype == torch.float32
         assert torch.equal(features, grid(x))
-        assert grid.table_half is None
+        assert not has_copy(grid)
     else:
         assert features.dtype == dtype
         # float16's values are 6e-8 apart around 1e-4; bfloat16 rounds the result once more.
@@ -111,14 +111,20 @@ def small_grid(seed: int = 0) -> HashGrid:
 def is_current(grid: HashGrid) -> bool:
     """The working table holds the table's values, and is what an optimizer finds on the parameter."""
     working = grid.working_table()
-    linked = vars(grid.table)["half_copy"] is working and vars(grid.table)["half_copy_version"] == grid.table._version
+    mirror = HalfMirror.of(grid.table)
+    linked = mirror is not None and mirror.copy is working and mirror.is_current(grid.table)
     return linked and torch.equal(working, grid.table.half())
+
+
+def has_copy(grid: HashGrid) -> bool:
+    mirror = HalfMirror.of(grid.table)
+    return mirror is not None and mirror.copy is not None
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_working_table_follows_the_table(device: str) -> None:
     grid = small_grid().to(device)
-    assert grid.table_half is None
+    assert not has_copy(grid)
     working = grid.working_table()
     assert working.dtype == torch.float16
     assert not working.requires_grad
@@ -137,7 +143,7 @@ def test_the_working_table_follows_the_table(device: str) -> None:
         assert is_current(grid)
         assert not torch.equal(before, working)
         assert grid.working_table() is working  # in place: CUDA graphs hold the address
-    assert grid.working_table() is grid.table_half
+    assert HalfMirror.of(grid.table).copy is working  # type: ignore[union-attr]
     assert sorted(grid.state_dict()) == ["levels", "table"]
     assert not [name for name, _ in grid.named_buffers() if name != "levels"]  # nothing for DDP to broadcast
 
@@ -172,12 +178,14 @@ def test_an_optimizer_that_writes_both_saves_the_refresh() -> None:
     with torch.no_grad():
         grid.table.add_(1.0)
     working.fill_(7.0)  # stands for what such an optimizer writes
-    vars(grid.table)["half_copy_version"] = grid.table._version
+    mirror = HalfMirror.of(grid.table)
+    assert mirror is not None
+    mirror.mark_written(grid.table)
     assert (grid.working_table() == 7.0).all()
     optimizer = FusedAdam(grid.parameters(), lr=0.1)
     grid(rand(9, 3, seed=2)).sum().backward()
     optimizer.step()
-    assert vars(grid.table)["half_copy_version"] == grid.table._version
+    assert mirror.is_current(grid.table)
     assert is_current(grid)
 
 
@@ -207,13 +215,13 @@ def test_the_working_table_survives_moves_and_copies() -> None:
     assert torch.equal(grid.table, other.table)
 
     grid.half()
-    assert grid.table_half is None
+    assert not has_copy(grid)
     assert torch.equal(grid.working_table(), grid.table)
     assert grid(rand(4, 3, seed=1)).dtype == torch.float16
     grid.float()
     assert is_current(grid)
     grid.to("meta")
-    assert grid.table_half is None
+    assert not has_copy(grid)
     assert grid.working_table().is_meta
 
 

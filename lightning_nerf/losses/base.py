@@ -10,7 +10,7 @@ from lightning_nerf.arguments import Recorded
 from lightning_nerf.checks import BadArgument, check_instance, check_number
 from lightning_nerf.types import Step
 
-RESERVED = ("loss", "n_rays", "n_samples")
+RESERVED = ("loss", "mse", "n_rays", "n_samples")  # what steps log beside the losses
 
 
 class Loss(Recorded, nn.Module, ABC):

@@ -13,7 +13,8 @@ from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_JITTER, make_key, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune
-from lightning_nerf.types import PackedSamples, Rays, SceneBox
+from lightning_nerf.scene_box import SceneBox
+from lightning_nerf.types import PackedSamples, Rays
 from tests.ops.harness import DEVICES, rand
 
 BOX = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))

@@ -12,7 +12,7 @@ from lightning_nerf import OccupancyGrid, SceneBox, rendering
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import key_from_torch, make_key
-from lightning_nerf.types import PackedSamples, Rays
+from lightning_nerf.types import PackedSamples, Placement, Rays
 from tests.ops.harness import DEVICES, rand
 
 BOX = [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]
@@ -166,17 +166,17 @@ def test_jitter_and_updates_draw_without_synchronisation() -> None:
         torch.cuda.set_sync_debug_mode(before)
 
 
-def test_an_estimator_of_ones_own_needs_only_sample() -> None:
+def test_an_estimator_of_ones_own_needs_only_place() -> None:
     class EveryHalf(Estimator):
         def bind(self, scene_box: Any) -> EveryHalf:
             return self
 
-        def sample(self, rays: Rays, density_fn: Any = None, *, key: Tensor | None = None, **_: Any) -> PackedSamples:
+        def place(self, rays: Rays, query: Any = None, *, key: Tensor | None = None, **_: Any) -> Placement:
             n = rays.origins.shape[0]
             starts = torch.tensor([0.0, 0.5]).repeat(n) + (0.0 if key is None else 0.1)
             offsets = torch.arange(0, 2 * n + 1, 2, dtype=torch.int32)
             rows = torch.arange(n, dtype=torch.int32).repeat_interleave(2)
-            return PackedSamples(starts, starts + 0.5, rows, offsets, torch.ones(n, dtype=torch.bool))
+            return Placement(PackedSamples(starts, starts + 0.5, rows, offsets, torch.ones(n, dtype=torch.bool)))
 
     estimator, rays = EveryHalf(), rays_of(3)
     ray_indices, t_starts, _ = estimator.sampling(*rays)

@@ -31,10 +31,10 @@ class PlainField(RadianceField):
     def _evaluate(self, positions: Tensor) -> Tensor:
         return self.net(self.encoding(self.unit_positions(positions) - 0.5)).float()
 
-    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+    def density(self, positions: Tensor) -> Tensor:
         return nn.functional.softplus(self._evaluate(positions)[:, 0])
 
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         out = self._evaluate(positions)
         return FieldOutput(nn.functional.softplus(out[:, 0]), out[:, 1:].sigmoid() * self.brightness)
 
@@ -46,8 +46,8 @@ class InfAt(PlainField):
         super().__init__()
         self.step, self.owner = step, []  # in a list: the module that this is part of must not be a part of this
 
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
-        out = super().forward(positions, directions, times)
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        out = super().forward(positions, directions)
         return out._replace(rgb=out.rgb * torch.where(self.owner[0].key[2] == self.step, float("inf"), 1.0))
 
 

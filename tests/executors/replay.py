@@ -40,11 +40,13 @@ class FakeEvent:
 class FakeGraph:
     def __init__(self, executor: CUDAGraphExecutor, what: str, fn: Callable[[], Any], result: Any) -> None:
         self.executor, self.what, self.fn, self.result = executor, what, fn, result
-        self.groups = [{k: copy.copy(v) for k, v in g.items() if k != "params"} for g in executor._optimizer.param_groups]
+        self.groups = [
+            {k: copy.copy(v) for k, v in g.items() if k != "params"} for g in executor._running.optimizer.param_groups
+        ]
 
     def replay(self) -> None:
         parameters = self.executor._parameters
-        groups = self.executor._optimizer.param_groups
+        groups = self.executor._running.optimizer.param_groups
         grads = [p.grad for p in parameters]
         if self.what == "the optimizer's update":
             now = [{k: v for k, v in g.items() if k != "params"} for g in groups]
@@ -68,9 +70,9 @@ class FakeGraph:
 
 
 def _tensors(executor: CUDAGraphExecutor) -> list[Tensor]:
-    module, optimizer = executor._module, executor._optimizer
+    module, optimizer, scaler = executor._running.program.state(), executor._running.optimizer, executor._running.scaler
     states = [v for state in optimizer.state.values() for v in state.values()]
-    own = [*vars(optimizer).values(), *(vars(executor._scaler).values() if executor._scaler else ())]
+    own = [*vars(optimizer).values(), *(vars(scaler).values() if scaler else ())]
     grads = [p.grad for p in module.parameters()]
     return [t for t in (*module.parameters(), *module.buffers(), *states, *own, *grads) if isinstance(t, Tensor)]
 

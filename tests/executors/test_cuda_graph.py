@@ -16,9 +16,9 @@ from torch import Tensor
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, RayBudget, Telemetry
 from lightning_nerf.data.synthetic import SyntheticScene
-from lightning_nerf.data.views import draw_rays
 from lightning_nerf.modules import InstantNGP
-from lightning_nerf.optim import FusedAdam
+from lightning_nerf.ops.draw_rays import draw_rays
+from lightning_nerf.optim import FusedAdam, HalfMirror
 from tests.executors.fits import STEPS, Empty, InfAt, PlainField, assert_equal, fit, plain_module
 from tests.scenes import fused_module, tiny_module, tiny_scene, trainer
 
@@ -129,7 +129,9 @@ class CopyIsFresh(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: Any, optimizer: Any) -> None:
         table = pl_module.field.position_encoding.table
-        assert torch.equal(table.half_copy, table.half())
+        mirror = HalfMirror.of(table)
+        assert mirror is not None
+        assert torch.equal(mirror.copy, table.half())
         self.checked += pl_module.executor.replayed
 
 
@@ -280,11 +282,11 @@ class Loaded(SyntheticScene):
     sizes: tuple[int, ...] = (64,)
 
     def train_dataloader(self) -> Any:
-        views, key = self.views("train"), torch.tensor([7, 0, 0])
+        pixels, key = self.scene("train").pixels(), torch.tensor([7, 0, 0])
 
         def batch(i: int) -> Any:
             key[2] = i
-            return draw_rays(views, key, self.sizes[i % len(self.sizes)], near=self.near, far=self.far)
+            return draw_rays(pixels, key, self.sizes[i % len(self.sizes)])
 
         return torch.utils.data.DataLoader([batch(i) for i in range(40)], batch_size=None)
 
@@ -349,7 +351,7 @@ def test_memory_is_given_back(tmp_path: Path, scene_cache: Path) -> None:
 
 def test_values_of_python_are_read_again_on_demand(tmp_path: Path, scene_cache: Path, accelerator: str) -> None:
     def soften(trainer: L.Trainer, module: Any) -> None:
-        module.huber_delta = 0.01
+        module.losses[0].delta = 0.01
         module.executor.recapture()
 
     eager, _, _ = fit(tmp_path, scene_cache, accelerator, "auto", callbacks=[At(12, soften)])

@@ -34,19 +34,22 @@ def batches(draw: st.DrawFn) -> RayBatch:
     origins = some((n, 3), 0.0, PLACES)
     directions = some((n, 3), 1.0, PLACES)
     near, far = some((n,), 0.0, PLACES), some((n,), 3.0, PLACES)
-    times = draw(st.none() | tensors((n,), PLACES, "cpu"))
+    times, footprint = (draw(st.none() | tensors((n,), PLACES, "cpu")) for _ in range(2))
+    cameras = draw(st.none() | st.just(torch.arange(n)))
     rgb = some((n, 3), 0.5, COLOURS)
     alpha = draw(st.none() | st.just(some((n,), 1.0, COLOURS)))
     masks = st.lists(st.booleans(), min_size=n, max_size=n).map(lambda m: torch.tensor(m, dtype=torch.bool))
     mask = draw(st.none() | st.just(torch.zeros(n, dtype=torch.bool)) | masks)
-    return RayBatch(Rays(origins, directions, near, far, times), rgb, alpha, mask, torch.zeros(n, dtype=torch.int64))
+    return RayBatch(Rays(origins, directions, near, far, times, cameras, footprint), rgb, alpha, mask)
 
 
 @st.composite
 def spoilt(draw: st.DrawFn) -> tuple[Any, str]:
     """A batch one of whose tensors has another shape, dtype or device, or is none; and that one's name."""
     batch = draw(batches())
-    name = draw(st.sampled_from(["origins", "directions", "near", "far", "rgb", "alpha", "mask"]))
+    name = draw(
+        st.sampled_from(["origins", "directions", "near", "far", "times", "cameras", "footprint", "rgb", "alpha", "mask"])
+    )
     value = batch.rays._asdict().get(name, batch._asdict().get(name))
     value = torch.ones(len(batch.rgb)) if value is None else value
     change = draw(st.sampled_from([*DTYPES, "longer", "flat", "more", "meta", "spaced", None, 3, "text", [[0.0] * 3]]))
@@ -118,7 +121,7 @@ def test_what_is_no_batch(module: InstantNGP, batch: Any) -> None:
 def test_a_ray_without_direction_has_no_samples(module: InstantNGP, length: float) -> None:
     """And not 10^9 of the cell that it begins in."""
     rays = Rays(torch.zeros(4, 3), torch.full((4, 3), length), torch.zeros(4), torch.full((4,), 1e8))
-    batch = RayBatch(rays, torch.zeros(4, 3), None, None, torch.zeros(4, dtype=torch.int64))
+    batch = RayBatch(rays, torch.zeros(4, 3), None, None)
     assert module.training_step(batch, 0)["n_samples"] == 0
 
 

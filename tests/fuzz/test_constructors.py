@@ -15,15 +15,17 @@ from torch import nn
 
 from lightning_nerf import callbacks
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO
-from lightning_nerf.data import BlenderData, SyntheticScene
+from lightning_nerf.data import BlenderData, NeRFDataModule, SyntheticScene
+from lightning_nerf.data.sources import BlenderSource, SyntheticSource
 from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
 from lightning_nerf.estimators import OccupancyGrid
-from lightning_nerf.executors import CUDAGraphExecutor
+from lightning_nerf.executors import CUDAGraphExecutor, EagerExecutor
 from lightning_nerf.fields import InstantNGPField
+from lightning_nerf.losses import Photometric
 from lightning_nerf.modules import NeRFModule, WarmupDecay
 from lightning_nerf.optim import FusedAdam
-from lightning_nerf.renderers import VolumeRenderer
-from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy
+from lightning_nerf.renderers import FrameRenderer, VolumeRenderer
+from lightning_nerf.strategies import CUDAGraphDDPStrategy, CUDAGraphStrategy, ExecutorStrategy
 from tests.fuzz.strategies import INF, NAN, bounded, fuzz
 from tests.scenes import tiny_module
 
@@ -50,8 +52,8 @@ def case(construct: Callable[..., Any], *names: str, **proper: Any) -> Case:
 
 
 TRAINING = ("samples_per_step", "march_factor", "max_rays", "initial_rays", "random_background_steps", "huber_delta")
-TRAINING += ("optimizer", "lr_scheduler", "seed", "eval_samples", "renderer")
-BOX = ("aabb", "near", "far", "background", "eval_background")
+TRAINING += ("optimizer", "lr_scheduler", "seed", "eval_samples", "renderer", "losses")
+BOX = ("aabb", "near", "far", "background", "eval_background", "contraction")
 SIZES = ("n_levels", "n_features", "log2_table_size", "base_resolution", "max_resolution")
 
 CONSTRUCTORS = {
@@ -67,6 +69,10 @@ CONSTRUCTORS = {
         "alpha_threshold", "early_stop_eps", resolution=16,
     ),
     "VolumeRenderer": case(VolumeRenderer, "early_stop_eps"),
+    "FrameRenderer": case(
+        FrameRenderer, "max_samples", field=SMALL_FIELD, estimator=OccupancyGrid(8), renderer=VolumeRenderer()
+    ),
+    "Photometric": case(Photometric, "delta", "weight", "name"),
     "InstantNGP": case(lambda **options: tiny_module(**options), "field", "estimator", *TRAINING),
     "NeRFModule": case(
         lambda **options: NeRFModule(**{"field": SMALL_FIELD, "estimator": OccupancyGrid(8), **options}),
@@ -84,9 +90,16 @@ CONSTRUCTORS = {
         BlenderData, "root", "train_split", "val_split", "test_split", "holdout_every", "downscale", "val_every",
         "test_every", "n_train", "n_val", "n_test", *BOX, root="nowhere",
     ),
+    "NeRFDataModule": case(NeRFDataModule, "source", *BOX, source=SyntheticSource()),
+    "BlenderSource": case(
+        BlenderSource, "root", "train_split", "val_split", "test_split", "holdout_every", "downscale", "val_every",
+        "test_every", "n_train", "n_val", "n_test", root="nowhere",
+    ),
+    "SyntheticSource": case(SyntheticSource, "resolution", "n_train", "n_test", "n_val", "seed", "cache_dir"),
     "SyntheticScene": case(SyntheticScene, "resolution", "n_train", "n_test", "n_val", "seed", "cache_dir", *BOX),
     "AtomicCheckpointIO": case(AtomicCheckpointIO),
     "CUDAGraphExecutor": case(CUDAGraphExecutor, "warmup_steps"),
+    "ExecutorStrategy": case(ExecutorStrategy, "executor", "device", executor=EagerExecutor()),
     "CUDAGraphStrategy": case(CUDAGraphStrategy, "device", "warmup_steps"),
     "CUDAGraphDDPStrategy": case(CUDAGraphDDPStrategy, "warmup_steps"),
     "ImageLogger": case(callbacks.ImageLogger, "n_views"),
@@ -100,6 +113,7 @@ CONSTRUCTORS = {
     "RayBudget": case(callbacks.RayBudget, "every_n_steps", "fill"),
     "RunResults": case(callbacks.RunResults, "recipe"),
     "Telemetry": case(callbacks.Telemetry, "every_n_steps"),
+    "TrainingClock": case(callbacks.TrainingClock),
     "Turntable": case(callbacks.Turntable, "n_frames", "elevation", "fps"),
 }  # fmt: skip
 

@@ -84,14 +84,14 @@ def test_a_script_of_ten_lines_with_a_strangers_field(
     assert spec["init_args"]["field"] == blob
     assert spec["init_args"]["estimator"]["init_args"]["step_size"] == 0.1
     assert spec["init_args"]["renderer"]["class_path"] == "lightning_nerf.renderers.volume.VolumeRenderer"
-    assert spec["init_args"]["optimizer"] == {"class_path": "lightning_nerf.modules.base.adam"}
+    assert spec["init_args"]["optimizer"] == {"class_path": "lightning_nerf.modules.optimizers.adam"}
 
     loaded = NeRFModule.load_from_checkpoint(path)
     assert type(loaded.field) is Blob
     assert loaded.field.bias == 0.5
     assert loaded.hparams == module.hparams
     same(dict(module.state_dict()), dict(loaded.state_dict()), "state_dict")
-    assert torch.equal(loaded.field.to_unit, module.field.to_unit)  # it is ready to render
+    assert torch.equal(loaded.field.affine, module.field.affine)  # it is ready to render
 
 
 @pytest.mark.parametrize(
@@ -109,16 +109,16 @@ def test_rebuilt_from_a_checkpoint(make: Any, tmp_path: Path) -> None:
     checkpoint = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
-    module.huber_delta = 9.0
+    module.losses[0].delta = 9.0
     for kind in (NeRFModule, type(module)):
         loaded = kind.load_from_checkpoint(path)
         assert type(loaded) is type(module)
         assert loaded.hparams == module.hparams
         assert loaded.samples_per_step == 1024
         assert loaded.renderer.early_stop_eps == module.renderer.early_stop_eps
-        assert loaded.huber_delta == 0.1
+        assert loaded.losses[0].delta == 0.1
         same(dict(module.state_dict()), dict(loaded.state_dict()), "state_dict")
-        ours, theirs = (m._optimizer([torch.zeros(1, requires_grad=True)]) for m in (module, loaded))
+        ours, theirs = (m._make_optimizer([torch.zeros(1, requires_grad=True)]) for m in (module, loaded))
         assert type(ours) is type(theirs)
         same([(*g["betas"], g["lr"]) for g in ours.param_groups if "betas" in g],
              [(*g["betas"], g["lr"]) for g in theirs.param_groups if "betas" in g], "options")  # fmt: skip
@@ -290,12 +290,12 @@ def test_the_command_line_and_a_script_write_the_same(
     checkpoint = read(path)
     spec = checkpoint["hyper_parameters"]
     assert set(spec) == {"class_path", "init_args"}
-    assert spec["init_args"]["optimizer"]["class_path"] == "lightning_nerf.optim.FusedAdam"
+    assert spec["init_args"]["optimizer"]["class_path"] == "lightning_nerf.optim.adam.FusedAdam"
     assert spec["init_args"]["field"]["init_args"]["log2_table_size"] == 10
 
     script = InstantNGP.load_from_checkpoint(path)
     assert script.hparams == cli.model.hparams
-    assert script._optimizer([torch.zeros(1, requires_grad=True)]).param_groups[0]["lr"] == 0.02
+    assert script._make_optimizer([torch.zeros(1, requires_grad=True)]).param_groups[0]["lr"] == 0.02
     same(dict(script.state_dict()), checkpoint["state_dict"], "state_dict")
 
     # The command line's model is what runs: the checkpoint has to fit it, and may have had other settings.
@@ -303,7 +303,7 @@ def test_the_command_line_and_a_script_write_the_same(
         command(monkeypatch, "fit", *ARGUMENTS, *MODEL, data, f"--ckpt_path={path}", "--model.field.log2_table_size=11")
     more = command(monkeypatch, "fit", *ARGUMENTS, *MODEL, data, f"--ckpt_path={path}", "--trainer.max_steps=6",
                    "--model.huber_delta=0.2")  # fmt: skip
-    assert more.model.huber_delta == 0.2
+    assert more.model.losses[0].delta == 0.2
     assert more.trainer.global_step == 6
 
 

@@ -284,8 +284,8 @@ def test_learning_rate_monitor_logs_the_schedule(tmp_path: Path, scene_cache: Pa
 class Anomalous(PlainField):
     """Its colours are fine; their derivative is not."""
 
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
-        out = super().forward(positions, directions, times)
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        out = super().forward(positions, directions)
         return out._replace(rgb=out.rgb + (0 * out.rgb).sqrt())
 
 

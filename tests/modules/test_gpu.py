@@ -12,13 +12,13 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 
-import lightning_nerf.modules.base as base
+import lightning_nerf.renderers.frame as frame
 from lightning_nerf.bench.frame import training_render
 from lightning_nerf.callbacks import Telemetry
 from lightning_nerf.callbacks.psnr import psnr
-from lightning_nerf.data.views import image_truth
 from lightning_nerf.fields import InstantNGPField
 from lightning_nerf.modules import InstantNGP
+from lightning_nerf.types import FrameKernel, Rays, Render
 from tests.scenes import fused_module, tiny_module, tiny_scene, trainer
 
 pytestmark = pytest.mark.gpu
@@ -62,7 +62,7 @@ def test_fits_and_renders(tmp_path: Path, scene_cache: Path) -> None:
     fit.fit(module, scene)
     assert all(torch.isfinite(p).all() for p in module.parameters())
     module.to("cuda")
-    render = module.render_view(scene.views("test"), 0)
+    render = module.render_view("test", 0)
     assert torch.isfinite(render.rgb).all()
 
 
@@ -75,24 +75,30 @@ def test_frames_are_those_of_the_training_renderer(
     run = trainer(tmp_path, accelerator="gpu", devices=1, precision="bf16-mixed", max_steps=300, strategy="nerf_cuda_graph")
     run.fit(module, scene)
     module.to("cuda")
-    monkeypatch.setattr(base, "FUSED_SAMPLES", samples_at_once)
+    monkeypatch.setattr(frame, "FUSED_SAMPLES", samples_at_once)
     calls: list[int] = []
-    plain = InstantNGPField.render
+    find = InstantNGPField.frame_kernel
 
-    def counted(*arguments: Any) -> Any:
-        calls.append(1)
-        return plain(*arguments)
+    def counted(field: InstantNGPField, rays: Rays) -> FrameKernel | None:
+        kernel = find(field, rays)
+        assert kernel is not None
 
-    monkeypatch.setattr(InstantNGPField, "render", counted)
-    views, background = scene.views("test"), module.eval_background()
+        def render(*arguments: Any) -> Render:
+            calls.append(1)
+            return kernel(*arguments)
+
+        return render
+
+    monkeypatch.setattr(InstantNGPField, "frame_kernel", counted)
+    views, background = scene.scene("test"), module.eval_background()
     with torch.no_grad(), run.precision_plugin.forward_context():
-        for i in range(len(views.images)):
-            truth = image_truth(views.images[i].to("cuda"), background)
-            ours = psnr(module.render_view(views, i).rgb, truth)
-            as_trained = psnr(training_render(module, views.to("cuda"), i, background), truth)
+        for i in range(views.n_views):
+            truth = views.truth(i, background)
+            ours = psnr(module.render_view("test", i).rgb, truth)
+            as_trained = psnr(training_render(module, views.cameras.to("cuda"), i, background), truth)
             assert as_trained > 15
             assert abs(ours - as_trained) < 0.02
-    assert len(calls) >= len(views.images) * (1 if samples_at_once > 4096 else 2)
+    assert len(calls) >= views.n_views * (1 if samples_at_once > 4096 else 2)
 
 
 @pytest.mark.filterwarnings("ignore:.*deterministic")

@@ -8,14 +8,16 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from torch import Tensor
 
 from lightning_nerf.callbacks import OccupancyGridUpdate, RayBudget
-from lightning_nerf.data.views import draw_rays, image_rays
+from lightning_nerf.cameras.cameras import image_rays
+from lightning_nerf.capabilities import states
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.modules import InstantNGP
+from lightning_nerf.ops.draw_rays import draw_rays
 from lightning_nerf.optim import FusedAdam
-from lightning_nerf.types import PackedSamples, Rays
+from lightning_nerf.renderers import VolumeRenderer
+from lightning_nerf.types import FieldOutput, Placement, Pruning, RayBatch, Rays, Render
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 
@@ -34,6 +36,13 @@ def attached(module: InstantNGP, scene, tmp_path: Path) -> InstantNGP:
     fit = trainer(tmp_path, max_steps=2)
     fit.fit(module, scene)
     return module
+
+
+def some_rays(module: InstantNGP, n: int) -> RayBatch:
+    """Training rays that reach through the whole scene."""
+    pixels = module.datamodule.scene("train").pixels()
+    bounds = pixels.bounds.new_tensor([0.0, 10.0]).expand_as(pixels.bounds)
+    return draw_rays(pixels._replace(bounds=bounds), module.key, n)
 
 
 def test_fit_learns_and_fills_its_budget(tmp_path: Path, scene_cache: Path) -> None:
@@ -61,7 +70,7 @@ def test_two_runs_are_equal_to_the_bit(tmp_path: Path, scene_cache: Path) -> Non
 
 def test_capacity_does_not_change_loss_or_gradients(tmp_path: Path, scene_cache: Path) -> None:
     module = attached(tiny_module(samples_per_step=16384, initial_rays=48), tiny_scene(scene_cache), tmp_path)
-    batch = draw_rays(module.datamodule.views("train"), module.key, 64, near=0.0, far=10.0)
+    batch = some_rays(module, 64)
     results = []
     for capacity in (16384, 32768):
         module.samples_per_step = capacity
@@ -81,7 +90,7 @@ def test_capacity_does_not_change_loss_or_gradients(tmp_path: Path, scene_cache:
 
 def test_rays_that_do_not_fit_are_left_out(tmp_path: Path, scene_cache: Path) -> None:
     module = attached(tiny_module(samples_per_step=16384, initial_rays=48), tiny_scene(scene_cache), tmp_path)
-    batch = draw_rays(module.datamodule.views("train"), module.key, 64, near=0.0, far=10.0)
+    batch = some_rays(module, 64)
     everything, full = module.render_loss(batch)
     module.samples_per_step = int(full["n_samples"]) // 2
     some, half = module.render_loss(batch)
@@ -122,15 +131,14 @@ def test_bf16_trains_and_keeps_parameters_in_float32(tmp_path: Path, scene_cache
 
 def test_render_is_the_same_in_chunks(tmp_path: Path, scene_cache: Path) -> None:
     module = attached(tiny_module(), tiny_scene(scene_cache), tmp_path)
-    views = module.datamodule.views("test")
-    whole = module.render_view(views, 0)
+    whole = module.render_view("test", 0)
     module.eval_samples = 500
-    parts = module.render_view(views, 0)
+    parts = module.render_view("test", 0)
     torch.testing.assert_close(whole.rgb, parts.rgb, rtol=1e-4, atol=1e-5)
     assert torch.equal(whole.n_samples, parts.n_samples)
     assert whole.rgb.shape == (24, 24, 3)
 
-    rays = image_rays(views, 0, module.datamodule.near, module.datamodule.far)
+    rays = image_rays(module.datamodule.scene("test").cameras, 0)
     backgrounds = torch.rand(24 * 24, 3, generator=torch.Generator().manual_seed(0))
     behind = whole.rgb.view(-1, 3) + (1 - whole.opacity.view(-1, 1)) * (backgrounds - 1)
     torch.testing.assert_close(module.render(rays, backgrounds).rgb, behind, rtol=1e-4, atol=1e-5)
@@ -139,7 +147,7 @@ def test_render_is_the_same_in_chunks(tmp_path: Path, scene_cache: Path) -> None
 def test_a_ray_that_hits_nothing_is_the_background_exactly(tmp_path: Path, scene_cache: Path) -> None:
     module = attached(tiny_module(), tiny_scene(scene_cache), tmp_path)
     module.estimator.binaries.zero_()
-    render = module.render_view(module.datamodule.views("test"), 0)
+    render = module.render_view("test", 0)
     assert (render.rgb == 1).all()
     assert (render.depth == 0).all()
     assert (render.opacity == 0).all()
@@ -159,22 +167,59 @@ def test_an_average_that_nobody_uses_is_named(tmp_path: Path, scene_cache: Path)
         trainer(tmp_path, max_steps=2).fit(module, tiny_scene(scene_cache))
 
 
-def test_frames_follow_an_estimator_that_samples_in_its_own_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Sparse(OccupancyGrid):
-        def sample(self, *arguments: Any, **options: Any) -> PackedSamples:
-            return super().sample(*arguments, **options)
+class Sparse(OccupancyGrid):
+    """May place in any way: its override states nothing."""
 
-    class Restated(Sparse):
-        def thresholds(self) -> tuple[float, Tensor]:
-            return super().thresholds()
+    def place(self, *arguments: Any, **options: Any) -> Placement:
+        return super().place(*arguments, **options)
 
+
+class Restated(OccupancyGrid):
+    """Its override says that it prunes as the grid does."""
+
+    @states("prunes")
+    def place(self, *arguments: Any, **options: Any) -> Placement:
+        return super().place(*arguments, **options)
+
+
+class OtherThresholds(OccupancyGrid):
+    """Prunes by thresholds of its own, which the kernel is told."""
+
+    def thresholds(self) -> Pruning:
+        return Pruning(0.5, torch.ones(()))
+
+
+class Tinted(VolumeRenderer):
+    def forward(self, output: FieldOutput, *arguments: Any, **options: Any) -> Render:
+        return super().forward(output._replace(rgb=output.rgb * 0.5), *arguments, **options)
+
+
+@pytest.mark.parametrize(
+    ("kind", "renderer", "fuses"),
+    [
+        (OccupancyGrid, VolumeRenderer(), True),
+        (Sparse, VolumeRenderer(), False),
+        (Restated, VolumeRenderer(), True),
+        (OtherThresholds, VolumeRenderer(), True),
+        (OccupancyGrid, Tinted(), False),
+        (OccupancyGrid, VolumeRenderer(early_stop_eps=0.1), False),
+    ],
+)
+def test_frames_follow_parts_that_go_their_own_way(
+    monkeypatch: pytest.MonkeyPatch, kind: type[OccupancyGrid], renderer: VolumeRenderer, fuses: bool
+) -> None:
     rays = Rays(torch.zeros(1, 3), torch.ones(1, 3), torch.zeros(1), torch.ones(1))
-    for kind, fuses in [(OccupancyGrid, True), (Sparse, False), (Restated, True)]:
-        module = tiny_module(estimator=kind(resolution=16))
-        monkeypatch.setattr(module.field, "can_render", lambda rays: True)
-        assert module._can_fuse(rays) == fuses
-        with deterministic_algorithms():
-            assert not module._can_fuse(rays)
+    module = tiny_module(estimator=kind(resolution=16), renderer=renderer)
+
+    def kernel(*_: Any) -> Any:
+        raise NotImplementedError
+
+    monkeypatch.setattr(module.field, "frame_kernel", lambda rays: kernel)
+    assert module.frames.kernel(rays) is (kernel if fuses else None)
+    with deterministic_algorithms():
+        assert module.frames.kernel(rays) is None
+    monkeypatch.setattr(module.field, "frame_kernel", lambda rays: None)
+    assert module.frames.kernel(rays) is None
 
 
 @contextmanager

@@ -21,10 +21,10 @@ class Blob(RadianceField):
         self.bias = bias
         self.net = nn.Sequential(nn.Linear(3, width), nn.ReLU(), nn.Linear(width, 4)) if net is None else net
 
-    def density(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+    def density(self, positions: Tensor) -> Tensor:
         return self.forward(positions, positions).density
 
-    def forward(self, positions: Tensor, directions: Tensor, times: Tensor | None = None) -> FieldOutput:
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         out = self.net(self.unit_positions(positions)).float()
         return FieldOutput(nn.functional.softplus(out[:, 0] + self.bias), out[:, 1:].sigmoid())
 

@@ -173,9 +173,9 @@ def test_whether_to_end_is_asked_seldom(tmp_path: Path, scene_cache: Path, monke
 class Counting(EagerExecutor):
     steps = 0
 
-    def step(self, module: Any, batch: Any) -> Any:
+    def step(self, program: Any, batch: Any) -> Any:
         self.steps += 1
-        return super().step(module, batch)
+        return super().step(program, batch)
 
 
 def test_any_executor_by_object_and_by_name(tmp_path: Path, scene_cache: Path) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.optim import SGD, Adam, Optimizer
 
 from lightning_nerf.optim import FusedAdam
-from lightning_nerf.step_guard import StepGuard
+from lightning_nerf.optim.guard import StepGuard
 
 PLAIN = ["Adadelta", "Adafactor", "Adagrad", "Adam", "Adamax", "AdamW", "ASGD", "NAdam", "RAdam", "RMSprop", "Rprop"]
 KINDS: dict[str, Callable[[Any], Optimizer]] = {

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from lightning_nerf.optim import FusedAdam
+from lightning_nerf.optim import FusedAdam, HalfMirror
 from tests.ops.harness import DEVICES, rand
 
 OPTIONS = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-15}
@@ -210,15 +210,16 @@ def test_average_is_of_the_weights_after_each_step(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_writes_the_half_copy_and_says_so(device: str) -> None:
     params = parameters(device)
-    params[0].half_copy = torch.zeros_like(params[0], dtype=torch.float16)  # type: ignore[attr-defined]
-    params[0].half_copy_version = -1  # type: ignore[attr-defined]
+    mirror = HalfMirror.made_for(params[0])
+    copy = mirror.current(params[0])
     optimizer, versions = fused(groups(params)), []
     for step in range(3):
         optimizer.zero_grad()
         loss_of(params, step).backward()
         optimizer.step()
-        assert torch.equal(params[0].half_copy, params[0].half())  # type: ignore[attr-defined]
-        assert params[0].half_copy_version == params[0]._version  # type: ignore[attr-defined]
+        assert torch.equal(copy, params[0].half())
+        assert mirror.is_current(params[0])
+        assert mirror.copy is copy
         versions.append([p._version for p in params])
     assert all(b > a for a, b in zip(versions[0], versions[1], strict=True))  # autograd and caches hear of the step
 
@@ -293,7 +294,7 @@ def test_bad_parameters_are_named() -> None:
 def captured(rates: list[float], n_eager: int = 3) -> tuple[list[nn.Parameter], FusedAdam]:
     """A few eager steps, then replays of one captured step whose rate is a tensor; gradients arrive in place."""
     params = parameters("cuda")
-    params[0].half_copy = torch.zeros_like(params[0], dtype=torch.float16)  # type: ignore[attr-defined]
+    HalfMirror.made_for(params[0]).current(params[0])
     optimizer = FusedAdam(params, **OPTIONS, ema_decay=0.9)
     for p in params:
         p.grad = torch.zeros_like(p)
@@ -323,7 +324,9 @@ def test_captured_equals_eager_to_the_bit() -> None:
     replayed, optimizer = captured(rates)
     eager, expected = captured(rates, n_eager=23)
     torch.testing.assert_close(replayed, eager, rtol=0, atol=0)
-    assert torch.equal(replayed[0].half_copy, replayed[0].half())  # type: ignore[attr-defined]
+    mirror = HalfMirror.of(replayed[0])
+    assert mirror is not None
+    assert torch.equal(mirror.copy, replayed[0].half())
     for p, q in zip(replayed, eager, strict=True):
         torch.testing.assert_close(optimizer.state[p], expected.state[q], rtol=0, atol=0)
     assert optimizer.state[replayed[0]]["step"] == 22
