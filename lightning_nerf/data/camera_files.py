@@ -26,6 +26,7 @@ def read_cameras(path: Path, train: Cameras) -> Cameras:
         size = width, height
     times = None if frames[0].time is None else torch.tensor([f.time for f in frames], dtype=torch.float32)
     c2w = torch.tensor([f.c2w for f in frames], dtype=torch.float32)
-    cameras = Cameras.of_one_size(c2w, torch.tensor([transforms.intrinsics(frame, *size) for frame in frames]), *size,
-    times=times) bounds = train.bounds
+    intrinsics = torch.tensor([transforms.intrinsics(frame, *size) for frame in frames])
+    cameras = Cameras.of_one_size(c2w, intrinsics, *size, times=times)
+    bounds = train.bounds
     return cameras if bounds is None else cameras._replace(bounds=bounds[:1].expand(len(frames), 2).contiguous())

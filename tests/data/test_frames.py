@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_nerf.cameras.poses import spiral_poses
 from lightning_nerf.data import frames as frames_module
 from lightning_nerf.data import json_file
-from lightning_nerf.cameras.poses import spiral_poses
 from lightning_nerf.data.frames import Transforms, unique_names
 
 W, H = 80, 60
