@@ -32,6 +32,8 @@ from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
 from lightning_nerf.types import RayBatch, Step
 
+HUBER_DELTA = 0.1
+
 
 class NeRFModule(EvaluatedModule):
     """A radiance field, an estimator that says where to sample it, and a renderer, trained on posed images by losses.
@@ -77,7 +79,7 @@ class NeRFModule(EvaluatedModule):
         max_rays: int = 2**16,
         initial_rays: int = 1024,
         random_background_steps: int = 1000,
-        huber_delta: float = 0.1,
+        huber_delta: float = HUBER_DELTA,
         optimizer: OptimizerCallable = adam,
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int | None = None,
@@ -98,7 +100,9 @@ class NeRFModule(EvaluatedModule):
         check_instance("lr_scheduler", lr_scheduler, Callable, type(None))
         if seed is not None:
             check_integer("seed", seed, 0, 2**63 - 1)
-        default = Photometric(_checked_delta(huber_delta))
+        check_number("huber_delta", huber_delta, "(0, inf]")
+        if losses is not None and huber_delta != HUBER_DELTA:
+            raise BadArgument(f"huber_delta: expected Photometric(delta={huber_delta}) among losses, which were given")
         if hasattr(type(self), "losses"):
             raise BadType(
                 f"{type(self).__name__}.losses: expected Loss objects, given as losses=[...], got a method or attribute"
@@ -106,7 +110,7 @@ class NeRFModule(EvaluatedModule):
         self.field = field
         self.estimator = estimator
         self.renderer = VolumeRenderer() if renderer is None else renderer
-        self.losses = nn.ModuleList([default] if losses is None else check_losses(losses))
+        self.losses = nn.ModuleList([Photometric(huber_delta)] if losses is None else check_losses(losses))
         self.samples_per_step = samples_per_step
         self.march_factor = march_factor
         self.max_rays = max_rays
@@ -224,8 +228,3 @@ class NeRFModule(EvaluatedModule):
     def inputs(self) -> object:
         """What :meth:`draw` reads beside this module's tensors: an object that is replaced when its tensors are."""
         return self.datamodule.scene_on(self.device)
-
-
-def _checked_delta(huber_delta: float) -> float:
-    check_number("huber_delta", huber_delta, "(0, inf]")
-    return huber_delta

@@ -242,8 +242,7 @@ def test_broken_folders_are_named(tmp_path: Path) -> None:
 def test_broken_pictures_are_named(tmp_path: Path) -> None:
     write_split(tmp_path)
     iio.imwrite(tmp_path / "train" / "r_1.png", random_picture(H + 1, W, 4))
-    with pytest.raises(ValueError, match=r"r_1.png: 8x7 pixels, but .*r_0.png has 8x6"):
-        BlenderData(tmp_path).setup("fit")
+    assert BlenderData(tmp_path).scene("train").cameras.size[:2].tolist() == [[W, H], [W, H + 1]]  # no fault: any sizes do
     (tmp_path / "train" / "r_1.png").write_text("nonsense")
     with pytest.raises(ValueError, match=r"r_1.png: cannot be read as an image"):
         BlenderData(tmp_path).setup("fit")

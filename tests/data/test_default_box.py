@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from lightning_nerf.cameras.poses import look_at, spiral_poses
 from torch import Tensor
 
+from lightning_nerf.cameras.poses import look_at, spiral_poses
 from lightning_nerf.data.default_box import DEFAULT_BOX, central_rays, derive_box, fit_box, nearest_point, share_meeting
 
 ANGLE = 0.6911112070083618  # of NeRF-Synthetic, whose cameras are 4.03 from the origin

@@ -315,15 +315,15 @@ def test_many_frames_are_read_in_seconds_and_too_many_refused_with_their_count(t
     path = tmp_path / "transforms.json"
     n = 10_000
     path.write_text('{"fl_x": 5.0, "frames": [' + ", ".join([frame] * n) + "]}")
-    begin = time.monotonic()
+    begin = time.process_time()
     assert len(Transforms(path).frames) == n
-    assert time.monotonic() - begin < 3  # 0.2 s on an idle core
+    assert time.process_time() - begin < 3  # 0.2 s on an idle core
     assert frames_module.MAX_FRAMES == 100_000
     path.write_text('{"frames": [' + ", ".join(['{"transform_matrix": 0}'] * 1_000_000) + "]}")
-    begin = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(ValueError, match="expected at most 100000 times 'transform_matrix', got 1000000"):
         Transforms(path)
-    assert time.monotonic() - begin < 3
+    assert time.process_time() - begin < 3
 
 
 NAMES: dict[str, tuple[list[str], list[str]]] = {

@@ -64,11 +64,11 @@ def test_one_file_is_trained_and_tested_on(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.INFO):
         data.setup("fit")
     assert "every 8th frame by name is tested" in caplog.text
-    assert len(data.names("train")) == 14
-    assert data.names("test") == ["r_0", "r_16", "r_9"]
+    assert len(data.scene("train").names) == 14
+    assert data.scene("test").names == ["r_0", "r_16", "r_9"]
     held_out = BlenderData(tmp_path, holdout_every=7)
-    assert [len(held_out.names(split)) for split in ("train", "val", "test")] == [12, 2, 3]
-    assert not set(held_out.names("train")) & {*held_out.names("val"), *held_out.names("test")}
+    assert [len(held_out.scene(split).names) for split in ("train", "val", "test")] == [12, 2, 3]
+    assert not set(held_out.scene("train").names) & {*held_out.scene("val").names, *held_out.scene("test").names}
 
 
 @pytest.mark.parametrize("content", [None, "", '{"frames": []}', '{"camera_angle_x": 0.7}'])
@@ -88,7 +88,7 @@ def test_a_missing_or_empty_test_file_is_told_before_the_first_step(
     with caplog.at_level(logging.INFO):
         data.setup("fit")
     assert "transforms_test.json: no view can be tested; " in caplog.text
-    assert data.names("train") == ["r_0", "r_1", "r_2"]
+    assert data.scene("train").names == ["r_0", "r_1", "r_2"]
     with pytest.raises(FileNotFoundError, match=f"transforms_test.json: no view can be tested; .*{remedy}"):
         data.setup("test")
 
@@ -106,6 +106,6 @@ def test_files_that_are_asked_for_must_exist_and_be_sound(tmp_path: Path) -> Non
 
 
 def test_test_views_need_no_training_file(tmp_path: Path) -> None:
-    assert len(BlenderData(capture(tmp_path, "test")).names("test")) == 3
+    assert len(BlenderData(capture(tmp_path, "test")).scene("test").names) == 3
     with pytest.raises(FileNotFoundError, match=r"no file .*transforms_train.json; its folder has transforms_test.json"):
-        BlenderData(tmp_path).names("train")
+        BlenderData(tmp_path).scene("train")

@@ -144,10 +144,7 @@ def test_the_source_knows_its_box_and_what_it_is(tmp_path: Path) -> None:
     source = SyntheticSource(**SMALL, cache_dir=tmp_path)
     assert (source.name, source.resolution, source.seed) == ("synthetic", 24, 0)
     assert source.counts == {"train": 3, "val": 1, "test": 2}
-    for split in ("train", "val", "test"):
-        box = source.read(split).box
-        assert box is not None
-        torch.testing.assert_close(box.aabb, torch.tensor(BOX), rtol=0, atol=0)
+    torch.testing.assert_close(source.box().aabb, torch.tensor(BOX), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 7])
