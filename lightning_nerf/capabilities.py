@@ -18,6 +18,7 @@ _NAME = "stated_capabilities"
 def states(*capabilities: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """State capabilities of a method, as a decorator.
 
+    >>> from lightning_nerf.capabilities import has, states
     >>> class Part:
     ...     @states("captured")
     ...     def update(self) -> None: ...

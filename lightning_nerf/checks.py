@@ -16,7 +16,15 @@ from torch import Tensor
 
 
 class BadArgument(ValueError):
-    """An argument, a file or a setting that the user has to change. Raise it from your own parts too."""
+    """An argument, a file or a setting that the user has to change. Raise it from your own parts too.
+
+    >>> from lightning_nerf import BadArgument, OccupancyGrid
+    >>> try:
+    ...     OccupancyGrid(resolution=0)
+    ... except BadArgument as error:
+    ...     print(error)
+    resolution: expected an integer >= 1, got 0
+    """
 
 
 class BadType(BadArgument, TypeError):

@@ -23,6 +23,11 @@ class HashGrid(nn.Module):
     level whose vertices fit in ``2^log2_table_size`` rows stores them all (rounded up to 8 rows), any other hashes into as
     many.
 
+    >>> import torch
+    >>> from lightning_nerf import HashGrid
+    >>> HashGrid(n_levels=4, n_features=2, log2_table_size=10)(torch.rand(7, 3)).shape
+    torch.Size([7, 8])
+
     Args:
         n_dims: 2, 3 or 4.
         n_levels: 1 to 64; a single level needs ``base_resolution == max_resolution``.
@@ -123,7 +128,13 @@ class HashGrid(nn.Module):
 
 
 class SphericalHarmonics(nn.Module):
-    """Real spherical harmonics of directions, see :func:`lightning_nerf.ops.spherical_harmonics.spherical_harmonics`."""
+    """Real spherical harmonics of directions, see :func:`lightning_nerf.ops.spherical_harmonics.spherical_harmonics`.
+
+    >>> import torch
+    >>> from lightning_nerf import SphericalHarmonics
+    >>> SphericalHarmonics(degree=4)(torch.rand(7, 3)).shape
+    torch.Size([7, 16])
+    """
 
     def __init__(self, degree: int = 4) -> None:
         super().__init__()
@@ -147,6 +158,11 @@ class Frequency(nn.Module):
     As in the authors' code, without the factor pi of the paper's equation 4, under which x = -1 and x = 1 look alike.
 
     Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020.
+
+    >>> import torch
+    >>> from lightning_nerf import Frequency
+    >>> Frequency(10)(torch.rand(7, 3)).shape
+    torch.Size([7, 63])
     """
 
     frequencies: Tensor

@@ -28,6 +28,7 @@ class SceneBox(NamedTuple):
     Source: Barron, Mildenhall, Verbin, Srinivasan, Hedman, "Mip-NeRF 360", CVPR 2022, equation 10.
 
     >>> import torch
+    >>> from lightning_nerf import SceneBox
     >>> box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]), "linf")
     >>> box.to_unit(torch.tensor([[0.0, 1.0, -4.0]]))
     tensor([[0.5000, 0.5625, 0.0625]])

@@ -22,6 +22,12 @@ class Rays(NamedTuple):
 
     A ray with ``far <= near`` is inactive: every op gives it zero samples. A batch of a fixed capacity marks its unused
     rays so. Directions need not have unit length; t is in units of their length.
+
+    >>> import torch
+    >>> from lightning_nerf import Rays
+    >>> rays = Rays(torch.zeros(4, 3), torch.ones(4, 3), near=torch.zeros(4), far=torch.full((4,), 6.0))
+    >>> rays.map(lambda t: t[:2]).far
+    tensor([6., 6.])
     """
 
     origins: Tensor  # [R, 3] float32
@@ -45,6 +51,13 @@ class PackedSamples(NamedTuple):
 
     ``kept`` is False for a ray whose samples did not fit in the capacity. It owns no samples here, yet is not an empty ray:
     losses and metrics must leave it out.
+
+    >>> import torch
+    >>> from lightning_nerf import PackedSamples
+    >>> t = torch.tensor([1.0, 2.0, 1.5])  # two samples on ray 0, none on ray 1, one on ray 2
+    >>> offsets, rays = torch.tensor([0, 2, 2, 3], dtype=torch.int32), torch.tensor([0, 0, 2], dtype=torch.int32)
+    >>> PackedSamples(t, t + 0.5, rays, offsets, kept=torch.ones(3, dtype=torch.bool)).offsets.diff()
+    tensor([2, 0, 1], dtype=torch.int32)
     """
 
     t_starts: Tensor  # [N] float32
@@ -62,14 +75,30 @@ class Evaluated(NamedTuple):
 
 
 class Densities(NamedTuple):
-    """A field's answer to a :class:`Query`: densities of N samples and, where the field keeps any, features of them."""
+    """A field's answer to a :class:`Query`: densities of N samples and, where the field keeps any, features of them.
+
+    >>> import torch
+    >>> from lightning_nerf import Densities
+    >>> Densities(torch.tensor([0.0, 3.0])).features is None
+    True
+    """
 
     values: Tensor  # [N] >= 0, per unit length
     features: Tensor | None = None  # [N, k]
 
 
 class Query(Protocol):
-    """Densities of samples along rays: the only way in which an estimator asks for a field."""
+    """Densities of samples along rays: the only way in which an estimator asks for a field.
+
+    >>> import torch
+    >>> from lightning_nerf import Densities, OccupancyGrid, Rays
+    >>> def fog(rays, samples, early_stop_eps=0.0):
+    ...     return Densities(torch.full_like(samples.t_starts, 2.0))
+    >>> grid = OccupancyGrid(resolution=8, step_size=0.5).bind([-1, -1, -1, 1, 1, 1])
+    >>> rays = Rays(torch.tensor([[0.0, 0, -2]]), torch.tensor([[0.0, 0, 1]]), torch.zeros(1), torch.full((1,), 9.0))
+    >>> len(grid.place(rays, fog).samples.t_starts)
+    4
+    """
 
     def __call__(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """Densities of N samples. Differentiable in the field's parameters where gradients are enabled.
@@ -80,14 +109,24 @@ class Query(Protocol):
 
 
 class Round(NamedTuple):
-    """Samples of an earlier round of placing, with the weights that they got; the weights have gradients."""
+    """Samples of an earlier round of placing, with the weights that they got; the weights have gradients.
+
+    >>> from lightning_nerf import Placement, Round
+    >>> Round._fields, Placement._field_defaults["rounds"]
+    (('samples', 'weights'), ())
+    """
 
     samples: PackedSamples
     weights: Tensor  # [N]
 
 
 class Placement(NamedTuple):
-    """An estimator's answer: the samples to evaluate, and what a loss or the field may use of how they were found."""
+    """An estimator's answer: the samples to evaluate, and what a loss or the field may use of how they were found.
+
+    >>> from lightning_nerf import Placement
+    >>> Placement._fields
+    ('samples', 'rounds', 'evaluated')
+    """
 
     samples: PackedSamples
     rounds: tuple[Round, ...] = ()  # from the first to the last before ``samples``
@@ -95,14 +134,26 @@ class Placement(NamedTuple):
 
 
 class Pruning(NamedTuple):
-    """Thresholds by which an estimator drops samples."""
+    """Thresholds by which an estimator drops samples.
+
+    >>> import torch
+    >>> from lightning_nerf import OccupancyGrid
+    >>> OccupancyGrid(early_stop_eps=1e-3, alpha_threshold=0).pruning
+    Pruning(early_stop_eps=0.001, alpha_thre=tensor(0.))
+    """
 
     early_stop_eps: float  # samples behind which less light than this remains
     alpha_thre: Tensor  # [] float32, samples of lower opacity
 
 
 class FieldOutput(NamedTuple):
-    """What a radiance field says of N points. ``extras`` are further per-sample channels, composited with the colors."""
+    """What a radiance field says of N points. ``extras`` are further per-sample channels, composited with the colors.
+
+    >>> import torch
+    >>> from lightning_nerf import FieldOutput
+    >>> FieldOutput(torch.ones(2), torch.rand(2, 3), {"label": torch.zeros(2, 1)}).extras["label"].shape
+    torch.Size([2, 1])
+    """
 
     density: Tensor  # [N] >= 0, per unit length
     rgb: Tensor  # [N, 3] in [0, 1]
@@ -110,7 +161,13 @@ class FieldOutput(NamedTuple):
 
 
 class Render(NamedTuple):
-    """What a renderer says of R rays; per-ray outputs are always computed and always fully shaped."""
+    """What a renderer says of R rays; per-ray outputs are always computed and always fully shaped.
+
+    >>> import torch
+    >>> from lightning_nerf import Render
+    >>> Render(torch.ones(5, 3), torch.zeros(5), torch.zeros(5), torch.zeros(5, dtype=torch.int32)).weights is None
+    True
+    """
 
     rgb: Tensor  # [R, 3], background included
     opacity: Tensor  # [R] sum of weights, in [0, 1]
@@ -121,7 +178,14 @@ class Render(NamedTuple):
 
 
 class RayBatch(NamedTuple):
-    """Rays with their ground truth, as a data module draws them."""
+    """Rays with their ground truth, as a data module draws them.
+
+    >>> import torch
+    >>> from lightning_nerf import RayBatch, Rays
+    >>> rays = Rays(torch.zeros(4, 3), torch.ones(4, 3), torch.zeros(4), torch.ones(4))
+    >>> RayBatch(rays, rgb=torch.rand(4, 3)).alpha is None
+    True
+    """
 
     rays: Rays
     rgb: Tensor  # [R, 3] in [0, 1]; with alpha, not yet composited (straight alpha)
@@ -130,7 +194,12 @@ class RayBatch(NamedTuple):
 
 
 class Step(NamedTuple):
-    """All that a :class:`~lightning_nerf.losses.Loss` may see of a training step."""
+    """All that a :class:`~lightning_nerf.losses.Loss` may see of a training step.
+
+    >>> from lightning_nerf import Step
+    >>> Step._fields
+    ('batch', 'background', 'placement', 'output', 'render', 'logs')
+    """
 
     batch: RayBatch
     background: Tensor  # [3] or [R, 3]

@@ -15,7 +15,13 @@ from lightning_nerf.scene_box import SceneBox, check_box
 
 
 class Images(NamedTuple):
-    """P pixels of V pictures of any sizes, one picture after the other, row by row."""
+    """P pixels of V pictures of any sizes, one picture after the other, row by row.
+
+    >>> import torch
+    >>> from lightning_nerf import Images
+    >>> Images.from_pictures([torch.zeros(2, 3, 4, dtype=torch.uint8)]).colors.shape
+    torch.Size([6, 4])
+    """
 
     colors: Tensor  # [P, C] uint8, C = 3 (rgb) or 4 (rgb and straight alpha)
     offsets: Tensor  # [V + 1] int64: picture v has the pixels offsets[v] to offsets[v + 1]
@@ -52,7 +58,15 @@ class Images(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """V posed pictures with a name each, as :meth:`~lightning_nerf.data.source.Source.read` returns them."""
+    """V posed pictures with a name each, as :meth:`~lightning_nerf.data.source.Source.read` returns them.
+
+    >>> import torch
+    >>> from lightning_nerf import Cameras, Images, Scene
+    >>> cameras = Cameras.of_one_size(torch.eye(4)[None, :3], torch.tensor([2.0, 2, 2, 1]), width=4, height=2)
+    >>> scene = Scene(cameras, Images.from_pictures([torch.zeros(2, 4, 3, dtype=torch.uint8)]), ["front"])
+    >>> scene.picture(0).shape
+    torch.Size([2, 4, 3])
+    """
 
     cameras: Cameras
     images: Images

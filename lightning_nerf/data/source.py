@@ -14,6 +14,16 @@ class Source(Recorded, ABC):
 
     Drawing rays, moving pictures to the device, backgrounds and sharing views out among processes are done by
     :class:`~lightning_nerf.data.NeRFDataModule`, which takes any source. A subclass implements :meth:`read`.
+
+    >>> import torch
+    >>> from lightning_nerf import Cameras, Images, NeRFDataModule, Scene, Source
+    >>> class Grey(Source):
+    ...     def read(self, split):
+    ...         cameras = Cameras.of_one_size(torch.eye(4)[None, :3], torch.tensor([2.0, 2, 2, 2]), 4, 4)
+    ...         picture = torch.full((4, 4, 3), 128, dtype=torch.uint8)
+    ...         return Scene(cameras, Images.from_pictures([picture]), [f"{split}_0"])
+    >>> NeRFDataModule(Grey(), aabb=[[-1, -1, -1], [1, 1, 1]]).scene("test").names
+    ['test_0']
     """
 
     @property

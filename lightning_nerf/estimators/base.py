@@ -29,6 +29,13 @@ class Estimator(Recorded, nn.Module, ABC):
     An estimator never sees a field, only a :class:`~lightning_nerf.types.Query` for densities of samples. A subclass
     implements :meth:`bind` and :meth:`place`. Modules call :meth:`place`; a plain PyTorch loop may find :meth:`sampling`
     handier.
+
+    >>> import torch
+    >>> from lightning_nerf import OccupancyGrid
+    >>> grid = OccupancyGrid(resolution=8, step_size=0.5).bind([-1, -1, -1, 1, 1, 1])
+    >>> o, d = torch.tensor([[0.0, 0, -2]]), torch.tensor([[0.0, 0, 1]])
+    >>> grid.sampling(o, d)[1]  # where samples begin
+    tensor([1.0000, 1.5000, 2.0000, 2.5000])
     """
 
     needs_update: bool = False

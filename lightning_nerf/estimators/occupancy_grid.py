@@ -42,6 +42,13 @@ class OccupancyGrid(Estimator):
             ray_indices, t_starts, t_ends = grid.sampling(rays_o, rays_d, sigma_fn, stratified=True)
             colors, opacities, depths, extras = rendering(t_starts, t_ends, ray_indices, len(rays_o), rgb_sigma_fn)
 
+    >>> import torch
+    >>> from lightning_nerf import OccupancyGrid
+    >>> grid = OccupancyGrid(resolution=8, step_size=0.1, warmup_steps=1).bind([-1, -1, -1, 1, 1, 1])
+    >>> grid.update(lambda positions: 50.0 * (positions[:, 0] > 0), step=0)
+    >>> float(grid.occupied_share())
+    0.5
+
     Args:
         resolution: cells per axis and level, >= 1.
         n_levels: nested boxes, 1 to 8, each twice as large as the one before; the first is the scene box.

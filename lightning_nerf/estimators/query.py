@@ -18,7 +18,7 @@ def as_query(density_fn: DensityFn) -> Query:
     """A function of positions, and of times where the rays have them, as a :class:`~lightning_nerf.types.Query`.
 
     >>> import torch
-    >>> from lightning_nerf import OccupancyGrid, Rays
+    >>> from lightning_nerf import OccupancyGrid, Rays, as_query
     >>> grid = OccupancyGrid(resolution=8, step_size=0.5).bind([-1, -1, -1, 1, 1, 1])
     >>> rays = Rays(torch.tensor([[0.0, 0, -2]]), torch.tensor([[0.0, 0, 1]]), torch.zeros(1), torch.full((1,), 9.0))
     >>> placement = grid.place(rays, as_query(lambda positions: 4.0 * (positions[:, 2] < 0)))

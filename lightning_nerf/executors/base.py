@@ -25,6 +25,10 @@ class StepProgram(Protocol):
 
     Everything takes tensors and gives tensors: no host synchronisation, no logging, and nothing in Python that differs from
     step to step, since it may be recorded once and repeated.
+
+    >>> from lightning_nerf import NeRFModule, StepProgram
+    >>> all(hasattr(NeRFModule, name) for name in vars(StepProgram) if not name.startswith("_"))
+    True
     """
 
     @property

@@ -29,6 +29,13 @@ class InstantNGPField(RadianceField):
     harmonics of the direction -> perceptron -> sigmoid -> rgb. Density is 0 outside the scene's box, unless the box has a
     contraction: then the field is defined everywhere.
 
+    >>> import torch
+    >>> from lightning_nerf import InstantNGPField, SceneBox
+    >>> field = InstantNGPField(n_levels=4, log2_table_size=12, max_resolution=64)
+    >>> field.bind(SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])))
+    >>> field.density(torch.tensor([[0.0, 0, 0], [9, 9, 9]]))[1]
+    tensor(0., grad_fn=<SelectBackward0>)
+
     Args:
         n_levels: resolution levels of the hash grid.
         n_features: features per level, one of 1, 2, 4, 8.

@@ -16,6 +16,11 @@ class InstantNGP(NeRFModule):
 
     ``field`` defaults to :class:`InstantNGPField`, ``estimator`` to :class:`OccupancyGrid`; the other arguments are
     :class:`NeRFModule`'s.
+
+    >>> from lightning_nerf import InstantNGP, InstantNGPField
+    >>> module = InstantNGP(InstantNGPField(n_levels=4, log2_table_size=12), samples_per_step=2**14)
+    >>> type(module.estimator).__name__
+    'OccupancyGrid'
     """
 
     def __init__(self, field: RadianceField | None = None, estimator: Estimator | None = None, **kwargs: Any) -> None:

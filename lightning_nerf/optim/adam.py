@@ -32,6 +32,15 @@ class FusedAdam(torch.optim.Optimizer):
 
     **fp16 copy.** A parameter with a :class:`~lightning_nerf.optim.HalfMirror` has the new value written there too.
 
+    >>> import torch
+    >>> from lightning_nerf import FusedAdam
+    >>> weight = torch.nn.Parameter(torch.tensor([1.0]))
+    >>> optimizer = FusedAdam([weight], lr=0.1, ema_decay=0.9)
+    >>> weight.square().sum().backward()
+    >>> optimizer.step()
+    >>> weight.data, optimizer.averaged()[weight]
+    (tensor([0.9000]), tensor([0.9000]))
+
     Args:
         params: float32 tensors, or groups of them with options of their own, all on one device.
         lr: rate.

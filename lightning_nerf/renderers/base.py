@@ -11,7 +11,12 @@ from lightning_nerf.types import FieldOutput, PackedSamples, Render
 
 
 class Renderer(Recorded, nn.Module, ABC):
-    """A function from a field's output at packed samples to per-ray values, always fully shaped."""
+    """A function from a field's output at packed samples to per-ray values, always fully shaped.
+
+    >>> from lightning_nerf import Renderer, VolumeRenderer
+    >>> isinstance(VolumeRenderer(), Renderer), VolumeRenderer().is_plain
+    (True, True)
+    """
 
     @property
     def is_plain(self) -> bool:

@@ -23,7 +23,7 @@ class FrameRenderer:
     ``is_plain``), with at most 400 MB of marched samples at once; else with at most ``max_samples`` of them.
 
     >>> import torch
-    >>> from lightning_nerf import Cameras, InstantNGPField, OccupancyGrid, SceneBox, VolumeRenderer
+    >>> from lightning_nerf import Cameras, FrameRenderer, InstantNGPField, OccupancyGrid, SceneBox, VolumeRenderer
     >>> box = SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]))
     >>> field, grid = InstantNGPField(n_levels=2, log2_table_size=10), OccupancyGrid(resolution=8)
     >>> field.bind(box), grid.bind(box) is grid

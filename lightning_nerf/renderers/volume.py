@@ -20,6 +20,13 @@ class VolumeRenderer(Renderer):
     Colours and extras go through one call; ``rgb = sum w_i rgb_i + (1 - opacity) * background``. Extras get no background.
     Computes in float32, also under autocast. Differentiable in density, rgb, extras and background.
 
+    >>> import torch
+    >>> from lightning_nerf import FieldOutput, PackedSamples, VolumeRenderer
+    >>> one, ray = torch.ones(1), torch.zeros(1, dtype=torch.int32)
+    >>> samples = PackedSamples(one, one + 1, ray, torch.tensor([0, 1], dtype=torch.int32), torch.tensor([True]))
+    >>> VolumeRenderer()(FieldOutput(100 * one, torch.ones(1, 3)), samples).rgb
+    tensor([[1., 1., 1.]])
+
     Args:
         early_stop_eps: transmittance in [0, 1) below which the rest of a ray is neither seen nor given gradient. 0 by
             default: estimators prune hidden samples before the field is evaluated, where it saves most, and what is left

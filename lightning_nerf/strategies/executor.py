@@ -19,6 +19,10 @@ from lightning_nerf.executors import Executor
 class ExecutorStrategy(SingleDeviceStrategy):
     """One device, on which ``executor`` runs the steps; the backward pass and the update are Lightning's.
 
+    >>> from lightning_nerf import ExecutorStrategy
+    >>> from lightning_nerf.executors import EagerExecutor
+    >>> strategy = ExecutorStrategy(EagerExecutor())  # for Trainer(strategy=strategy)
+
     Args:
         executor: by ``class_path`` in a recipe, an object in a script.
         device: None: the Trainer's.
