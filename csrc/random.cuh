@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). In the namespace that all ops
+// share: draw_rays and occupancy draw too.
 #pragma once
 #include "host_device.cuh"
 
