@@ -11,7 +11,7 @@
 #pragma once
 #include "march.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::march {
 
 constexpr int kWarps = 4;  // of a block
 constexpr int kRays = 16;  // of a warp
@@ -29,7 +29,7 @@ struct Bits {
 };
 
 // A warp per word of `coarse`.
-__global__ void march_bits_kernel(
+__global__ void bits_kernel(
     const uint8_t* __restrict__ occupancy,  // [L, X, Y, Z]
     int x_size, int y_size, int z_size,
     bool whole_words,  // Z and the address of `occupancy` are multiples of 4
@@ -80,7 +80,7 @@ struct Extent {
 };
 
 // Copies the coarse bits to shared memory. Called by the whole block.
-__device__ inline Extent load_coarse(const MarchArguments& m, const Bits& bits, uint32_t* coarse) {
+__device__ inline Extent load_coarse(const Arguments& m, const Bits& bits, uint32_t* coarse) {
   __shared__ int extent[5];  // least and greatest x, least and greatest y, z as bits
   if (threadIdx.x < 5) extent[threadIdx.x] = threadIdx.x < 2 ? INT32_MAX : threadIdx.x < 4 ? -1 : 0;
   __syncthreads();
@@ -126,7 +126,7 @@ struct alignas(16) Segmented {
 
 // kPlain, here and below: one level and a linear lattice, as most scenes have.
 template <bool kPlain>
-__device__ inline double middle_of(const MarchArguments& m, const Segmented& ray, int k) {
+__device__ inline double middle_of(const Arguments& m, const Segmented& ray, int k) {
   return LatticeOf<kPlain>(m, ray.start, ray.bend, ray.bend_t).middle(exact(k));
 }
 
@@ -153,7 +153,7 @@ __device__ inline bool find_range(
     const Grid& grid, const Ray& ray, const LatticeOf<kPlain>& lattice, const Extent& extent, int shift, int& first, int& stop) {
   const double end = lattice.first(ray.far);
   if (!(0.0 < end)) return true;
-  const MarchArguments& m = grid.m;
+  const Arguments& m = grid.m;
   const float size = kPlain ? 1.0f : float(1 << (m.levels - 1)), near = float(lattice.start);
   float enter = -INFINITY, leave = INFINITY;
   for (int a = 0; a < 3; ++a) {
@@ -187,7 +187,7 @@ struct CoarsePlace {
 
 template <bool kPlain>
 __device__ inline CoarsePlace coarse_place(const Grid& grid, const Segmented& ray, int shift, int k) {
-  const MarchArguments& m = grid.m;
+  const Arguments& m = grid.m;
   const float t = float(middle_of<kPlain>(m, ray, k));
   float v[3];
   for (int a = 0; a < 3; ++a) v[a] = grid.unit(ray.origin[a], ray.direction[a], t, a);
@@ -221,7 +221,7 @@ __device__ inline bool one_level(int frame, int other) {
 // Is sample k's cell occupied? Without branches, so that several lookups overlap.
 template <bool kPlain>
 __device__ inline bool occupied(const Grid& grid, const Bits& bits, const Segmented& ray, int k, bool wanted) {
-  const MarchArguments& m = grid.m;
+  const Arguments& m = grid.m;
   const double middle = middle_of<kPlain>(m, ray, k);
   int cell[3], level = 0;
   if (kPlain) {
@@ -245,16 +245,16 @@ __device__ inline bool occupied(const Grid& grid, const Bits& bits, const Segmen
 }
 
 // The walk, for rays that are not cut into segments. Rare: not inlined, so that others don't pay its registers.
-__device__ __noinline__ int32_t walk_count(const MarchArguments& m, int64_t r) {
+__device__ __noinline__ int32_t walk_count(const Arguments& m, int64_t r) {
   CountSamples samples;
-  march(Grid(m), Ray(m, r), Lattice(m, r), samples);
+  walk(Grid(m), Ray(m, r), Lattice(m, r), samples);
   return samples.result();
 }
 __device__ __noinline__ void walk_write(
-    const MarchArguments& m, int64_t r, int begin, int end, float* t_starts, float* t_ends) {
+    const Arguments& m, int64_t r, int begin, int end, float* t_starts, float* t_ends) {
   const Lattice lattice(m, r);
   WriteSamples samples{lattice, begin, end, t_starts, t_ends};
-  march(Grid(m), Ray(m, r), lattice, samples);
+  walk(Grid(m), Ray(m, r), lattice, samples);
 }
 
 // What the first kernel leaves for the second, per group of kRays rays.
@@ -265,8 +265,8 @@ struct Plan {
 };
 
 template <bool kPlain>
-__global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
-    const __grid_constant__ MarchArguments m, const __grid_constant__ Bits bits,
+__global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
+    const __grid_constant__ Arguments m, const __grid_constant__ Bits bits,
     int32_t* __restrict__ counts,  // [R]
     const Plan plan) {
   extern __shared__ uint32_t coarse[];  // [n_coarse]
@@ -380,8 +380,8 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
 }
 
 template <bool kPlain>
-__global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
-    const __grid_constant__ MarchArguments m, const Plan plan,
+__global__ void __launch_bounds__(32 * kWarps, 8) write_kernel(
+    const __grid_constant__ Arguments m, const Plan plan,
     const int32_t* __restrict__ counts,  // [R]
     const int32_t* __restrict__ offsets,  // [R + 1]
     int64_t n,
@@ -458,4 +458,4 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
   }
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::march

@@ -4,7 +4,7 @@
 #pragma once
 #include "random.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::occupancy {
 
 // The streams of lightning_nerf/ops/random.py.
 constexpr uint32_t kStreamCells = 3;
@@ -61,4 +61,4 @@ LN_HD float decayed_max(float occ, float newest, float decay) {
 // `floor` is min(mean, threshold). Not below the floor, rather than above it: a field of constant density fills the grid.
 LN_HD bool is_occupied(float occ, float floor) { return occ > 0.0f && occ >= floor; }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::occupancy
