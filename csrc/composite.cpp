@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 namespace {
 
 constexpr int64_t kGrain = 64;  // rays; some ten microseconds of work
@@ -108,7 +108,6 @@ void backward(const Tensor&, const Samples& s, const int32_t* n_samples, const C
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
@@ -123,6 +122,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("composite", TORCH_BOX(&lightning_nerf::composite<lightning_nerf::forward>));
-  m.impl("composite_backward", TORCH_BOX(&lightning_nerf::composite_backward<lightning_nerf::backward>));
+  m.impl("composite", TORCH_BOX(&composite<forward>));
+  m.impl("composite_backward", TORCH_BOX(&composite_backward<backward>));
 }
+
+}  // namespace lightning_nerf::composite

@@ -2,7 +2,7 @@
 #include "composite_channels.cuh"
 #include "cuda.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 namespace {
 
 template <class G, class Channels>
@@ -269,9 +269,10 @@ void backward(const Tensor& like, const Samples& s, const int32_t* n_samples, co
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("composite", TORCH_BOX(&lightning_nerf::composite<lightning_nerf::forward>));
-  m.impl("composite_backward", TORCH_BOX(&lightning_nerf::composite_backward<lightning_nerf::backward>));
+  m.impl("composite", TORCH_BOX(&composite<forward>));
+  m.impl("composite_backward", TORCH_BOX(&composite_backward<backward>));
 }
+
+}  // namespace lightning_nerf::composite

@@ -3,7 +3,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 
 constexpr int kMaxChannels = 32;  // per call; the public function takes more in passes
 
@@ -134,4 +134,4 @@ LN_HD Lit light(bool alphas_given, float density, float delta, const Absorption&
   return {a.transmitted, (lit ? a.alpha * g : 0.0f) + u, g, here * before, here != 0.0f ? here * v : 0.0f};
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::composite

@@ -3,7 +3,7 @@
 #include "composite.cuh"
 #include "stable.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 
 // Null for a missing tensor.
 inline const float* optional_data(const std::optional<Tensor>& t, int64_t numel, const char* name) {
@@ -81,4 +81,4 @@ std::tuple<Tensor, Tensor> composite_backward(
   return {grad_densities, grad_channels};
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::composite

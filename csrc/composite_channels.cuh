@@ -2,7 +2,7 @@
 #pragma once
 #include "composite_lanes.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 
 constexpr int kNarrow = 4;
 
@@ -229,4 +229,4 @@ struct Wide {
   }
 };
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::composite

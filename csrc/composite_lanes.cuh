@@ -5,7 +5,7 @@
 #pragma once
 #include "composite.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 
 constexpr int kBlock = 128;
 
@@ -112,10 +112,10 @@ struct Run {
     }
     if (s.alphas_given) {
 #pragma unroll
-      for (int k = 0; k < G::kPer; ++k) a[k] = lightning_nerf::absorb(true, density[k], delta[k]);
+      for (int k = 0; k < G::kPer; ++k) a[k] = composite::absorb(true, density[k], delta[k]);
     } else {
 #pragma unroll
-      for (int k = 0; k < G::kPer; ++k) a[k] = lightning_nerf::absorb(false, density[k], delta[k]);
+      for (int k = 0; k < G::kPer; ++k) a[k] = composite::absorb(false, density[k], delta[k]);
     }
   }
 
@@ -209,4 +209,4 @@ __device__ __forceinline__ void zero_tail(float* data, int64_t from, int64_t to)
   for (int64_t i = from + blockIdx.x * int64_t(kBlock) + threadIdx.x; i < to; i += stride) data[i] = 0.0f;
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::composite

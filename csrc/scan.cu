@@ -6,7 +6,7 @@
 #include "cuda.cuh"
 #include "scan.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::scan {
 namespace {
 
 constexpr int kBlock = 128;
@@ -144,9 +144,10 @@ struct Cuda {
 };
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("scan", TORCH_BOX(&lightning_nerf::scan<lightning_nerf::Cuda>));
-  m.impl("scan_product_backward", TORCH_BOX(&lightning_nerf::scan_product_backward<lightning_nerf::Cuda>));
+  m.impl("scan", TORCH_BOX(&scan<Cuda>));
+  m.impl("scan_product_backward", TORCH_BOX(&scan_product_backward<Cuda>));
 }
+
+}  // namespace lightning_nerf::scan

@@ -3,7 +3,7 @@
 #include "scan.cuh"
 #include "stable.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::scan {
 
 inline Segments make_segments(const Tensor& values, const Tensor& segments) {
   Segments s{Layout::kOffsets, nullptr, nullptr, nullptr, values.size(0), 0};
@@ -57,4 +57,4 @@ Tensor scan_product_backward(const Tensor& grad, const Tensor& values, const Ten
   return out;
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::scan
