@@ -3,7 +3,7 @@
 #include "fused_mlp.cuh"
 #include "persistent.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::fused_mlp {
 namespace {
 
 constexpr int kWarps = 8;
@@ -350,7 +350,7 @@ Tensor weight_gradients(
         products, n, n_weights, mutable_data<float>(partial));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  sum_partials(partial, sums, launch.stream);
+  sum_partials<Layers>(partial, sums, launch.stream);
   return sums;
 }
 
@@ -386,9 +386,10 @@ std::tuple<Tensor, Tensor> fused_mlp_backward(
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("fused_mlp", TORCH_BOX(&lightning_nerf::fused_mlp));
-  m.impl("fused_mlp_backward", TORCH_BOX(&lightning_nerf::fused_mlp_backward));
+  m.impl("fused_mlp", TORCH_BOX(&fused_mlp));
+  m.impl("fused_mlp_backward", TORCH_BOX(&fused_mlp_backward));
 }
+
+}  // namespace lightning_nerf::fused_mlp

@@ -9,7 +9,7 @@
 
 #include "warp_mlp.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::fused_mlp {
 
 constexpr int kMaxLayers = 5;  // matrices: one more than hidden layers
 
@@ -216,4 +216,4 @@ __device__ __forceinline__ void mask_to_operand(Operand<W>& out, const Accumulat
     }
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::fused_mlp

@@ -1,6 +1,6 @@
 #include "instant_ngp.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
 namespace {
 
 constexpr int kWarps = 8;
@@ -425,15 +425,16 @@ std::tuple<Tensor, Tensor> instant_ngp_field_backward(
           reinterpret_cast<T*>(grad_features.data_ptr()), mutable_data<float>(partial));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
-    sum_partials(partial, grad_weights, launch.stream);
+    sum_partials<FieldWeights>(partial, grad_weights, launch.stream);
   });
   return {grad_features, grad_weights};
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("instant_ngp_field", TORCH_BOX(&lightning_nerf::instant_ngp_field));
-  m.impl("instant_ngp_field_backward", TORCH_BOX(&lightning_nerf::instant_ngp_field_backward));
+  m.impl("instant_ngp_field", TORCH_BOX(&instant_ngp_field));
+  m.impl("instant_ngp_field_backward", TORCH_BOX(&instant_ngp_field_backward));
 }
+
+}  // namespace lightning_nerf::instant_ngp

@@ -8,7 +8,18 @@
 #include "spherical_harmonics.cuh"
 #include "warp_mlp.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
+
+using hash_grid::Cell;
+using hash_grid::clamp_to_unit;
+using hash_grid::corner_row;
+using hash_grid::corner_weight;
+using hash_grid::Features;
+using hash_grid::inside_unit;
+using hash_grid::Level;
+using hash_grid::load;
+using hash_grid::locate;
+using hash_grid::read_levels;
 
 constexpr int kEncoded = 32, kHidden = 64, kGeometry = 16, kHarmonics = 16, kColorInput = kHarmonics + kGeometry;
 constexpr int kMaxLevels = 16;
@@ -174,7 +185,7 @@ template <typename T>
 __device__ __forceinline__ void share_harmonics(T* rows, int stride, const float* direction) {  // direction [3] of this row
   const int lane = threadIdx.x & 31;
   float y[kHarmonics];
-  spherical_harmonics_row<4>(direction, y);
+  spherical_harmonics::row<4>(direction, y);
   uint32_t packed[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -189,4 +200,4 @@ __device__ __forceinline__ bool inside_box(const float (&x)[3]) {
 
 constexpr float kLargestLogDensity = 15.0f;  // of truncated_exp: its derivative is that of exp(clamp(x, -15, 15))
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::instant_ngp

@@ -3,7 +3,7 @@
 #include "instant_ngp.cuh"
 #include "persistent.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
 
 // Where each weight ends in the flat list of all.
 constexpr int kEndDensity1 = kHidden * kEncoded;
@@ -62,4 +62,4 @@ void for_features_and_type(int n_features, bool bfloat16, const Body& body) {
   else with_features(std::integral_constant<int, 4>());
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::instant_ngp

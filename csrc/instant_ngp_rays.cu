@@ -2,7 +2,7 @@
 #include "instant_ngp.h"
 #include "ray_queue.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
 namespace {
 
 constexpr int kRayWarps = 4;
@@ -199,7 +199,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
   const auto share_direction = [&](const Slot& slot) {  // one slot's harmonics, by its first eight lanes
     const int i = lane & (queue.width - 1);
     float y[kHarmonics];
-    spherical_harmonics_row<4>(s.directions + 3 * int64_t(slot.ray), y);
+    spherical_harmonics::row<4>(s.directions + 3 * int64_t(slot.ray), y);
     uint32_t* own = reinterpret_cast<uint32_t*>(harmonics + lane / queue.width * kHarmonics);
 #pragma unroll
     for (int k = 0; k < kHarmonics / 2; ++k)
@@ -373,9 +373,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instant_ngp_render(
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("instant_ngp_ray_densities", TORCH_BOX(&lightning_nerf::instant_ngp_ray_densities));
-  m.impl("instant_ngp_render", TORCH_BOX(&lightning_nerf::instant_ngp_render));
+  m.impl("instant_ngp_ray_densities", TORCH_BOX(&instant_ngp_ray_densities));
+  m.impl("instant_ngp_render", TORCH_BOX(&instant_ngp_render));
 }
+
+}  // namespace lightning_nerf::instant_ngp

@@ -4,7 +4,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
 
 constexpr int kBatch = 8;  // rays that a warp takes at once
 
@@ -136,4 +136,4 @@ struct Queue {
   }
 };
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::instant_ngp

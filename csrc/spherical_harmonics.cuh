@@ -11,7 +11,7 @@
 #define LN_UNROLL _Pragma("GCC unroll 8")
 #endif
 
-namespace lightning_nerf {
+namespace lightning_nerf::spherical_harmonics {
 
 constexpr int kMaxDegree = 5;
 constexpr int kLegendre = kMaxDegree * (kMaxDegree + 1) / 2;  // pairs (l, m), 0 <= m <= l < 5, at l (l + 1) / 2 + m
@@ -67,9 +67,9 @@ struct UnitDirection {
   }
 };
 
-// Row of spherical_harmonics: Y_lm at l^2 + l + m.
+// A row of the result: Y_lm at l^2 + l + m.
 template <int Degree>
-LN_HD void spherical_harmonics_row(const float* direction, float* out) {  // direction [3], out [Degree^2]
+LN_HD void row(const float* direction, float* out) {  // direction [3], out [Degree^2]
   const UnitDirection u(direction);
   float p[kLegendre], dp[kLegendre];
   legendre(u.z, p, dp);
@@ -88,7 +88,7 @@ LN_HD void spherical_harmonics_row(const float* direction, float* out) {  // dir
 
 // d loss / d direction from grad = d loss / d out: the gradient on the sphere over the direction's length.
 template <int Degree>
-LN_HD void spherical_harmonics_row_backward(
+LN_HD void row_backward(
     const float* grad, const float* direction, float* out) {  // grad [Degree^2], direction [3], out [3]
   const UnitDirection u(direction);
   float p[kLegendre], dp[kLegendre];
@@ -128,4 +128,4 @@ bool for_degree(int64_t degree, const Body& body) {
   }
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::spherical_harmonics
