@@ -264,6 +264,45 @@ struct Plan {
   int32_t* first;  // [R]
 };
 
+// Counts the samples found and lists their segments.
+__device__ __forceinline__ void list_segments(
+    const uint32_t* queue, const uint16_t* found, int n_queue, int* count, uint32_t* list, bool wanted, int& n_plan) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll 1
+  for (int q = lane; q < n_queue + lane; q += 32) {
+    const uint32_t segment = q < n_queue ? queue[q] | found[q] : 0;
+    const bool some = segment & 0xFFFFu;
+    const unsigned with_samples = __ballot_sync(kFullWarp, some);
+    if (some) {
+      atomicAdd(count + (segment >> 27), __popc(segment & 0xFFFFu));
+      const int place = n_plan + __popc(with_samples & ((1u << lane) - 1u));
+      if (wanted && place < kRays * kPlan) list[place] = segment;
+    }
+    n_plan += __popc(with_samples);
+  }
+}
+
+// Fine: the bits of the queued segments' samples.
+template <bool kPlain>
+__device__ __forceinline__ void look_up(
+    const Grid& grid, const Bits& bits, const Segmented* rays, const uint32_t* queue, int n_queue, uint16_t* found) {
+  const int lane = threadIdx.x & 31;
+  for (int q = 0; q < n_queue; q += 4) {
+    bool hits[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t segment = queue[q + 2 * i + (lane >> 4)];
+      const Segmented& ray = rays[segment >> 27];
+      const int k = ray.first + int(segment >> 16 & 2047) * kSegment + (lane & 15);
+      hits[i] = occupied<kPlain>(grid, bits, ray, k, k < ray.stop);
+    }
+    const uint2 both = make_uint2(__ballot_sync(kFullWarp, hits[0]), __ballot_sync(kFullWarp, hits[1]));
+    if (lane == 0) *reinterpret_cast<uint2*>(found + q) = both;
+  }
+}
+
+// Long, because setup and the coarse stage stay in line: as functions they compile to other code, and this one is tuned to
+// the 64 registers that eight blocks leave a thread.
 template <bool kPlain>
 __global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
     const __grid_constant__ Arguments m, const __grid_constant__ Bits bits,
@@ -343,31 +382,9 @@ __global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
     }
     if (lane < 3) queue[n_queue + lane] = uint32_t(todo[0] & 31) << 27;  // fills up the last four; the results are not used
     __syncwarp();
-    for (int q = 0; q < n_queue; q += 4) {
-      bool hits[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t segment = queue[q + 2 * i + (lane >> 4)];
-        const Segmented& ray = rays[segment >> 27];
-        const int k = ray.first + int(segment >> 16 & 2047) * kSegment + (lane & 15);
-        hits[i] = occupied<kPlain>(grid, bits, ray, k, k < ray.stop);
-      }
-      const uint2 both = make_uint2(__ballot_sync(kFullWarp, hits[0]), __ballot_sync(kFullWarp, hits[1]));
-      if (lane == 0) *reinterpret_cast<uint2*>(found + q) = both;
-    }
+    look_up<kPlain>(grid, bits, rays, queue, n_queue, found);
     __syncwarp();
-#pragma unroll 1
-    for (int q = lane; q < n_queue + lane; q += 32) {
-      const uint32_t segment = q < n_queue ? queue[q] | found[q] : 0;
-      const bool some = segment & 0xFFFFu;
-      const unsigned with_samples = __ballot_sync(kFullWarp, some);
-      if (some) {
-        atomicAdd(count + (segment >> 27), __popc(segment & 0xFFFFu));
-        const int place = n_plan + __popc(with_samples & lower);
-        if (plan.segments && place < kRays * kPlan) list[place] = segment;
-      }
-      n_plan += __popc(with_samples);
-    }
+    list_segments(queue, found, n_queue, count, list, plan.segments, n_plan);
     n_queue = 0;
     __syncwarp();
   }
