@@ -240,6 +240,7 @@ __global__ void __launch_bounds__(kBlock, 2) weight_gradient_kernel(
 }
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
+// The op functions check, allocate and launch themselves: they run on CUDA alone, and no second launcher would share them.
 
 Rows rows_of(void* data, int64_t width, ScalarType type, ScalarType operands) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);

@@ -150,6 +150,38 @@ __device__ __forceinline__ void store_tiles(
       }
 }
 
+// The encodings of 16 rows from `begin` on, 64 bytes a row: 16 bytes a lane.
+template <typename T>
+__device__ __forceinline__ void load_features(T* rows, const Encoded<T>& features, int64_t begin, int64_t n) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int r = (lane + 32 * i) / 4, part = lane & 3;
+    const uint4 zero = make_uint4(0u, 0u, 0u, 0u);
+    *reinterpret_cast<uint4*>(rows + r * padded(kEncoded) + 8 * part) =
+        begin + r < n ? reinterpret_cast<const uint4*>(features.row(begin + r, true))[part] : zero;
+  }
+}
+
+// The gradients of the logits from those of the colours.
+template <typename T>
+__device__ __forceinline__ void logit_gradients(
+    Operand<16>& narrow, const Accumulator<16>& logits, const float (&given_rgb)[2][2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float grad[2];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float y = sigmoid(logits.tile[0][2 * r + c]);
+      grad[c] = given_rgb[r][c] * y * (1.0f - y);
+    }
+    narrow.block[0][r] = pack_pair<T>(grad[0], grad[1]);
+    narrow.block[0][2 + r] = 0u;
+  }
+}
+
+// Long, because its stages share fragments and a warp's shared rows: as functions they compile to other code, and this one
+// has to fit the 128 registers that two blocks leave a thread.
 template <typename T>
 __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
     const float* __restrict__ grad_density,  // [N] or null
@@ -179,13 +211,7 @@ __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
   for (int64_t first = blockIdx.x * int64_t(kRows); first < n; first += int64_t(gridDim.x) * kRows) {
     // This warp's rows: the forward pass again.
     const int64_t begin = first + own;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {  // 64 bytes a row: 16 bytes a lane
-      const int r = (lane + 32 * i) / 4, part = lane & 3;
-      const uint4 zero = make_uint4(0u, 0u, 0u, 0u);
-      *reinterpret_cast<uint4*>(encoded_rows + r * padded(kEncoded) + 8 * part) =
-          begin + r < n ? reinterpret_cast<const uint4*>(features.row(begin + r, true))[part] : zero;
-    }
+    load_features(encoded_rows, features, begin, n);
     const float nowhere[3] = {};  // without directions no colour has a gradient
     share_harmonics(
         color_rows, padded(kColorInput), directions != nullptr ? directions + 3 * min(begin + (lane & 15), n - 1) : nowhere);
@@ -244,17 +270,7 @@ __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
       Accumulator<16> logits;
       logits.clear();
       multiply(logits, active, shared.color.third);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float grad[2];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float y = sigmoid(logits.tile[0][2 * r + c]);
-          grad[c] = given_rgb[r][c] * y * (1.0f - y);
-        }
-        narrow.block[0][r] = pack_pair<T>(grad[0], grad[1]);
-        narrow.block[0][2 + r] = 0u;
-      }
+      logit_gradients<T>(narrow, logits, given_rgb);
       store_operand(narrow_rows, padded(16), narrow);
     }
 

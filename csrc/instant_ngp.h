@@ -1,4 +1,5 @@
-// The arguments of the fused Instant-NGP ops as their launchers want them.
+// Arguments of the fused Instant-NGP ops. These run on CUDA alone: the op functions of the .cu files allocate and launch
+// themselves, because no second launcher would share them.
 #pragma once
 #include "instant_ngp.cuh"
 #include "persistent.cuh"

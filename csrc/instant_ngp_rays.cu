@@ -155,8 +155,39 @@ struct Light {
   float rgb[3] = {}, opacity = 0.0f, depth = 0.0f;
   int count = 0;
   float in_front = 0.0f;  // optical depth of the composited samples so far; the same on all lanes of a slot
+
+  // Over the lanes of each slot.
+  __device__ __forceinline__ void sum(unsigned lanes, int width) {
+    for (int step = 1; step < width; step *= 2) {
+#pragma unroll
+      for (int c = 0; c < 3; ++c) rgb[c] += __shfl_xor_sync(lanes, rgb[c], step);
+      opacity += __shfl_xor_sync(lanes, opacity, step);
+      depth += __shfl_xor_sync(lanes, depth, step);
+      count += __shfl_xor_sync(lanes, count, step);
+    }
+  }
 };
 
+// The colour perceptron's input for a tile: its slots' harmonics and the geometry features.
+template <typename T>
+__device__ __forceinline__ void color_input(
+    Operand<kColorInput>& in, const T* harmonics, int width, int tile, const Accumulator<kGeometry>& shape) {
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const int row = 16 * tile + g;
+  const uint32_t* upper = reinterpret_cast<const uint32_t*>(harmonics + row / width * kHarmonics);
+  const uint32_t* lower = reinterpret_cast<const uint32_t*>(harmonics + (row + 8) / width * kHarmonics);
+  in.block[0][0] = upper[t];
+  in.block[0][1] = lower[t];
+  in.block[0][2] = upper[t + 4];
+  in.block[0][3] = lower[t + 4];
+  Operand<kGeometry> rounded;
+  to_operand<T>(rounded, shape);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) in.block[1][k] = rounded.block[0][k];
+}
+
+// Long, because all of it works on the lane's Light and Slot, which have to stay in registers: what is left in line compiles
+// to other code as a function.
 template <int F, typename T>
 __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
     const RaySamples s, const Encoding encoding, const FieldWeights weights, float density_bias, float log_eps,
@@ -167,7 +198,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
   shared.density.template load<F>(weights);
   shared.color.load(weights);
   read_levels<3>(encoding.levels, 0, encoding.n_levels, encoding.n_rows, shared.levels);  // ends with a barrier
-  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const int lane = threadIdx.x & 31;
   T* harmonics = shared.harmonics[threadIdx.x / 32];
   const float least_depth = -log1pf(-*alpha_thre);  // optical depth of the least opacity that counts
   Queue<kRenderWidth> queue{s};
@@ -178,18 +209,9 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
     out.opacity[ray] = out.depth[ray] = 0.0f;
     out.n_samples[ray] = 0;
   };
-  const auto sum_light = [&](unsigned lanes) {
-    for (int step = 1; step < queue.width; step *= 2) {
-#pragma unroll
-      for (int c = 0; c < 3; ++c) light.rgb[c] += __shfl_xor_sync(lanes, light.rgb[c], step);
-      light.opacity += __shfl_xor_sync(lanes, light.opacity, step);
-      light.depth += __shfl_xor_sync(lanes, light.depth, step);
-      light.count += __shfl_xor_sync(lanes, light.count, step);
-    }
-  };
   const auto finish = [&](const Slot& slot) {
     const int width = queue.width, i = lane & (width - 1);
-    sum_light(width == 32 ? kFullWarp : ((1u << width) - 1u) << (lane - i));
+    light.sum(width == 32 ? kFullWarp : ((1u << width) - 1u) << (lane - i), width);
     const int64_t ray = slot.ray;
     if (i < 3) out.rgb[3 * ray + i] = i == 0 ? light.rgb[0] : i == 1 ? light.rgb[1] : light.rgb[2];
     if (i == 3) out.opacity[ray] = fminf(light.opacity, 1.0f);
@@ -209,7 +231,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
     light = Light();
     share_direction(slot);
   };
-  const auto leave = [&] { sum_light(kFullWarp); };
+  const auto leave = [&] { light.sum(kFullWarp, queue.width); };
   const auto arrive = [&](const Slot& slot, int source) {
     const Light all = light;
     const bool leads = (lane & (queue.width - 1)) == 0;
@@ -243,17 +265,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
       Accumulator<kGeometry> shape;
       geometry(shape, shared.density, encoded);
       Operand<kColorInput> in;
-      const int row = 16 * tile + g;
-      const uint32_t* upper = reinterpret_cast<const uint32_t*>(harmonics + row / queue.width * kHarmonics);
-      const uint32_t* lower = reinterpret_cast<const uint32_t*>(harmonics + (row + 8) / queue.width * kHarmonics);
-      in.block[0][0] = upper[t];
-      in.block[0][1] = lower[t];
-      in.block[0][2] = upper[t + 4];
-      in.block[0][3] = lower[t + 4];
-      Operand<kGeometry> rounded;
-      to_operand<T>(rounded, shape);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) in.block[1][k] = rounded.block[0][k];
+      color_input(in, harmonics, queue.width, tile, shape);
       Accumulator<16> logits;
       color(logits, shared.color, in);
       if (tile == 0) {
