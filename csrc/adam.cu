@@ -195,7 +195,8 @@ void update(const Tensor& like, const std::vector<Parameter>& parameters, const 
   Options o = options;
   for_batches(parameters, kWriteChunk, [&](const Batch& batch, int64_t chunks, bool last_batch) {
     o.last = options.last && last_batch;
-    step_kernel<<<chunks > 0 ? static_cast<unsigned int>(chunks) : 1, kThreads, 0, launch.stream>>>(batch, scalars, o);
+    const unsigned int n_blocks = chunks > 0 ? static_cast<unsigned int>(chunks) : 1;
+    step_kernel<<<n_blocks, kThreads, 0, launch.stream>>>(batch, scalars, o);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }

@@ -119,8 +119,9 @@ struct Cuda {
 
   template <typename S, int kLanes, int kPer>
   static void bounds(const S& scan, const Segments& s, bool reverse, cudaStream_t stream) {
-    const unsigned needed = blocks(s.n_segments * kLanes, kBlock);  // at least a few blocks: they also clear the tail
-    bounds_kernel<S, kLanes, kPer><<<needed < 64 ? 64 : needed, kBlock, 0, stream>>>(scan, s, reverse);
+    const unsigned needed = blocks(s.n_segments * kLanes, kBlock);
+    const unsigned grid = needed < 64 ? 64 : needed;  // at least a few blocks: they also clear the tail
+    bounds_kernel<S, kLanes, kPer><<<grid, kBlock, 0, stream>>>(scan, s, reverse);
   }
 
   template <typename S>
