@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from typing import Any
 
@@ -10,6 +11,17 @@ from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 _WAITS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait")
+_OP = re.compile(r"\blightning_nerf::(\w+)(?:::|$)")
+
+
+def op_of(kernel: str) -> str | None:
+    """The op of this library that a kernel belongs to: its C++ namespace. None for a kernel of another library.
+
+    >>> op_of("void lightning_nerf::march::count_kernel<true>(lightning_nerf::march::Arguments, int*)")
+    'march'
+    """
+    found = _OP.search(kernel)
+    return found[1] if found else None
 
 
 def profiler(device: torch.device) -> profile:
@@ -33,6 +45,7 @@ def kernel_table(stopped: profile, steps: int, device: torch.device) -> list[dic
     return [
         {
             "kernel": name,
+            "op": op_of(name),
             "calls_per_step": calls[name] / steps,
             "us_per_step": spent / steps,
             "percent": 100 * spent / total,
