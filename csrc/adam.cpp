@@ -36,8 +36,8 @@ void begin(const Tensor&, const std::vector<Parameter>& parameters, int32_t* sta
   }
 }
 
-void update_part(const Options& o, const Step& s, float inverse_scale, bool skip, const Parameter& t, int64_t begin,
-            int64_t end) {
+void update_part(
+    const Options& o, const Step& s, float inverse_scale, bool skip, const Parameter& t, int64_t begin, int64_t end) {
   const int64_t n = end - begin;
   float* __restrict__ param = t.param + begin;
   float* __restrict__ grad = t.grad + begin;
@@ -81,10 +81,11 @@ void update(const Tensor&, const std::vector<Parameter>& parameters, const Scala
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def("adam_begin_(Tensor[] grads, Tensor(a!)[] steps, Tensor(b!) control, bool check_grads) -> ()");
-  m.def("adam_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
-        "Tensor(e!)[] emas, Tensor(f!)[] halves, Tensor(g!)[] steps, Tensor(h!) control, Tensor? lr_tensor, "
-        "Tensor? grad_scale, Tensor? found_inf, float lr, float beta1, float beta2, float eps, float weight_decay, "
-        "float ema_decay, float ema_share, int ema_every, bool zero_grads, bool last) -> ()");
+  m.def(
+      "adam_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, "
+      "Tensor(e!)[] emas, Tensor(f!)[] halves, Tensor(g!)[] steps, Tensor(h!) control, Tensor? lr_tensor, "
+      "Tensor? grad_scale, Tensor? found_inf, float lr, float beta1, float beta2, float eps, float weight_decay, "
+      "float ema_decay, float ema_share, int ema_every, bool zero_grads, bool last) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {

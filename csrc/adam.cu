@@ -24,7 +24,7 @@ static_assert(sizeof(Batch) + sizeof(Scalars) + sizeof(Options) < 4096, "limit o
 bool aligned(const Parameter& t) {
   const auto bits = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
   return (bits(t.param) | bits(t.grad) | bits(t.exp_avg) | bits(t.exp_avg_sq) | bits(t.ema)) % 16 == 0 &&
-      bits(t.half) % 8 == 0;
+         bits(t.half) % 8 == 0;
 }
 
 // run(batch, number of chunks, is it the last?), at least once.
@@ -89,9 +89,7 @@ __global__ void begin_kernel(
 }
 
 __device__ float4 load(const float* values, int64_t i) { return __ldcs(reinterpret_cast<const float4*>(values + i)); }
-__device__ void store(float* values, int64_t i, float4 value) {
-  __stcs(reinterpret_cast<float4*>(values + i), value);
-}
+__device__ void store(float* values, int64_t i, float4 value) { __stcs(reinterpret_cast<float4*>(values + i), value); }
 __device__ void store_half(void* values, int64_t i, float4 value) {
   const __half2 low = __floats2half2_rn(value.x, value.y), high = __floats2half2_rn(value.z, value.w);
   uint2 bits;
@@ -101,8 +99,8 @@ __device__ void store_half(void* values, int64_t i, float4 value) {
 }
 
 // Moments and masters stream past the cache (ldcs, stcs); the fp16 copy stays there for the next forward pass.
-__global__ void __launch_bounds__(kThreads) step_kernel(
-    const __grid_constant__ Batch batch, const Scalars scalars, const Options o) {
+__global__ void __launch_bounds__(kThreads)
+    step_kernel(const __grid_constant__ Batch batch, const Scalars scalars, const Options o) {
   __shared__ Step shared_step;
   __shared__ float shared_scale;
   __shared__ bool shared_skip;

@@ -47,8 +47,7 @@ LN_HD Step step_of(const Options& o, float lr, float t) {
 }
 
 LN_HD void update_element(
-    const Options& o, const Step& s, float inverse_scale, float grad, float& param, float& exp_avg,
-    float& exp_avg_sq) {
+    const Options& o, const Step& s, float inverse_scale, float grad, float& param, float& exp_avg, float& exp_avg_sq) {
   const float g = grad * inverse_scale + o.weight_decay * param;
   exp_avg += o.one_minus_beta1 * (g - exp_avg);
   exp_avg_sq = o.beta2 * exp_avg_sq + o.one_minus_beta2 * g * g;

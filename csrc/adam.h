@@ -28,8 +28,9 @@ struct Scalars {
 inline float* float_data(const Tensor& t, int64_t n, const Tensor& like, const char* name) {
   check_float(t, name);
   STD_TORCH_CHECK(t.numel() == n, name, " has ", t.numel(), " elements, not ", n);
-  STD_TORCH_CHECK(t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(),
-                  name, " must be on the device of control");
+  STD_TORCH_CHECK(
+      t.is_cuda() == like.is_cuda() && t.get_device_index() == like.get_device_index(), name,
+      " must be on the device of control");
   return mutable_data<float>(t);
 }
 
@@ -75,8 +76,9 @@ inline std::vector<Parameter> make_parameters(
     if (!emas.empty()) t.ema = float_data(emas[i], t.n, control, "emas");
     if (!halves.empty() && halves[i].numel() > 0) {
       check(halves[i], ScalarType::Half, "halves");
-      STD_TORCH_CHECK(halves[i].numel() == t.n && halves[i].is_cuda() == control.is_cuda(),
-                      "halves must have the sizes and the device of params");
+      STD_TORCH_CHECK(
+          halves[i].numel() == t.n && halves[i].is_cuda() == control.is_cuda(),
+          "halves must have the sizes and the device of params");
       t.half = halves[i].mutable_data_ptr();
     }
   }
@@ -89,18 +91,29 @@ inline Scalars make_scalars(
   const auto scalar = [&](const std::optional<Tensor>& t, const char* name) -> const float* {
     return t.has_value() ? float_data(*t, 1, control, name) : nullptr;
   };
-  return {control_data(control), scalar(lr, "lr_tensor"), scalar(grad_scale, "grad_scale"),
-          scalar(found_inf, "found_inf")};
+  return {control_data(control), scalar(lr, "lr_tensor"), scalar(grad_scale, "grad_scale"), scalar(found_inf, "found_inf")};
 }
 
 inline Options make_options(
-    double lr, double beta1, double beta2, double eps, double weight_decay, double ema_decay,
-    double ema_share, int64_t ema_every, bool zero_grads, bool last) {
+    double lr, double beta1, double beta2, double eps, double weight_decay, double ema_decay, double ema_share,
+    int64_t ema_every, bool zero_grads, bool last) {
   STD_TORCH_CHECK(ema_every >= 1, "ema_every must be at least 1");
   STD_TORCH_CHECK(ema_share > 0 && ema_share <= 1, "ema_share must be in (0, 1]");
-  return {float(lr), float(beta1), float(beta2), float(1 - beta1), float(1 - beta2), float(std::log(beta1)),
-          float(std::log(beta2)), float(eps), float(weight_decay), float(std::log(ema_decay)),
-          float(ema_share), int(ema_every), zero_grads, last};
+  return {
+      float(lr),
+      float(beta1),
+      float(beta2),
+      float(1 - beta1),
+      float(1 - beta2),
+      float(std::log(beta1)),
+      float(std::log(beta2)),
+      float(eps),
+      float(weight_decay),
+      float(std::log(ema_decay)),
+      float(ema_share),
+      int(ema_every),
+      zero_grads,
+      last};
 }
 
 // run counts the step and looks for gradients that are not finite; `like` says on which device.

@@ -6,7 +6,8 @@ namespace lightning_nerf::composite {
 namespace {
 
 template <class G, class Channels>
-__global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const float early_stop_eps, const Composited out) {
+__global__ void __launch_bounds__(kBlock)
+    forward_kernel(const Samples s, const float early_stop_eps, const Composited out) {
   constexpr int kPer = G::kPer;
   const Ray<G> ray(s);
   const int n_chunks = ray.chunks();
@@ -89,22 +90,23 @@ __device__ __forceinline__ void zero_rest(const Samples& s, const Ray<G>& ray, i
 
 // What each of a lane's samples does to the light, and the derivative; g, u, v: cotangents of its weight, T and alpha.
 template <class G>
-__device__ __forceinline__ void light_all(const Samples& s, const Run<G>& run, const Absorption (&a)[G::kPer],
-                                          const float (&before)[G::kPer], const float (&g)[G::kPer],
-                                          const float (&u)[G::kPer], const float (&v)[G::kPer], Lit (&lit)[G::kPer]) {
+__device__ __forceinline__ void light_all(
+    const Samples& s, const Run<G>& run, const Absorption (&a)[G::kPer], const float (&before)[G::kPer],
+    const float (&g)[G::kPer], const float (&u)[G::kPer], const float (&v)[G::kPer], Lit (&lit)[G::kPer]) {
   if (s.alphas_given) {
 #pragma unroll
     for (int k = 0; k < G::kPer; ++k) lit[k] = light(true, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
   } else {
 #pragma unroll
-    for (int k = 0; k < G::kPer; ++k) lit[k] = light(false, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
+    for (int k = 0; k < G::kPer; ++k)
+      lit[k] = light(false, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
   }
 }
 
 // The gradients of a chunk's densities; `behind` is lambda behind the chunk, then in front of it.
 template <class G>
-__device__ __forceinline__ void store_densities(const Gradients& grad, const Ray<G>& ray, int chunk,
-                                                const Lit (&lit)[G::kPer], float& behind) {
+__device__ __forceinline__ void store_densities(
+    const Gradients& grad, const Ray<G>& ray, int chunk, const Lit (&lit)[G::kPer], float& behind) {
   float lambda = lambda_behind<G>(lit, ray.lane, behind);
   float gradient[G::kPer];
 #pragma unroll
@@ -118,9 +120,8 @@ __device__ __forceinline__ void store_densities(const Gradients& grad, const Ray
 // kGiven: are there cotangents of values per sample? Long, because its passes share what a lane keeps of its chunks: in
 // registers, which run out where the compiler orders them otherwise.
 template <class G, class Channels, bool kGiven>
-__global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven)
-    backward_kernel(const Samples s, const int32_t* __restrict__ n_samples, const Cotangents cotangents,
-                    const Gradients grad) {
+__global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven) backward_kernel(
+    const Samples s, const int32_t* __restrict__ n_samples, const Cotangents cotangents, const Gradients grad) {
   constexpr int kPer = G::kPer, kKept = Channels::kKept;
   __shared__ float4 staged[(Channels::kStaged + 3) / 4];
   Ray<G> ray(s);
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven)
 
   // Writes the gradients of a chunk's channels.
   const auto weigh = [&](int chunk, const Run<G>& run, const typename Channels::Rows& row, const Absorption(&a)[kPer],
-                         const float(&before)[kPer], Lit(&lit)[kPer]) {
+                         const float (&before)[kPer], Lit(&lit)[kPer]) {
     const int j = ray.first(chunk);
     float g[kPer], u[kPer] = {}, v[kPer] = {}, weight[kPer];
 #pragma unroll
@@ -271,12 +272,13 @@ void forward(const Tensor& like, const Samples& s, float early_stop_eps, const C
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void backward(const Tensor& like, const Samples& s, const int32_t* n_samples, const Cotangents& cotangents,
-              const Gradients& grad) {
+void backward(
+    const Tensor& like, const Samples& s, const int32_t* n_samples, const Cotangents& cotangents, const Gradients& grad) {
   const Launch launch(like);
   if (s.n == 0) return;
-  const bool by_four = aligned({s.densities, s.t_starts, s.t_ends, s.channels, cotangents.weights, cotangents.trans,
-                                cotangents.alphas, grad.densities, grad.channels});
+  const bool by_four = aligned(
+      {s.densities, s.t_starts, s.t_ends, s.channels, cotangents.weights, cotangents.trans, cotangents.alphas,
+       grad.densities, grad.channels});
   const bool given = cotangents.weights || cotangents.trans || cotangents.alphas;
   dispatch(s, by_four, [&](auto rays) {
     using R = decltype(rays);

@@ -14,8 +14,8 @@
 namespace lightning_nerf::hash_grid {
 namespace {
 
-constexpr int kBlock = 128;        // samples whose table rows are computed ahead of the gathers
-constexpr int64_t kChunk = 4096;   // samples that pass through all levels together: these and one level stay in L2
+constexpr int kBlock = 128;       // samples whose table rows are computed ahead of the gathers
+constexpr int64_t kChunk = 4096;  // samples that pass through all levels together: these and one level stay in L2
 
 std::vector<Level> read_levels(const Arguments& a) {
   std::vector<Level> result(a.n_levels);
@@ -25,8 +25,9 @@ std::vector<Level> read_levels(const Arguments& a) {
     const bool valid = a.dims == 2   ? read_level<2>(row, a.n_rows, result[l])
                        : a.dims == 3 ? read_level<3>(row, a.n_rows, result[l])
                                      : read_level<4>(row, a.n_rows, result[l]);
-    STD_TORCH_CHECK(valid, "levels: level ", l, " (resolution ", row[0], ", offset ", row[1], ", size ", row[2],
-                    ") does not fit a table of ", a.n_rows, " rows, or is hashed and its size is no power of two");
+    STD_TORCH_CHECK(
+        valid, "levels: level ", l, " (resolution ", row[0], ", offset ", row[1], ", size ", row[2],
+        ") does not fit a table of ", a.n_rows, " rows, or is hashed and its size is no power of two");
   }
   return result;
 }
@@ -79,9 +80,8 @@ void locate_block(const float* x, const Level& level, Corners<D>& corners) {
 
 template <int D, int F>
 void interpolate_block(
-    const float* table,  // [rows, F] of the level
-    const Corners<D>& corners, int64_t n,
-    float* out, int64_t stride) {  // [n, F]
+    const float* table,                                                  // [rows, F] of the level
+    const Corners<D>& corners, int64_t n, float* out, int64_t stride) {  // [n, F]
   for (int64_t i = 0; i < n; ++i) {
     float sum[F] = {};
     for (int c = 0; c < Corners<D>::kCount; ++c) {
@@ -164,8 +164,9 @@ void interpolate_all(const float* positions, int64_t n, const float* table, cons
       for (size_t l = 0; l < levels.size(); ++l) {
         for (int64_t i = 0; i < count; i += kBlock) {
           locate_block<D>(x.block(i), levels[l], corners);
-          interpolate_block<D, F>(table + levels[l].offset * F, corners, std::min<int64_t>(kBlock, count - i),
-                                  out + (begin + i) * stride + l * F, stride);
+          interpolate_block<D, F>(
+              table + levels[l].offset * F, corners, std::min<int64_t>(kBlock, count - i),
+              out + (begin + i) * stride + l * F, stride);
         }
       }
     }
@@ -201,8 +202,9 @@ void backward_table(
         const int64_t l = order[o];
         for (int64_t i = 0; i < count; i += kBlock) {
           locate_block<D>(x.block(i), levels[l], corners);
-          scatter_block<D, F>(grad + (begin + i) * stride + l * F, stride, corners, std::min<int64_t>(kBlock, count - i),
-                              grad_table + levels[l].offset * F);
+          scatter_block<D, F>(
+              grad + (begin + i) * stride + l * F, stride, corners, std::min<int64_t>(kBlock, count - i),
+              grad_table + levels[l].offset * F);
         }
       }
     }
@@ -225,8 +227,9 @@ void backward_positions(
       for (size_t l = 0; l < levels.size(); ++l) {
         for (int64_t i = 0; i < count; i += kBlock) {
           locate_block<D>(x.block(i), levels[l], corners);
-          grad_weights_block<D, F>(grad + (begin + i) * stride + l * F, stride, table + levels[l].offset * F,
-                                   std::min<int64_t>(kBlock, count - i), corners);
+          grad_weights_block<D, F>(
+              grad + (begin + i) * stride + l * F, stride, table + levels[l].offset * F,
+              std::min<int64_t>(kBlock, count - i), corners);
           grad_positions_block<D>(x.block(i), levels[l], corners, sum.data() + i);
         }
       }

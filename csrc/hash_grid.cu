@@ -141,8 +141,7 @@ __global__ void largest_kernel(
 
 __global__ void fixed_to_float_kernel(
     const long long* __restrict__ sums,  // [size]
-    const uint32_t* __restrict__ largest,
-    int64_t n, int64_t size,
+    const uint32_t* __restrict__ largest, int64_t n, int64_t size,
     float* __restrict__ out) {  // [size]
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   if (i >= size) return;
@@ -369,8 +368,7 @@ void backward(const Tensor& like, const Arguments& given, const Tensor& grad_any
     return;
   }
   const Tensor grad = aligned(grad_any), positions = aligned(given.positions);
-  const Arguments a{positions,     given.rows,     given.levels,  given.n,
-                    given.dims,    given.n_rows,   given.features, given.n_levels};
+  const Arguments a{positions, given.rows, given.levels, given.n, given.dims, given.n_rows, given.features, given.n_levels};
   if (out.positions) write_positions(launch, a, grad, out.positions);
   if (!out.table) return;
   if (out.deterministic) add_to_table_fixed(launch, a, grad, out.table);

@@ -33,8 +33,15 @@ inline Arguments make_arguments(
     const bool fits = working->size(0) == table.size(0) && working->size(1) == table.size(1);
     STD_TORCH_CHECK(fits, "working: expected table's shape");
   }
-  return {positions, working.has_value() ? *working : table, levels, positions.size(0), positions.size(1),
-          table.size(0), table.size(1), levels.size(0)};
+  return {
+      positions,
+      working.has_value() ? *working : table,
+      levels,
+      positions.size(0),
+      positions.size(1),
+      table.size(0),
+      table.size(1),
+      levels.size(0)};
 }
 
 // body(D, F) with the dimensions and features as compile-time constants.
@@ -75,8 +82,9 @@ std::tuple<Tensor, Tensor> hash_grid_backward(
       for_positions ? empty(positions, {a.n, a.dims}, ScalarType::Float) : empty(positions, {0}, ScalarType::Float);
   Tensor grad_table = for_table ? torch::stable::new_zeros(table, {a.n_rows, a.features}, ScalarType::Float)
                                 : empty(table, {0}, ScalarType::Float);
-  run(positions, a, grad, {for_positions ? mutable_data<float>(grad_positions) : nullptr,
-                           for_table ? mutable_data<float>(grad_table) : nullptr, deterministic});
+  run(positions, a, grad,
+      {for_positions ? mutable_data<float>(grad_positions) : nullptr, for_table ? mutable_data<float>(grad_table) : nullptr,
+       deterministic});
   return {grad_positions, to_dtype(grad_table, table.scalar_type())};
 }
 

@@ -101,8 +101,8 @@ struct Inverse {
 };
 
 struct Resampling {
-  RayLists rays;       // the edges
-  const float* cdfs;   // at the edges
+  RayLists rays;                  // the edges
+  const float* cdfs;              // at the edges
   const float* jitter;            // [R] or null: 0.5
   const int64_t* sample_offsets;  // [R + 1] or null: as many for each ray
   const int64_t* edge_offsets;    // [R + 1] with sample_offsets
@@ -128,8 +128,15 @@ struct Resampling {
     const int64_t begin = rays.begin(ray), count = rays.count(ray);
     const float low = count > 0 ? cdfs[begin] : 0.0f, high = count > 0 ? cdfs[begin + count - 1] : 0.0f;
     const bool uniform = !(finite && high > low);
-    return {rays.values, cdfs, begin, count, uniform ? 0.0f : low, (uniform ? 1.0f : high - low) / float(n),
-            jitter ? jitter[ray] : 0.5f, uniform};
+    return {
+        rays.values,
+        cdfs,
+        begin,
+        count,
+        uniform ? 0.0f : low,
+        (uniform ? 1.0f : high - low) / float(n),
+        jitter ? jitter[ray] : 0.5f,
+        uniform};
   }
 };
 

@@ -12,20 +12,21 @@ inline const int64_t* optional_longs(const std::optional<Tensor>& t, int64_t siz
   return data<int64_t>(*t);
 }
 
-inline RayLists ray_lists(const Tensor& values, const std::optional<Tensor>& packed_info, int64_t n_rays,
-                          const char* name) {
+inline RayLists ray_lists(
+    const Tensor& values, const std::optional<Tensor>& packed_info, int64_t n_rays, const char* name) {
   check_float(values, name);
   STD_TORCH_CHECK(n_rays >= 0, "n_rays must not be negative");
   const int64_t n = values.numel();
   STD_TORCH_CHECK(packed_info.has_value() || n_rays == 0 || n % n_rays == 0, name, " must be rows of one width");
-  return {data<float>(values), optional_longs(packed_info, 2 * n_rays, "packed_info"), n, n_rays,
-          n_rays > 0 ? n / n_rays : 0};
+  return {
+      data<float>(values), optional_longs(packed_info, 2 * n_rays, "packed_info"), n, n_rays, n_rays > 0 ? n / n_rays : 0};
 }
 
 // run fills left and right; `like` says on which device.
 template <void (*run)(const Tensor& like, const RayLists&, const Queries&)>
-std::tuple<Tensor, Tensor> searchsorted(const Tensor& keys, const std::optional<Tensor>& packed_info, int64_t n_rays,
-                                        const Tensor& queries, const std::optional<Tensor>& query_rays, bool relative) {
+std::tuple<Tensor, Tensor> searchsorted(
+    const Tensor& keys, const std::optional<Tensor>& packed_info, int64_t n_rays, const Tensor& queries,
+    const std::optional<Tensor>& query_rays, bool relative) {
   const RayLists lists = ray_lists(keys, packed_info, n_rays, "keys");
   check_float(queries, "queries");
   const int64_t n = queries.numel();
@@ -53,8 +54,9 @@ std::tuple<Tensor, Tensor> importance_sampling(
     STD_TORCH_CHECK(jitter->numel() == n_rays, "jitter must be [R]");
   }
   STD_TORCH_CHECK(sample_offsets.has_value() == edge_offsets.has_value(), "both offsets or none");
-  STD_TORCH_CHECK(sample_offsets.has_value() || (n_edges == n_samples + n_rays && (n_rays == 0 || n_samples % n_rays == 0)),
-                  "without offsets each ray gets as many samples");
+  STD_TORCH_CHECK(
+      sample_offsets.has_value() || (n_edges == n_samples + n_rays && (n_rays == 0 || n_samples % n_rays == 0)),
+      "without offsets each ray gets as many samples");
   r.cdfs = data<float>(cdfs);
   r.jitter = jitter.has_value() ? data<float>(*jitter) : nullptr;
   r.sample_offsets = optional_longs(sample_offsets, n_rays + 1, "sample_offsets");

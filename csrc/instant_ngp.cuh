@@ -34,7 +34,7 @@ __host__ __device__ constexpr int operand_column(int f) {
   return 16 * (level / 4) + (part < 2 ? 2 * t + part : 8 + 2 * t + part - 2);
 }
 
-struct FieldWeights {  // float32
+struct FieldWeights {     // float32
   const float* density1;  // [64, 32]
   const float* density2;  // [16, 64]
   const float* color1;    // [64, 32]
@@ -163,8 +163,7 @@ __device__ __forceinline__ void geometry(
 
 // Colours before the sigmoid, in columns 0 to 2.
 template <typename T>
-__device__ __forceinline__ void color(
-    Accumulator<16>& out, const SharedColorNet<T>& net, const Operand<kColorInput>& in) {
+__device__ __forceinline__ void color(Accumulator<16>& out, const SharedColorNet<T>& net, const Operand<kColorInput>& in) {
   Accumulator<kHidden> hidden;
   Operand<kHidden> active;
   hidden.clear();

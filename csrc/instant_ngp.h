@@ -43,8 +43,9 @@ struct Encoding {
 inline Encoding encoding(const Tensor& table, const Tensor& levels) {
   check(table, ScalarType::Half, "working");
   check_int(levels, "levels");
-  const Encoding e{reinterpret_cast<const __half*>(table.data_ptr()), data<int32_t>(levels), table.size(0),
-                   int(levels.size(0)), int(table.size(1))};
+  const Encoding e{
+      reinterpret_cast<const __half*>(table.data_ptr()), data<int32_t>(levels), table.size(0), int(levels.size(0)),
+      int(table.size(1))};
   STD_TORCH_CHECK(
       (e.n_features == 2 || e.n_features == 4) && e.n_features * e.n_levels == kEncoded,
       "expected 16 levels of 2 features or 8 of 4");

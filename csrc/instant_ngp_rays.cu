@@ -42,7 +42,8 @@ struct Chunk {
 // Rows of tile `tile` of the warp's 32 samples, encoded. Lane i holds sample i; row r of the tile is sample 16 tile + r.
 template <int F, typename T>
 __device__ __forceinline__ void encode_chunk(
-    Operand<kEncoded>& encoded, const Level* levels, const __half* table, const Chunk& chunk, unsigned valid_lanes, int tile) {
+    Operand<kEncoded>& encoded, const Level* levels, const __half* table, const Chunk& chunk, unsigned valid_lanes,
+    int tile) {
   const int g = (threadIdx.x & 31) >> 2;
   float x[2][3];
   bool valid[2];
@@ -321,8 +322,9 @@ RaySamples ray_samples(
   STD_TORCH_CHECK(origins.numel() == 3 * origins.size(0) && directions.numel() == origins.numel(), "rays must be [R, 3]");
   STD_TORCH_CHECK(t_ends.numel() == t_starts.numel(), "t_starts and t_ends must be equally long");
   STD_TORCH_CHECK(to_unit.numel() == 6, "to_unit must be [2, 3]");
-  return {data<float>(origins), data<float>(directions), data<float>(t_starts), data<float>(t_ends), data<int32_t>(offsets),
-          data<float>(to_unit), origins.size(0), t_starts.size(0), largest_depth(early_stop_eps), mutable_data<int32_t>(taken)};
+  return {data<float>(origins),          data<float>(directions),     data<float>(t_starts), data<float>(t_ends),
+          data<int32_t>(offsets),        data<float>(to_unit),        origins.size(0),       t_starts.size(0),
+          largest_depth(early_stop_eps), mutable_data<int32_t>(taken)};
 }
 
 std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
@@ -335,8 +337,7 @@ std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
   const Encoding e = encoding(working, levels);
   const FieldWeights w = density_weights(density1, density2);
   Tensor densities = torch::stable::new_zeros(origins, {s.n}, ScalarType::Float);
-  Tensor features =
-      empty(origins, {keep_features ? s.n : 0, kEncoded}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
+  Tensor features = empty(origins, {keep_features ? s.n : 0, kEncoded}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
   // Where nothing has been evaluated, whoever asks for a sample that is not there reads row 0.
   if (keep_features && s.n > 0)
     STD_CUDA_CHECK(cudaMemsetAsync(features.data_ptr(), 0, kEncoded * sizeof(uint16_t), launch.stream));
@@ -369,8 +370,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instant_ngp_render(
   Tensor depth = empty(origins, {s.n_rays}, ScalarType::Float);
   Tensor n_samples = empty(origins, {s.n_rays}, ScalarType::Int);
   if (s.n_rays == 0) return {rgb, opacity, depth, n_samples};
-  const RenderOutputs out{mutable_data<float>(rgb), mutable_data<float>(opacity), mutable_data<float>(depth),
-                          mutable_data<int32_t>(n_samples)};
+  const RenderOutputs out{
+      mutable_data<float>(rgb), mutable_data<float>(opacity), mutable_data<float>(depth), mutable_data<int32_t>(n_samples)};
   for_features_and_type(e.n_features, bfloat16, [&](auto f, auto type) {
     using T = decltype(type);
     const auto kernel = render_kernel<f(), T>;

@@ -58,8 +58,7 @@ struct Cuda {
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
 
-  static void write(
-      const Tensor& like, const Arguments& m, const int32_t* counts, const int32_t* plan, const Samples& s) {
+  static void write(const Tensor& like, const Arguments& m, const int32_t* counts, const int32_t* plan, const Samples& s) {
     const Launch launch(like);
     if (s.n == 0) return;
     const unsigned int grid = m.n_rays > 0 ? blocks(n_groups(m.n_rays), kWarps) : 1;

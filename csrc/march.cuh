@@ -26,19 +26,19 @@ constexpr float kLargestFloat = 3.402823466e38f;
 constexpr double kSaturated = 2147483647.0;  // a count of INT32_MAX stands for all larger ones
 
 struct Arguments {
-  const float* origins;  // [R, 3]
-  const float* directions;  // [R, 3]
-  const float* near;  // [R]
-  const float* far;  // [R]
-  const float* jitter;  // [R] or null
+  const float* origins;      // [R, 3]
+  const float* directions;   // [R, 3]
+  const float* near;         // [R]
+  const float* far;          // [R]
+  const float* jitter;       // [R] or null
   const uint8_t* occupancy;  // [L, X, Y, Z], 2^packing cells to a byte
-  const float* aabb;  // [2, 3]
+  const float* aabb;         // [2, 3]
   int64_t n_rays;
   int packing;  // 0 or 3
   int levels, resolution[3];
-  float half_resolution[3], cell_size[3];  // in units of half a level's box: cells per unit, and units per cell
+  float half_resolution[3], cell_size[3];    // in units of half a level's box: cells per unit, and units per cell
   double step_size, cone_angle, log_growth;  // log_growth = log(1 + cone_angle)
-  double per_step, per_log_growth;  // reciprocals
+  double per_step, per_log_growth;           // reciprocals
 };
 
 // Sample k lies between at(k) and at(k + 1). Linear up to k = bend, where cone_angle * t reaches step_size, then geometric.
@@ -58,9 +58,7 @@ struct LatticeOf {
   }
   LN_HD LatticeOf(const Arguments& m, double start, double bend, double bend_t)
       : m(m), start(start), bend(bend), bend_t(bend_t) {}
-  LN_HD double at(double k) const {
-    return kLinear || k <= bend ? start + k * m.step_size : grown(k);
-  }
+  LN_HD double at(double k) const { return kLinear || k <= bend ? start + k * m.step_size : grown(k); }
   LN_HD float edge(double k) const { return float(smaller(at(k), double(kLargestFloat))); }
   LN_HD double middle(double k) const {
     return kLinear || k < bend ? start + (k + 0.5) * m.step_size : grown(k) * (1.0 + 0.5 * m.cone_angle);
@@ -230,7 +228,7 @@ struct WriteSamples {
   const Lattice& lattice;
   int64_t i, end;
   float* t_starts;  // [N]
-  float* t_ends;  // [N]
+  float* t_ends;    // [N]
   LN_HD bool operator()(double k, double n) {
     float t = lattice.edge(k);
     for (double j = 1.0; j <= n && i < end; j += 1.0, ++i) {

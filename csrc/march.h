@@ -8,8 +8,7 @@ namespace lightning_nerf::march {
 
 inline Arguments make_arguments(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle) {
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle) {
   check_float(origins, "origins");
   check_float(directions, "directions");
   check_float(near, "near");
@@ -78,17 +77,17 @@ std::tuple<Tensor, Tensor, Tensor> write_samples(
   Tensor t_starts = empty(like, {n}, ScalarType::Float);
   Tensor t_ends = empty(like, {n}, ScalarType::Float);
   Tensor ray_indices = empty(like, {n}, ScalarType::Int);
-  Backend::write(like, m, data<int32_t>(c.counts), data<int32_t>(c.plan),
-                 {data<int32_t>(offsets), n, mutable_data<float>(t_starts), mutable_data<float>(t_ends),
-                  mutable_data<int32_t>(ray_indices)});
+  Backend::write(
+      like, m, data<int32_t>(c.counts), data<int32_t>(c.plan),
+      {data<int32_t>(offsets), n, mutable_data<float>(t_starts), mutable_data<float>(t_ends),
+       mutable_data<int32_t>(ray_indices)});
   return {t_starts, t_ends, ray_indices};
 }
 
 template <typename Backend>
 std::tuple<Tensor, Tensor> march_count(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle) {
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle) {
   const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
   const Count c = count_samples<Backend>(origins, m);
   return {c.counts, c.plan};
@@ -97,22 +96,22 @@ std::tuple<Tensor, Tensor> march_count(
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor> march_write(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle, const Tensor& counts, const Tensor& plan, const Tensor& offsets, int64_t n) {
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle,
+    const Tensor& counts, const Tensor& plan, const Tensor& offsets, int64_t n) {
   const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
   check_int(counts, "counts");
   check_int(plan, "plan");
   check_int(offsets, "offsets");
-  STD_TORCH_CHECK(counts.numel() == m.n_rays && plan.numel() == Backend::plan_size(m.n_rays),
-                  "counts and plan must be march_count's");
+  STD_TORCH_CHECK(
+      counts.numel() == m.n_rays && plan.numel() == Backend::plan_size(m.n_rays), "counts and plan must be march_count's");
   return write_samples<Backend>(origins, m, {counts, plan}, offsets, n);
 }
 
 template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle, int64_t capacity) {
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle,
+    int64_t capacity) {
   const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
   const Count c = count_samples<Backend>(origins, m);
   const auto [offsets, kept] = pack::packed<Backend::run_pack>(c.counts, std::nullopt, capacity);

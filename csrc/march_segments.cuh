@@ -13,17 +13,17 @@
 
 namespace lightning_nerf::march {
 
-constexpr int kWarps = 4;  // of a block
-constexpr int kRays = 16;  // of a warp
-constexpr int kSegment = 16;  // samples: half a warp
+constexpr int kWarps = 4;           // of a block
+constexpr int kRays = 16;           // of a warp
+constexpr int kSegment = 16;        // samples: half a warp
 constexpr int kMaxSegments = 2048;  // of a ray; 11 bits
-constexpr int kQueue = 128;  // segments that wait for the fine stage, at least 31 more than it starts at
-constexpr int kPlan = 64;  // segments with samples per ray that a group may have, on average
+constexpr int kQueue = 128;         // segments that wait for the fine stage, at least 31 more than it starts at
+constexpr int kPlan = 64;           // segments with samples per ray that a group may have, on average
 
 // The grid as bits. Blocks of 4 x 4 x 4 cells are 64 bits, so that neighbours in space are neighbours in memory; coarse
 // blocks of 2^shift cells per axis, at most 32 along z, are a bit each: few enough for shared memory.
 struct Bits {
-  uint32_t* cells;  // [L, blocks, 2]
+  uint32_t* cells;   // [L, blocks, 2]
   uint32_t* coarse;  // [L, coarse_x, coarse_y], a bit for each z
   int blocks[3], coarse_x, coarse_y, shift, n_coarse;
 };
@@ -121,7 +121,7 @@ __device__ inline Extent load_coarse(const Arguments& m, const Bits& bits, uint3
 struct alignas(16) Segmented {
   float origin[3], direction[3];
   double start, bend, bend_t;  // of its lattice
-  int first, stop;  // samples: segment s begins at first + s * kSegment
+  int first, stop;             // samples: segment s begins at first + s * kSegment
 };
 
 // kPlain, here and below: one level and a linear lattice, as most scenes have.
@@ -132,8 +132,7 @@ __device__ inline double middle_of(const Arguments& m, const Segmented& ray, int
 
 // On which sides of the extent sample k lies: bit a for below on axis a, bit 3 + a for above.
 template <bool kPlain>
-__device__ inline unsigned sides(
-    const Grid& grid, const Ray& ray, const Extent& extent, int shift, double middle) {
+__device__ inline unsigned sides(const Grid& grid, const Ray& ray, const Extent& extent, int shift, double middle) {
   const float t = float(middle);
   unsigned result = 0;
   for (int a = 0; a < 3; ++a) {
@@ -150,7 +149,8 @@ __device__ inline unsigned sides(
 // division, and proved by all samples before, and all after, being on one side of it. False: too many for segments.
 template <bool kPlain>
 __device__ inline bool find_range(
-    const Grid& grid, const Ray& ray, const LatticeOf<kPlain>& lattice, const Extent& extent, int shift, int& first, int& stop) {
+    const Grid& grid, const Ray& ray, const LatticeOf<kPlain>& lattice, const Extent& extent, int shift, int& first,
+    int& stop) {
   const double end = lattice.first(ray.far);
   if (!(0.0 < end)) return true;
   const Arguments& m = grid.m;
@@ -250,8 +250,7 @@ __device__ __noinline__ int32_t walk_count(const Arguments& m, int64_t r) {
   walk(Grid(m), Ray(m, r), Lattice(m, r), samples);
   return samples.result();
 }
-__device__ __noinline__ void walk_write(
-    const Arguments& m, int64_t r, int begin, int end, float* t_starts, float* t_ends) {
+__device__ __noinline__ void walk_write(const Arguments& m, int64_t r, int begin, int end, float* t_starts, float* t_ends) {
   const Lattice lattice(m, r);
   WriteSamples samples{lattice, begin, end, t_starts, t_ends};
   walk(Grid(m), Ray(m, r), lattice, samples);
@@ -260,8 +259,8 @@ __device__ __noinline__ void walk_write(
 // What the first kernel leaves for the second, per group of kRays rays.
 struct Plan {
   uint32_t* segments;  // [groups, kRays * kPlan]: ray in its group << 27 | segment << 16 | samples
-  int32_t* sizes;  // [groups], -1: the list is incomplete, rays must be walked
-  int32_t* first;  // [R]
+  int32_t* sizes;      // [groups], -1: the list is incomplete, rays must be walked
+  int32_t* first;      // [R]
 };
 
 // Counts the samples found and lists their segments.
@@ -310,7 +309,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
     const Plan plan) {
   extern __shared__ uint32_t coarse[];  // [n_coarse]
   __shared__ Segmented all_rays[kWarps][kRays];
-  __shared__ uint32_t all_queues[kWarps][kQueue + 4];  // ray << 27 | segment << 16
+  __shared__ uint32_t all_queues[kWarps][kQueue + 4];            // ray << 27 | segment << 16
   alignas(8) __shared__ uint16_t all_found[kWarps][kQueue + 4];  // a bit per sample of each
   __shared__ int all_counts[kWarps][kRays], all_todo[kWarps][kRays + 1];
   const Extent extent = load_coarse(m, bits, coarse);
@@ -358,8 +357,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
       while (end >= item >> 5) end -= item >> 5, item = todo[++i];  // the last has more than anybody asks for
       const int r_item = item & 31;
       const Segmented& ray = rays[r_item];
-      const CoarsePlace here =
-          coarse_place<kPlain>(grid, ray, bits.shift, min(ray.first + kSegment * end, ray.stop - 1));
+      const CoarsePlace here = coarse_place<kPlain>(grid, ray, bits.shift, min(ray.first + kSegment * end, ray.stop - 1));
       const int level = kPlain ? 0 : here.frame & 7;
       const auto row = [&](int x, int y) { return coarse[(level * bits.coarse_x + x) * bits.coarse_y + y]; };
       const uint32_t word = row(here.x, here.y);
@@ -399,11 +397,11 @@ __global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
 template <bool kPlain>
 __global__ void __launch_bounds__(32 * kWarps, 8) write_kernel(
     const __grid_constant__ Arguments m, const Plan plan,
-    const int32_t* __restrict__ counts,  // [R]
+    const int32_t* __restrict__ counts,   // [R]
     const int32_t* __restrict__ offsets,  // [R + 1]
     int64_t n,
-    float* __restrict__ t_starts,  // [N]
-    float* __restrict__ t_ends,  // [N]
+    float* __restrict__ t_starts,         // [N]
+    float* __restrict__ t_ends,           // [N]
     int32_t* __restrict__ ray_indices) {  // [N]
   struct alignas(16) Row {
     double start, bend, bend_t;
@@ -463,7 +461,8 @@ __global__ void __launch_bounds__(32 * kWarps, 8) write_kernel(
       __syncwarp();
       for (int i = 0; i < kRays; ++i) {
         const int stop = __shfl_sync(kFullWarp, end, i);
-        for (int j = __shfl_sync(kFullWarp, begin, i) + lane; j < stop; j += 32) ray_indices[j] = int32_t(group * kRays + i);
+        for (int j = __shfl_sync(kFullWarp, begin, i) + lane; j < stop; j += 32)
+          ray_indices[j] = int32_t(group * kRays + i);
       }
     }
   }

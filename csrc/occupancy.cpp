@@ -42,7 +42,7 @@ void select_cells(const Tensor&, const Selection& s) {
     const uint32_t draw = cell_draw(s.key, row);
     const int64_t i = row % per_level - s.n_uniform;
     s.cells[row] = i < 0 || total == 0 ? int32_t(level * s.n + below(draw, s.n))
-                                   : occupied[size_t(start + occupied_rank(s.cover, draw, i, s.n_occupied, total))];
+                                       : occupied[size_t(start + occupied_rank(s.cover, draw, i, s.n_occupied, total))];
   });
 }
 
@@ -69,8 +69,8 @@ void find_newest(const Tensor&, const Newest& v) {
     if (cell < 0 || cell >= v.n || !usable(value)) return;
     const int32_t wanted = bits(value == 0.0f ? 0.0f : value);  // no -0
     int32_t found = __atomic_load_n(out + cell, __ATOMIC_RELAXED);
-    while (found < wanted && !__atomic_compare_exchange_n(
-        out + cell, &found, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
+    while (found < wanted &&
+           !__atomic_compare_exchange_n(out + cell, &found, wanted, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) {}
   });
 }
 
@@ -121,8 +121,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def("occupancy_cover(Tensor key, Tensor binaries, int n_uniform, int n_occupied) -> Tensor");
   m.def("occupancy_points(Tensor key, Tensor cells, Tensor aabb, int x, int y, int z) -> Tensor");
   m.def("occupancy_newest(Tensor cells, Tensor values, int n) -> Tensor");
-  m.def("occupancy_update_(Tensor(a!) occs, Tensor(b!) binaries, Tensor(c!) mean, Tensor newest, float decay, "
-        "float threshold) -> ()");
+  m.def(
+      "occupancy_update_(Tensor(a!) occs, Tensor(b!) binaries, Tensor(c!) mean, Tensor newest, float decay, "
+      "float threshold) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {

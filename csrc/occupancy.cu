@@ -8,8 +8,8 @@ namespace {
 
 constexpr int kSelectThreads = 1024;
 constexpr int kBlock = 4 * kSelectThreads;  // cells that a thread block counts and lists
-constexpr int kMaxPartials = 1024;  // partial sums of the mean: their number follows from the grid's size alone
-constexpr int kBatch = 4;  // elements that a thread loads at once
+constexpr int kMaxPartials = 1024;          // partial sums of the mean: their number follows from the grid's size alone
+constexpr int kBatch = 4;                   // elements that a thread loads at once
 
 // Inclusive sums along the block's kSelectThreads threads; `total` over all of them.
 __device__ int block_scan(int value, int& total) {
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kSelectThreads) select_scan_kernel(
 
 __global__ void __launch_bounds__(kSelectThreads) select_list_kernel(
     const bool* __restrict__ binaries,  // [levels, n]
-    const int32_t* __restrict__ ends,  // [levels, n_blocks] inclusive
+    const int32_t* __restrict__ ends,   // [levels, n_blocks] inclusive
     int64_t n, bool whole_words,
     int32_t* __restrict__ occupied) {  // [levels, n] of which each level's first `total` are written
   const int64_t block = blockIdx.y * int64_t(gridDim.x) + blockIdx.x;
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kSelectThreads) select_list_kernel(
 }
 
 __global__ void select_draw_kernel(
-    const int64_t* __restrict__ key,  // [3]
-    const int32_t* __restrict__ ends,  // [levels, n_blocks] inclusive
+    const int64_t* __restrict__ key,       // [3]
+    const int32_t* __restrict__ ends,      // [levels, n_blocks] inclusive
     const int32_t* __restrict__ occupied,  // [levels, n]
     int64_t n, int64_t n_blocks, int64_t per_level, int64_t n_uniform, bool cover,
     int32_t* __restrict__ cells) {  // [levels, per_level]
@@ -94,8 +94,9 @@ __global__ void select_draw_kernel(
   const uint32_t draw = cell_draw(key, row);
   const int64_t n_occupied = per_level - n_uniform;
   const bool uniform = i < n_uniform || total == 0;
-  cells[row] = int32_t(level * n + (uniform ? below(draw, n) : occupied[
-      level * n + occupied_rank(cover, draw, i - n_uniform, n_occupied, total)]));
+  cells[row] = int32_t(
+      level * n +
+      (uniform ? below(draw, n) : occupied[level * n + occupied_rank(cover, draw, i - n_uniform, n_occupied, total)]));
 }
 
 void select_cells(const Tensor& like, const Selection& s) {
@@ -126,11 +127,11 @@ void select_cells(const Tensor& like, const Selection& s) {
 }
 
 __global__ void points_kernel(
-    const int64_t* __restrict__ key,  // [3]
+    const int64_t* __restrict__ key,    // [3]
     const int32_t* __restrict__ cells,  // [n]
-    const float* __restrict__ aabb,  // [2, 3]
+    const float* __restrict__ aabb,     // [2, 3]
     GridShape shape, int64_t n,
-    float* __restrict__ points) {  // [n, 3]
+    float* __restrict__ points) {         // [n, 3]
   __shared__ float staged[3 * kThreads];  // the block's points, so that neighbours store to neighbours
   const int64_t first = blockIdx.x * int64_t(kThreads), row = first + threadIdx.x;
   if (row < n) cell_point(key, row, cells[row], shape, aabb, staged + 3 * threadIdx.x);
@@ -146,9 +147,8 @@ void draw_points(const Tensor& like, const Points& p) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-__global__ void fill_kernel(
-    float value, int64_t n,
-    float* __restrict__ out) {  // [n]
+__global__ void fill_kernel(float value, int64_t n,
+                            float* __restrict__ out) {  // [n]
   const int64_t first = blockIdx.x * int64_t(kBatch * kThreads) + threadIdx.x;
   for (int j = 0; j < kBatch; ++j)
     if (const int64_t i = first + j * kThreads; i < n) out[i] = value;
@@ -158,7 +158,7 @@ __global__ void fill_kernel(
 // depend on who comes first.
 __global__ void newest_kernel(
     const int32_t* __restrict__ cells,  // [n_rows]
-    const float* __restrict__ values,  // [n_rows]
+    const float* __restrict__ values,   // [n_rows]
     int64_t n_rows, int64_t n,
     float* __restrict__ newest) {  // [n], -1 before
   const int64_t row = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
@@ -204,7 +204,7 @@ __device__ double2 block_sum(double2 part) {
 __global__ void __launch_bounds__(kThreads) decay_kernel(
     const float* __restrict__ newest,  // [n]
     float decay, int64_t n,
-    float* __restrict__ occs,  // [n], in place
+    float* __restrict__ occs,          // [n], in place
     double2* __restrict__ partials) {  // [gridDim.x] sum and number of the visible cells
   double2 part = make_double2(0.0, 0.0);
   const int64_t stride = gridDim.x * int64_t(kThreads);
@@ -230,11 +230,11 @@ __global__ void __launch_bounds__(kThreads) decay_kernel(
 
 // Every block adds up all partial sums for itself, in the same order: cheaper than one more launch.
 __global__ void __launch_bounds__(kThreads) threshold_kernel(
-    const float* __restrict__ occs,  // [n]
+    const float* __restrict__ occs,        // [n]
     const double2* __restrict__ partials,  // [n_partials]
     int n_partials, float threshold, int64_t n,
     bool* __restrict__ binaries,  // [n]
-    float* __restrict__ mean) {  // []
+    float* __restrict__ mean) {   // []
   double2 part = make_double2(0.0, 0.0);
   for (int i = threadIdx.x; i < n_partials; i += kThreads) {
     part.x += partials[i].x;

@@ -26,8 +26,8 @@ Tensor select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int6
   const int64_t levels = binaries.size(0), n = levels > 0 ? binaries.numel() / levels : 0;
   STD_TORCH_CHECK(n > 0 && binaries.numel() < (int64_t(1) << 31), "binaries must have 1 to 2^31 - 1 cells");
   Tensor cells = empty(key, {levels * (n_uniform + n_occupied)}, ScalarType::Int);
-  run(binaries, {data<int64_t>(key), data<bool>(binaries), levels, n, n_uniform, n_occupied, cover,
-                 mutable_data<int32_t>(cells)});
+  run(binaries,
+      {data<int64_t>(key), data<bool>(binaries), levels, n, n_uniform, n_occupied, cover, mutable_data<int32_t>(cells)});
   return cells;
 }
 
@@ -53,14 +53,17 @@ struct Points {
 };
 
 template <void (*run)(const Tensor& like, const Points&)>
-Tensor occupancy_points(
-    const Tensor& key, const Tensor& cells, const Tensor& aabb, int64_t x, int64_t y, int64_t z) {
+Tensor occupancy_points(const Tensor& key, const Tensor& cells, const Tensor& aabb, int64_t x, int64_t y, int64_t z) {
   check(key, ScalarType::Long, "key");
   check_int(cells, "cells");
   check_float(aabb, "aabb");
   const int64_t n = cells.numel();
   Tensor points = empty(key, {n, 3}, ScalarType::Float);
-  run(cells, {data<int64_t>(key), data<int32_t>(cells), data<float>(aabb), {int32_t(x), int32_t(y), int32_t(z)}, n,
+  run(cells, {data<int64_t>(key),
+              data<int32_t>(cells),
+              data<float>(aabb),
+              {int32_t(x), int32_t(y), int32_t(z)},
+              n,
               mutable_data<float>(points)});
   return points;
 }
@@ -95,15 +98,15 @@ struct Update {
 };
 
 template <void (*run)(const Tensor& like, const Update&)>
-void occupancy_update_(
-    Tensor occs, Tensor binaries, Tensor mean, const Tensor& newest, double decay, double threshold) {
+void occupancy_update_(Tensor occs, Tensor binaries, Tensor mean, const Tensor& newest, double decay, double threshold) {
   check_float(occs, "occs");
   check(binaries, ScalarType::Bool, "binaries");
   check_float(mean, "mean");
   check_float(newest, "newest");
   const int64_t n = occs.numel();
-  STD_TORCH_CHECK(binaries.numel() == n && newest.numel() == n && mean.numel() == 1,
-                  "occs, binaries and newest must have one size, mean one element");
+  STD_TORCH_CHECK(
+      binaries.numel() == n && newest.numel() == n && mean.numel() == 1,
+      "occs, binaries and newest must have one size, mean one element");
   run(occs, {data<float>(newest), n, float(decay), float(threshold), mutable_data<float>(occs),
              mutable_data<bool>(binaries), mutable_data<float>(mean)});
 }

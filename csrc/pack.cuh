@@ -56,13 +56,13 @@ __global__ void sums_kernel(
 // A block per tile of consecutive rays.
 __global__ void __launch_bounds__(kPackThreads) offsets_kernel(
     const int32_t* __restrict__ counts,  // [R]
-    const int64_t* __restrict__ sums,  // [tiles] or null
-    const bool* __restrict__ before,  // [R] or null
+    const int64_t* __restrict__ sums,    // [tiles] or null
+    const bool* __restrict__ before,     // [R] or null
     int64_t n_rays, int64_t tile_size, int64_t capacity,
     int32_t* __restrict__ offsets,  // [R + 1]
-    bool* __restrict__ kept) {  // [R]
+    bool* __restrict__ kept) {      // [R]
   __shared__ int64_t direct[kDirectTiles], crossing_sum;
-  __shared__ int crossing;  // the tile where the capacity ends
+  __shared__ int crossing;     // the tile where the capacity ends
   __shared__ int64_t fitting;  // the greatest sum that fits
   const int own = blockIdx.x;
   if (!sums) {

@@ -52,6 +52,8 @@ void sum_partials(const Tensor& partial, Tensor& sums, cudaStream_t stream) {
 }
 
 template <typename T>
-constexpr ScalarType scalar_type() { return std::is_same_v<T, __half> ? ScalarType::Half : ScalarType::BFloat16; }
+constexpr ScalarType scalar_type() {
+  return std::is_same_v<T, __half> ? ScalarType::Half : ScalarType::BFloat16;
+}
 
 }  // namespace lightning_nerf

@@ -10,9 +10,9 @@ struct Span {
 };
 
 LN_HD Span intersect(
-    const float* origin,  // [3]
+    const float* origin,     // [3]
     const float* direction,  // [3]
-    const float* aabb) {  // [2, 3]
+    const float* aabb) {     // [2, 3]
   Span span{-INFINITY, INFINITY, true};
   for (int axis = 0; axis < 3; ++axis) {
     const float o = origin[axis], d = direction[axis], low = aabb[axis], high = aabb[3 + axis];

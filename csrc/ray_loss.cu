@@ -33,7 +33,7 @@ __device__ Sums block_sums(Sums s) {
 // A thread per ray, or per few: which ones follows from R alone, and so do the bits of the sums.
 __global__ void __launch_bounds__(kThreads) forward_kernel(
     const Arguments a,
-    float* __restrict__ partials,  // [2, blocks] sums of Huber's function and of squares
+    float* __restrict__ partials,    // [2, blocks] sums of Huber's function and of squares
     int32_t* __restrict__ counts) {  // [blocks]
   Sums s = {0.0f, 0.0f, 0};
   for (int64_t ray = blockIdx.x * int64_t(kThreads) + threadIdx.x; ray < a.n_rays; ray += gridDim.x * int64_t(kThreads)) {
@@ -55,11 +55,11 @@ __global__ void __launch_bounds__(kThreads) forward_kernel(
 
 // One block.
 __global__ void __launch_bounds__(kThreads) sum_kernel(
-    const float* __restrict__ partials,   // [2, n]
+    const float* __restrict__ partials,  // [2, n]
     const int32_t* __restrict__ counts,  // [n]
     int n,
-    float* __restrict__ loss,  // []
-    float* __restrict__ mse,  // []
+    float* __restrict__ loss,        // []
+    float* __restrict__ mse,         // []
     int64_t* __restrict__ n_rays) {  // []
   Sums s = {0.0f, 0.0f, 0};
   for (int i = threadIdx.x; i < n; i += kThreads) {
@@ -94,8 +94,8 @@ void forward(const Tensor& like, const Arguments& a, const Losses& out) {
 __global__ void backward_kernel(
     const Arguments a,
     const float* __restrict__ grad_loss,  // []
-    const int64_t* __restrict__ n_rays,  // []
-    float* __restrict__ grad) {  // [R, 3]
+    const int64_t* __restrict__ n_rays,   // []
+    float* __restrict__ grad) {           // [R, 3]
   const int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x;
   if (i >= 3 * a.n_rays) return;
   const int64_t ray = i / 3;
@@ -106,8 +106,7 @@ __global__ void backward_kernel(
 void backward(const Tensor& like, const Arguments& a, const float* grad_loss, const int64_t* n_rays, float* grad) {
   const Launch launch(like);
   if (a.n_rays == 0) return;
-  backward_kernel<<<blocks(3 * a.n_rays), kThreads, 0, launch.stream>>>(
-      a, grad_loss, n_rays, grad);
+  backward_kernel<<<blocks(3 * a.n_rays), kThreads, 0, launch.stream>>>(a, grad_loss, n_rays, grad);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

@@ -28,8 +28,9 @@ inline Arguments make_arguments(
     check_float(*alpha, "alpha");
     check_float(*background, "background");
     a.background_per_ray = background->dim() == 2;
-    STD_TORCH_CHECK(alpha->numel() == a.n_rays && background->numel() == (a.background_per_ray ? 3 * a.n_rays : 3),
-                    "alpha must be [R], background [3] or [R, 3]");
+    STD_TORCH_CHECK(
+        alpha->numel() == a.n_rays && background->numel() == (a.background_per_ray ? 3 * a.n_rays : 3),
+        "alpha must be [R], background [3] or [R, 3]");
     a.alpha = data<float>(*alpha);
     a.background = data<float>(*background);
   }

@@ -38,8 +38,7 @@ __global__ void backward_kernel(
   const int count = int(n - first < kThreads ? n - first : kThreads) * width;
   for (int j = threadIdx.x; j < count; j += kThreads) rows[j / width * stride + j % width] = grad[first * width + j];
   __syncthreads();
-  if (i < n)
-    row_backward<Degree>(rows + threadIdx.x * stride, directions + 3 * i, grad_directions + 3 * i);
+  if (i < n) row_backward<Degree>(rows + threadIdx.x * stride, directions + 3 * i, grad_directions + 3 * i);
 }
 
 void forward(const Tensor& like, const Arguments& a, float* out) {

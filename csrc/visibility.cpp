@@ -52,7 +52,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
       "Tensor alpha_thre) -> Tensor");
   m.def(
       "visibility_write(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
-      "Tensor alpha_thre, Tensor new_offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor sources)");
+      "Tensor alpha_thre, Tensor new_offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor "
+      "sources)");
   m.def(
       "visibility_pack(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept, "
       "float early_stop_eps, Tensor alpha_thre, int capacity) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, "

@@ -64,9 +64,8 @@ struct KeepSample {
   }
 };
 
-__global__ void count_kernel(
-    const Samples samples,
-    int32_t* __restrict__ counts) {  // [R]
+__global__ void count_kernel(const Samples samples,
+                             int32_t* __restrict__ counts) {  // [R]
   const int64_t r = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) / kLanes;
   const bool exists = r < samples.n_rays;
   const Limits limits = limits_of(samples.log_eps, *samples.alpha_thre);

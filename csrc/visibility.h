@@ -15,8 +15,8 @@ inline Samples make_samples(
   check_int(offsets, "offsets");
   check_float(alpha_thre, "alpha_thre");
   STD_TORCH_CHECK(alpha_thre.numel() == 1, "alpha_thre must hold one number");
-  return {data<float>(densities), data<float>(t_starts), data<float>(t_ends), data<int32_t>(offsets),
-          data<float>(alpha_thre), offsets.size(0) - 1, std::log(early_stop_eps)};
+  return {data<float>(densities),  data<float>(t_starts), data<float>(t_ends),     data<int32_t>(offsets),
+          data<float>(alpha_thre), offsets.size(0) - 1,   std::log(early_stop_eps)};
 }
 
 // The launchers fill every entry of the results; `like` says on which device.
@@ -37,9 +37,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> write_samples(
   Tensor t_ends = empty(like, {n}, ScalarType::Float);
   Tensor ray_indices = empty(like, {n}, ScalarType::Int);
   Tensor sources = empty(like, {n}, ScalarType::Int);
-  write(like, s, data<int32_t>(new_offsets), n,
-        {mutable_data<float>(t_starts), mutable_data<float>(t_ends), mutable_data<int32_t>(ray_indices),
-         mutable_data<int32_t>(sources)});
+  write(
+      like, s, data<int32_t>(new_offsets), n,
+      {mutable_data<float>(t_starts), mutable_data<float>(t_ends), mutable_data<int32_t>(ray_indices),
+       mutable_data<int32_t>(sources)});
   return {t_starts, t_ends, ray_indices, sources};
 }
 
