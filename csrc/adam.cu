@@ -5,7 +5,7 @@
 
 #include <algorithm>
 
-namespace lightning_nerf {
+namespace lightning_nerf::adam {
 namespace {
 
 constexpr int kTensors = 32;       // parameters per launch; their pointers travel as kernel arguments
@@ -13,47 +13,47 @@ constexpr int kReadChunk = 4096;   // gradients that a block checks: four float4
 constexpr int kWriteChunk = 2048;  // parameters that a block updates: two float4 per thread and array
 
 // Some parameters and the blocks that work on them: tensor i owns the chunks first_chunk[i] to first_chunk[i + 1].
-struct AdamBatch {
-  AdamTensor tensors[kTensors];
+struct Batch {
+  Parameter tensors[kTensors];
   int32_t first_chunk[kTensors + 1];
   uint32_t vector;  // bit i: every pointer of tensor i allows 16-byte accesses
   int32_t n;
 };
-static_assert(sizeof(AdamBatch) + sizeof(AdamScalars) + sizeof(AdamOptions) < 4096, "limit of kernel arguments");
+static_assert(sizeof(Batch) + sizeof(Scalars) + sizeof(Options) < 4096, "limit of kernel arguments");
 
-bool aligned(const AdamTensor& t) {
+bool aligned(const Parameter& t) {
   const auto bits = [](const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); };
   return (bits(t.param) | bits(t.grad) | bits(t.exp_avg) | bits(t.exp_avg_sq) | bits(t.ema)) % 16 == 0 &&
-      bits(t.half) % 8 == 0;
+         bits(t.half) % 8 == 0;
 }
 
 // run(batch, number of chunks, is it the last?), at least once.
 template <typename Run>
-void for_batches(const std::vector<AdamTensor>& tensors, int chunk, const Run& run) {
+void for_batches(const std::vector<Parameter>& parameters, int chunk, const Run& run) {
   size_t next = 0;
   do {
-    AdamBatch batch = {};
+    Batch batch = {};
     int64_t chunks = 0;
-    for (; next < tensors.size() && batch.n < kTensors; ++next) {
-      const AdamTensor& t = tensors[next];
+    for (; next < parameters.size() && batch.n < kTensors; ++next) {
+      const Parameter& t = parameters[next];
       batch.tensors[batch.n] = t;
       batch.vector |= uint32_t(aligned(t)) << batch.n;
       chunks += (t.n + chunk - 1) / chunk;
       STD_TORCH_CHECK(chunks < (int64_t(1) << 31), "too many parameters");
       batch.first_chunk[++batch.n] = int32_t(chunks);
     }
-    run(batch, chunks, next == tensors.size());
-  } while (next < tensors.size());
+    run(batch, chunks, next == parameters.size());
+  } while (next < parameters.size());
 }
 
-__device__ int tensor_of(const AdamBatch& batch, int chunk) {
+__device__ int tensor_of(const Batch& batch, int chunk) {
   int i = 0;
   while (i + 1 < batch.n && chunk >= batch.first_chunk[i + 1]) ++i;
   return i;
 }
 
-__global__ void adam_begin_kernel(
-    const __grid_constant__ AdamBatch batch,
+__global__ void begin_kernel(
+    const __grid_constant__ Batch batch,
     int32_t* __restrict__ control,  // [4]
     bool check_grads) {
   const int32_t now = control[kEnded] + 1;
@@ -89,9 +89,7 @@ __global__ void adam_begin_kernel(
 }
 
 __device__ float4 load(const float* values, int64_t i) { return __ldcs(reinterpret_cast<const float4*>(values + i)); }
-__device__ void store(float* values, int64_t i, float4 value) {
-  __stcs(reinterpret_cast<float4*>(values + i), value);
-}
+__device__ void store(float* values, int64_t i, float4 value) { __stcs(reinterpret_cast<float4*>(values + i), value); }
 __device__ void store_half(void* values, int64_t i, float4 value) {
   const __half2 low = __floats2half2_rn(value.x, value.y), high = __floats2half2_rn(value.z, value.w);
   uint2 bits;
@@ -101,15 +99,15 @@ __device__ void store_half(void* values, int64_t i, float4 value) {
 }
 
 // Moments and masters stream past the cache (ldcs, stcs); the fp16 copy stays there for the next forward pass.
-__global__ void __launch_bounds__(kThreads) adam_kernel(
-    const __grid_constant__ AdamBatch batch, const AdamScalars scalars, const AdamOptions o) {
-  __shared__ AdamStep shared_step;
+__global__ void __launch_bounds__(kThreads)
+    step_kernel(const __grid_constant__ Batch batch, const Scalars scalars, const Options o) {
+  __shared__ Step shared_step;
   __shared__ float shared_scale;
   __shared__ bool shared_skip;
   // From the end on: what adam_begin_ read last is still in the cache.
   const int chunk = int(gridDim.x - 1 - blockIdx.x);
   const int which = tensor_of(batch, chunk);
-  const AdamTensor t = batch.tensors[which];
+  const Parameter t = batch.tensors[which];
   const int64_t begin = (int64_t(chunk) - batch.first_chunk[which]) * kWriteChunk;
   const bool vector = batch.vector >> which & 1;
 
@@ -129,10 +127,10 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(
     const bool bad = scalars.control[kBad] == scalars.control[kNow];
     shared_skip = bad || (scalars.found_inf && *scalars.found_inf != 0.0f);
     shared_scale = scalars.grad_scale ? 1.0f / *scalars.grad_scale : 1.0f;
-    shared_step = adam_step(o, scalars.lr ? *scalars.lr : o.lr, t.step ? *t.step : 1.0f);
+    shared_step = step_of(o, scalars.lr ? *scalars.lr : o.lr, t.step ? *t.step : 1.0f);
   }
   __syncthreads();
-  const AdamStep s = shared_step;
+  const Step s = shared_step;
   const float inverse_scale = shared_scale;
   const bool skip = shared_skip, average = t.ema && s.ema_weight != 0.0f && !skip;
 
@@ -144,19 +142,19 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(
     if (!inside(k)) continue;
     const int64_t i = index(k);
     if (!skip) {
-      adam_element(o, s, inverse_scale, grad[k].x, param[k].x, exp_avg[k].x, exp_avg_sq[k].x);
-      adam_element(o, s, inverse_scale, grad[k].y, param[k].y, exp_avg[k].y, exp_avg_sq[k].y);
-      adam_element(o, s, inverse_scale, grad[k].z, param[k].z, exp_avg[k].z, exp_avg_sq[k].z);
-      adam_element(o, s, inverse_scale, grad[k].w, param[k].w, exp_avg[k].w, exp_avg_sq[k].w);
+      update_element(o, s, inverse_scale, grad[k].x, param[k].x, exp_avg[k].x, exp_avg_sq[k].x);
+      update_element(o, s, inverse_scale, grad[k].y, param[k].y, exp_avg[k].y, exp_avg_sq[k].y);
+      update_element(o, s, inverse_scale, grad[k].z, param[k].z, exp_avg[k].z, exp_avg_sq[k].z);
+      update_element(o, s, inverse_scale, grad[k].w, param[k].w, exp_avg[k].w, exp_avg_sq[k].w);
       store(t.param, i, param[k]);
       store(t.exp_avg, i, exp_avg[k]);
       store(t.exp_avg_sq, i, exp_avg_sq[k]);
     }
     if (average) {
-      ema_element(s, param[k].x, ema[k].x);
-      ema_element(s, param[k].y, ema[k].y);
-      ema_element(s, param[k].z, ema[k].z);
-      ema_element(s, param[k].w, ema[k].w);
+      average_element(s, param[k].x, ema[k].x);
+      average_element(s, param[k].y, ema[k].y);
+      average_element(s, param[k].z, ema[k].z);
+      average_element(s, param[k].w, ema[k].w);
       store(t.ema, i, ema[k]);
     }
     if (t.half) store_half(t.half, i, param[k]);
@@ -165,8 +163,8 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(
 
   const int64_t rest = vector ? max(begin, t.n / 4 * 4) : begin, end = min(t.n, begin + kWriteChunk);
   for (int64_t i = rest + threadIdx.x; i < end; i += kThreads) {
-    if (!skip) adam_element(o, s, inverse_scale, t.grad[i], t.param[i], t.exp_avg[i], t.exp_avg_sq[i]);
-    if (average) ema_element(s, t.param[i], t.ema[i]);
+    if (!skip) update_element(o, s, inverse_scale, t.grad[i], t.param[i], t.exp_avg[i], t.exp_avg_sq[i]);
+    if (average) average_element(s, t.param[i], t.ema[i]);
     if (t.half) static_cast<__half*>(t.half)[i] = __float2half_rn(t.param[i]);
     if (o.zero_grads) t.grad[i] = 0.0f;
   }
@@ -181,38 +179,31 @@ __global__ void __launch_bounds__(kThreads) adam_kernel(
   }
 }
 
-void adam_begin_(std::vector<Tensor> grads, std::vector<Tensor> steps, Tensor control, bool check_grads) {
-  int32_t* state = adam_control(control);
-  const auto tensors = adam_begin_tensors(grads, steps, control);
-  const Launch launch(control);
-  for_batches(tensors, kReadChunk, [&](const AdamBatch& batch, int64_t chunks, bool) {
+void begin(const Tensor& like, const std::vector<Parameter>& parameters, int32_t* state, bool check_grads) {
+  const Launch launch(like);
+  for_batches(parameters, kReadChunk, [&](const Batch& batch, int64_t chunks, bool) {
     const unsigned int n_blocks = check_grads && chunks > 0 ? static_cast<unsigned int>(chunks) : 1;
-    adam_begin_kernel<<<n_blocks, kThreads, 0, launch.stream>>>(batch, state, check_grads);
+    begin_kernel<<<n_blocks, kThreads, 0, launch.stream>>>(batch, state, check_grads);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }
 
-void adam_(
-    std::vector<Tensor> params, std::vector<Tensor> grads, std::vector<Tensor> exp_avgs, std::vector<Tensor> exp_avg_sqs,
-    std::vector<Tensor> emas, std::vector<Tensor> halves, std::vector<Tensor> steps, Tensor control,
-    std::optional<Tensor> lr_tensor, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf, double lr,
-    double beta1, double beta2, double eps, double weight_decay, double ema_decay, double ema_share, int64_t ema_every,
-    bool zero_grads, bool last) {
-  const auto tensors = adam_tensors(params, grads, exp_avgs, exp_avg_sqs, emas, halves, steps, control);
-  const AdamScalars scalars = adam_scalars(control, lr_tensor, grad_scale, found_inf);
-  AdamOptions o = adam_options(lr, beta1, beta2, eps, weight_decay, ema_decay, ema_share, ema_every, zero_grads, last);
-  const Launch launch(control);
-  for_batches(tensors, kWriteChunk, [&](const AdamBatch& batch, int64_t chunks, bool last_batch) {
-    o.last = last && last_batch;
-    adam_kernel<<<chunks > 0 ? static_cast<unsigned int>(chunks) : 1, kThreads, 0, launch.stream>>>(batch, scalars, o);
+void update(const Tensor& like, const std::vector<Parameter>& parameters, const Scalars& scalars, const Options& options) {
+  const Launch launch(like);
+  Options o = options;
+  for_batches(parameters, kWriteChunk, [&](const Batch& batch, int64_t chunks, bool last_batch) {
+    o.last = options.last && last_batch;
+    const unsigned int n_blocks = chunks > 0 ? static_cast<unsigned int>(chunks) : 1;
+    step_kernel<<<n_blocks, kThreads, 0, launch.stream>>>(batch, scalars, o);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("adam_begin_", TORCH_BOX(&lightning_nerf::adam_begin_));
-  m.impl("adam_", TORCH_BOX(&lightning_nerf::adam_));
+  m.impl("adam_begin_", TORCH_BOX(&adam_begin_<begin>));
+  m.impl("adam_", TORCH_BOX(&adam_<update>));
 }
+
+}  // namespace lightning_nerf::adam

@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 namespace {
 
 constexpr int64_t kGrain = 64;  // rays; some ten microseconds of work
@@ -49,7 +49,7 @@ void composite_rays(const Samples& s, float early_stop_eps, const Composited& ou
 }
 
 void forward(const Tensor&, const Samples& s, float early_stop_eps, const Composited& out) {
-  const auto run = s.alphas_given       ? composite_rays<0, true>
+  const auto run = s.alphas_given      ? composite_rays<0, true>
                    : s.n_channels == 3 ? composite_rays<3, false>
                                        : composite_rays<0, false>;
   run(s, early_stop_eps, out);
@@ -57,8 +57,8 @@ void forward(const Tensor&, const Samples& s, float early_stop_eps, const Compos
 }
 
 template <int kChannels, bool kAlphas>
-void composite_backward_rays(const Samples& s, const int32_t* n_samples, const Cotangents& cotangents,
-                             const Gradients& grad) {
+void composite_backward_rays(
+    const Samples& s, const int32_t* n_samples, const Cotangents& cotangents, const Gradients& grad) {
   const int n_channels = kChannels ? kChannels : s.n_channels;
   parallel_for(s.n_rays, kGrain, [&](int64_t ray) {
     const int64_t begin = s.begin(ray), end = s.begin(ray + 1);
@@ -97,9 +97,9 @@ void composite_backward_rays(const Samples& s, const int32_t* n_samples, const C
   });
 }
 
-void backward(const Tensor&, const Samples& s, const int32_t* n_samples, const Cotangents& cotangents,
-              const Gradients& grad) {
-  const auto run = s.alphas_given       ? composite_backward_rays<0, true>
+void backward(
+    const Tensor&, const Samples& s, const int32_t* n_samples, const Cotangents& cotangents, const Gradients& grad) {
+  const auto run = s.alphas_given      ? composite_backward_rays<0, true>
                    : s.n_channels == 3 ? composite_backward_rays<3, false>
                                        : composite_backward_rays<0, false>;
   run(s, n_samples, cotangents, grad);
@@ -108,7 +108,6 @@ void backward(const Tensor&, const Samples& s, const int32_t* n_samples, const C
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
@@ -123,6 +122,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("composite", TORCH_BOX(&lightning_nerf::composite<lightning_nerf::forward>));
-  m.impl("composite_backward", TORCH_BOX(&lightning_nerf::composite_backward<lightning_nerf::backward>));
+  m.impl("composite", TORCH_BOX(&composite<forward>));
+  m.impl("composite_backward", TORCH_BOX(&composite_backward<backward>));
 }
+
+}  // namespace lightning_nerf::composite

@@ -2,11 +2,12 @@
 #include "composite_channels.cuh"
 #include "cuda.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 namespace {
 
 template <class G, class Channels>
-__global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const float early_stop_eps, const Composited out) {
+__global__ void __launch_bounds__(kBlock)
+    forward_kernel(const Samples s, const float early_stop_eps, const Composited out) {
   constexpr int kPer = G::kPer;
   const Ray<G> ray(s);
   const int n_chunks = ray.chunks();
@@ -74,11 +75,53 @@ __global__ void __launch_bounds__(kBlock) forward_kernel(const Samples s, const 
   }
 }
 
-// kGiven: are there cotangents of values per sample?
+// The gradients of samples that were not composited, and the tail: 0. count: of the ray's samples, composited or not.
+template <class G>
+__device__ __forceinline__ void zero_rest(const Samples& s, const Ray<G>& ray, int count, const Gradients& grad) {
+  const int64_t tail = s.begin(s.n_rays), begin = int64_t(ray.base) + ray.lead;
+  for (int j = ray.count + ray.lane; j < count; j += G::kLanes) grad.densities[begin + j] = 0.0f;
+  zero_tail(grad.densities, tail, s.n);
+  if (grad.channels) {
+    const int64_t end = (begin + count) * s.n_channels;
+    for (int64_t f = (begin + ray.count) * s.n_channels + ray.lane; f < end; f += G::kLanes) grad.channels[f] = 0.0f;
+    zero_tail(grad.channels, tail * s.n_channels, s.n * s.n_channels);
+  }
+}
+
+// What each of a lane's samples does to the light, and the derivative; g, u, v: cotangents of its weight, T and alpha.
+template <class G>
+__device__ __forceinline__ void light_all(
+    const Samples& s, const Run<G>& run, const Absorption (&a)[G::kPer], const float (&before)[G::kPer],
+    const float (&g)[G::kPer], const float (&u)[G::kPer], const float (&v)[G::kPer], Lit (&lit)[G::kPer]) {
+  if (s.alphas_given) {
+#pragma unroll
+    for (int k = 0; k < G::kPer; ++k) lit[k] = light(true, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
+  } else {
+#pragma unroll
+    for (int k = 0; k < G::kPer; ++k)
+      lit[k] = light(false, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
+  }
+}
+
+// The gradients of a chunk's densities; `behind` is lambda behind the chunk, then in front of it.
+template <class G>
+__device__ __forceinline__ void store_densities(
+    const Gradients& grad, const Ray<G>& ray, int chunk, const Lit (&lit)[G::kPer], float& behind) {
+  float lambda = lambda_behind<G>(lit, ray.lane, behind);
+  float gradient[G::kPer];
+#pragma unroll
+  for (int k = G::kPer - 1; k >= 0; --k) {
+    gradient[k] = lit[k].gradient(lambda);
+    lambda = lit[k].pass(lambda);
+  }
+  store(grad.densities, ray, ray.first(chunk), gradient);
+}
+
+// kGiven: are there cotangents of values per sample? Long, because its passes share what a lane keeps of its chunks: in
+// registers, which run out where the compiler orders them otherwise.
 template <class G, class Channels, bool kGiven>
-__global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven)
-    backward_kernel(const Samples s, const int32_t* __restrict__ n_samples, const Cotangents cotangents,
-                    const Gradients grad) {
+__global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven) backward_kernel(
+    const Samples s, const int32_t* __restrict__ n_samples, const Cotangents cotangents, const Gradients grad) {
   constexpr int kPer = G::kPer, kKept = Channels::kKept;
   __shared__ float4 staged[(Channels::kStaged + 3) / 4];
   Ray<G> ray(s);
@@ -118,7 +161,7 @@ __global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven)
 
   // Writes the gradients of a chunk's channels.
   const auto weigh = [&](int chunk, const Run<G>& run, const typename Channels::Rows& row, const Absorption(&a)[kPer],
-                         const float(&before)[kPer], Lit(&lit)[kPer]) {
+                         const float (&before)[kPer], Lit(&lit)[kPer]) {
     const int j = ray.first(chunk);
     float g[kPer], u[kPer] = {}, v[kPer] = {}, weight[kPer];
 #pragma unroll
@@ -133,13 +176,7 @@ __global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven)
     }
     if (cotangents.channels) channels.dot(chunk * G::kChunk, row, g);
     if (grad.channels) channels.store_gradient(grad.channels, chunk * G::kChunk, weight, &staged[0].x);
-    if (s.alphas_given) {
-#pragma unroll
-      for (int k = 0; k < kPer; ++k) lit[k] = light(true, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
-    } else {
-#pragma unroll
-      for (int k = 0; k < kPer; ++k) lit[k] = light(false, run.density[k], run.delta[k], a[k], before[k], g[k], u[k], v[k]);
-    }
+    light_all(s, run, a, before, g, u, v, lit);
   };
   Lit kept[kKept][kPer];
 #pragma unroll
@@ -154,16 +191,7 @@ __global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven)
 
   // And back.
   float behind = 0.0f;  // lambda behind the chunk
-  const auto finish = [&](int chunk, const Lit(&lit)[kPer]) {
-    float lambda = lambda_behind<G>(lit, ray.lane, behind);
-    float gradient[kPer];
-#pragma unroll
-    for (int k = kPer - 1; k >= 0; --k) {
-      gradient[k] = lit[k].gradient(lambda);
-      lambda = lit[k].pass(lambda);
-    }
-    store(grad.densities, ray, ray.first(chunk), gradient);
-  };
+  const auto finish = [&](int chunk, const Lit(&lit)[kPer]) { store_densities(grad, ray, chunk, lit, behind); };
 #pragma unroll
   for (int k = kKept - 1; k >= 0; --k)
     if (streamed + k < n_chunks) finish(streamed + k, kept[k]);
@@ -183,15 +211,7 @@ __global__ void __launch_bounds__(kBlock, Channels::kBlocks - kGiven)
     finish(chunk, lit);
   }
 
-  // Samples that were not composited, and the tail.
-  const int64_t tail = s.begin(s.n_rays), begin = int64_t(ray.base) + ray.lead;
-  for (int j = ray.count + ray.lane; j < count; j += G::kLanes) grad.densities[begin + j] = 0.0f;
-  zero_tail(grad.densities, tail, s.n);
-  if (grad.channels) {
-    const int64_t end = (begin + count) * s.n_channels;
-    for (int64_t f = (begin + ray.count) * s.n_channels + ray.lane; f < end; f += G::kLanes) grad.channels[f] = 0.0f;
-    zero_tail(grad.channels, tail * s.n_channels, s.n * s.n_channels);
-  }
+  zero_rest(s, ray, count, grad);
 }
 
 bool aligned(std::initializer_list<const float*> all) {
@@ -252,12 +272,13 @@ void forward(const Tensor& like, const Samples& s, float early_stop_eps, const C
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-void backward(const Tensor& like, const Samples& s, const int32_t* n_samples, const Cotangents& cotangents,
-              const Gradients& grad) {
+void backward(
+    const Tensor& like, const Samples& s, const int32_t* n_samples, const Cotangents& cotangents, const Gradients& grad) {
   const Launch launch(like);
   if (s.n == 0) return;
-  const bool by_four = aligned({s.densities, s.t_starts, s.t_ends, s.channels, cotangents.weights, cotangents.trans,
-                                cotangents.alphas, grad.densities, grad.channels});
+  const bool by_four = aligned(
+      {s.densities, s.t_starts, s.t_ends, s.channels, cotangents.weights, cotangents.trans, cotangents.alphas,
+       grad.densities, grad.channels});
   const bool given = cotangents.weights || cotangents.trans || cotangents.alphas;
   dispatch(s, by_four, [&](auto rays) {
     using R = decltype(rays);
@@ -269,9 +290,10 @@ void backward(const Tensor& like, const Samples& s, const int32_t* n_samples, co
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("composite", TORCH_BOX(&lightning_nerf::composite<lightning_nerf::forward>));
-  m.impl("composite_backward", TORCH_BOX(&lightning_nerf::composite_backward<lightning_nerf::backward>));
+  m.impl("composite", TORCH_BOX(&composite<forward>));
+  m.impl("composite_backward", TORCH_BOX(&composite_backward<backward>));
 }
+
+}  // namespace lightning_nerf::composite

@@ -3,7 +3,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 
 constexpr int kMaxChannels = 32;  // per call; the public function takes more in passes
 
@@ -96,8 +96,9 @@ LN_HD Absorption absorb(bool alphas_given, float density, float delta) {
   }
   const float x = density * delta;
   // 1 - exp(-x) by its series; the first term left out is x^7 / 8! = 1.6e-8 of the whole where x is 0.35.
-  const float series = x * (1.0f + x * (-1.0f / 2 + x * (1.0f / 6 + x * (-1.0f / 24 + x * (1.0f / 120 +
-                            x * (-1.0f / 720 + x * (1.0f / 5040)))))));
+  const float series =
+      x * (1.0f +
+           x * (-1.0f / 2 + x * (1.0f / 6 + x * (-1.0f / 24 + x * (1.0f / 120 + x * (-1.0f / 720 + x * (1.0f / 5040)))))));
   const float transmitted = exp_minus(x);
   const bool thin = x < 0.35f;
   return {clear ? 0.0f : thin ? series : 1.0f - transmitted, clear ? 1.0f : thin ? 1.0f - series : transmitted};
@@ -119,8 +120,8 @@ struct Lit {
   float transmitted;
   float given;  // u + alpha g: what the sample adds to lambda
   float g;
-  float gain;   // slope times T; 0: g may be anything
-  float own;    // slope times the cotangent of alpha itself
+  float gain;  // slope times T; 0: g may be anything
+  float own;   // slope times the cotangent of alpha itself
 
   LN_HD float gradient(float lambda) const { return (gain != 0.0f ? gain * (g - lambda) : 0.0f) + own; }
   LN_HD float pass(float lambda) const { return given + transmitted * lambda; }
@@ -128,10 +129,11 @@ struct Lit {
 
 // u, v: cotangents of T and alpha. What no light reaches adds nothing to lambda, so that its channels may hold anything;
 // where alphas are given it does: an opaque sample's gradient depends on what is behind it.
-LN_HD Lit light(bool alphas_given, float density, float delta, const Absorption& a, float before, float g, float u, float v) {
+LN_HD Lit
+light(bool alphas_given, float density, float delta, const Absorption& a, float before, float g, float u, float v) {
   const bool lit = alphas_given ? a.alpha > 0.0f : before * a.alpha > 0.0f;
   const float here = slope(alphas_given, density, delta, a.transmitted);
   return {a.transmitted, (lit ? a.alpha * g : 0.0f) + u, g, here * before, here != 0.0f ? here * v : 0.0f};
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::composite

@@ -3,7 +3,7 @@
 #include "composite.cuh"
 #include "stable.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 
 // Null for a missing tensor.
 inline const float* optional_data(const std::optional<Tensor>& t, int64_t numel, const char* name) {
@@ -13,9 +13,9 @@ inline const float* optional_data(const std::optional<Tensor>& t, int64_t numel,
   return data<float>(*t);
 }
 
-inline Samples make_samples(const Tensor& densities, const Tensor& channels, const Tensor& t_starts, const Tensor& t_ends,
-                            const Tensor& offsets, const std::optional<Tensor>& background, bool alphas_given,
-                            bool deltas_given) {
+inline Samples make_samples(
+    const Tensor& densities, const Tensor& channels, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
+    const std::optional<Tensor>& background, bool alphas_given, bool deltas_given) {
   check_float(densities, "densities");
   check_float(channels, "channels");
   check_float(t_starts, "t_starts");
@@ -32,9 +32,19 @@ inline Samples make_samples(const Tensor& densities, const Tensor& channels, con
     STD_TORCH_CHECK(channels.size(1) >= 3, "a background needs three channels or more");
     STD_TORCH_CHECK(background->size(per_ray ? 1 : 0) == 3, "background must be [3] or [R, 3]");
   }
-  return {data<float>(densities), data<float>(channels), data<float>(t_starts), data<float>(t_ends), data<int32_t>(offsets),
-          optional_data(background, per_ray ? 3 * n_rays : 3, "background"), n, n_rays, int(channels.size(1)), per_ray,
-          alphas_given, deltas_given};
+  return {
+      data<float>(densities),
+      data<float>(channels),
+      data<float>(t_starts),
+      data<float>(t_ends),
+      data<int32_t>(offsets),
+      optional_data(background, per_ray ? 3 * n_rays : 3, "background"),
+      n,
+      n_rays,
+      int(channels.size(1)),
+      per_ray,
+      alphas_given,
+      deltas_given};
 }
 
 // run fills every entry of what it is given; `like` says on which device.
@@ -68,12 +78,13 @@ std::tuple<Tensor, Tensor> composite_backward(
   const Samples s = make_samples(densities, channels, t_starts, t_ends, offsets, background, alphas_given, deltas_given);
   check_int(n_samples, "n_samples");
   STD_TORCH_CHECK(n_samples.numel() == s.n_rays, "n_samples must be [R]");
-  const Cotangents cotangents{optional_data(grad_channels_out, s.n_rays * s.n_channels, "grad_channels_out"),
-                              optional_data(grad_opacity, s.n_rays, "grad_opacity"),
-                              optional_data(grad_depth, s.n_rays, "grad_depth"),
-                              optional_data(grad_weights, s.n, "grad_weights"),
-                              optional_data(grad_trans, s.n, "grad_trans"),
-                              optional_data(grad_alphas, s.n, "grad_alphas")};
+  const Cotangents cotangents{
+      optional_data(grad_channels_out, s.n_rays * s.n_channels, "grad_channels_out"),
+      optional_data(grad_opacity, s.n_rays, "grad_opacity"),
+      optional_data(grad_depth, s.n_rays, "grad_depth"),
+      optional_data(grad_weights, s.n, "grad_weights"),
+      optional_data(grad_trans, s.n, "grad_trans"),
+      optional_data(grad_alphas, s.n, "grad_alphas")};
   Tensor grad_densities = empty(densities, {s.n}, ScalarType::Float);
   Tensor grad_channels = empty(densities, {channels_wanted ? s.n : 0, s.n_channels}, ScalarType::Float);
   run(densities, s, data<int32_t>(n_samples), cotangents,
@@ -81,4 +92,4 @@ std::tuple<Tensor, Tensor> composite_backward(
   return {grad_densities, grad_channels};
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::composite

@@ -2,7 +2,7 @@
 #pragma once
 #include "composite_lanes.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 
 constexpr int kNarrow = 4;
 
@@ -12,8 +12,8 @@ template <class G, int kCount>
 struct Narrow {
   static constexpr int kPer = G::kPer, kHeld = kCount < 0 ? kNarrow : kCount;
   static_assert(kPer == 1 || kCount == 0 || kCount == 3);
-  static constexpr int kKept = kPer == 4 ? 2 : 6;         // chunks that the backward pass keeps in registers
-  static constexpr int kBlocks = kPer == 4 ? 5 : 6;       // per multiprocessor: as many as fit without spilling
+  static constexpr int kKept = kPer == 4 ? 2 : 6;             // chunks that the backward pass keeps in registers
+  static constexpr int kBlocks = kPer == 4 ? 5 : 6;           // per multiprocessor: as many as fit without spilling
   static constexpr int kStaged = kPer == 4 ? kBlock * 4 : 1;  // floats of shared memory
 
   struct Rows {
@@ -104,8 +104,9 @@ struct Narrow {
         const int channel = f - source[q] * 3;  // of the first float
         const float here = weights[source[q]], next = weights[source[q] + 1];
         const auto cotangent = [&](int e) { return run[(q * G::kLanes * 4 + e) % 3]; };
-        const float piece[4] = {here * cotangent(0), (channel < 2 ? here : next) * cotangent(1),
-                                (channel < 1 ? here : next) * cotangent(2), next * cotangent(3)};
+        const float piece[4] = {
+            here * cotangent(0), (channel < 2 ? here : next) * cotangent(1), (channel < 1 ? here : next) * cotangent(2),
+            next * cotangent(3)};
         store_values(to + f, low - f, high - f, piece);
       }
     } else if constexpr (kPer == 1) {
@@ -198,7 +199,8 @@ struct Wide {
       dots[k] = 0.0f;
 #pragma unroll
       for (int q = 0; q < kHeld; ++q)
-        if (first + k < ray.count && holds_channel(q)) dots[k] += of_channels[q] * __ldg(rows + k * s.n_channels + q * kLanes);
+        if (first + k < ray.count && holds_channel(q))
+          dots[k] += of_channels[q] * __ldg(rows + k * s.n_channels + q * kLanes);
     }
     transposed_sum(dots);
     g[0] += dots[0];
@@ -229,4 +231,4 @@ struct Wide {
   }
 };
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::composite

@@ -5,7 +5,7 @@
 #pragma once
 #include "composite.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::composite {
 
 constexpr int kBlock = 128;
 
@@ -53,8 +53,8 @@ struct Ray {
 
 // kPer values of [n] from entry i on, kPer of them at once where they are `whole`; past the end anything.
 template <int kPer>
-__device__ __forceinline__ void load_values(const float* __restrict__ from, int64_t i, int64_t n, bool whole,
-                                            float (&to)[kPer]) {
+__device__ __forceinline__ void load_values(
+    const float* __restrict__ from, int64_t i, int64_t n, bool whole, float (&to)[kPer]) {
   if (kPer == 4 && whole) {
     const float4 four = __ldg(reinterpret_cast<const float4*>(from + i));
     to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
@@ -79,7 +79,8 @@ __device__ __forceinline__ void store_values(float* to, int low, int high, const
         "and.b32 bit, %5, 2;\n setp.ne.and.s32 part, bit, 0, !all;\n @part st.global.f32 [%0 + 4], %2;\n"
         "and.b32 bit, %5, 4;\n setp.ne.and.s32 part, bit, 0, !all;\n @part st.global.f32 [%0 + 8], %3;\n"
         "and.b32 bit, %5, 8;\n setp.ne.and.s32 part, bit, 0, !all;\n @part st.global.f32 [%0 + 12], %4;\n"
-        "}\n" ::"l"(to), "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3]), "r"(mask)
+        "}\n" ::"l"(to),
+        "f"(from[0]), "f"(from[1]), "f"(from[2]), "f"(from[3]), "r"(mask)
         : "memory");
   } else {
     if (low <= 0 && high > 0) to[0] = from[0];
@@ -112,10 +113,10 @@ struct Run {
     }
     if (s.alphas_given) {
 #pragma unroll
-      for (int k = 0; k < G::kPer; ++k) a[k] = lightning_nerf::absorb(true, density[k], delta[k]);
+      for (int k = 0; k < G::kPer; ++k) a[k] = composite::absorb(true, density[k], delta[k]);
     } else {
 #pragma unroll
-      for (int k = 0; k < G::kPer; ++k) a[k] = lightning_nerf::absorb(false, density[k], delta[k]);
+      for (int k = 0; k < G::kPer; ++k) a[k] = composite::absorb(false, density[k], delta[k]);
     }
   }
 
@@ -129,7 +130,8 @@ struct Run {
 
 // Adds a lane's entries of `from`, where they are the ray's.
 template <class G>
-__device__ __forceinline__ void add_given(const float* from, const Samples& s, const Ray<G>& ray, int j, float (&to)[G::kPer]) {
+__device__ __forceinline__ void add_given(
+    const float* from, const Samples& s, const Ray<G>& ray, int j, float (&to)[G::kPer]) {
   if (!from) return;
   float given[G::kPer];
   const int i = ray.entry(j);
@@ -164,8 +166,8 @@ __device__ __forceinline__ float sum(float value) {
 
 // Transmittance in front of each of a lane's samples; `carried` is the transmittance in front of the chunk, then behind it.
 template <class G>
-__device__ __forceinline__ void transmittances(const Absorption (&a)[G::kPer], int lane, float& carried,
-                                               float (&before)[G::kPer]) {
+__device__ __forceinline__ void transmittances(
+    const Absorption (&a)[G::kPer], int lane, float& carried, float (&before)[G::kPer]) {
   float product = a[0].transmitted;
 #pragma unroll
   for (int k = 1; k < G::kPer; ++k) product *= a[k].transmitted;
@@ -209,4 +211,4 @@ __device__ __forceinline__ void zero_tail(float* data, int64_t from, int64_t to)
   for (int64_t i = from + blockIdx.x * int64_t(kBlock) + threadIdx.x; i < to; i += stride) data[i] = 0.0f;
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::composite

@@ -3,7 +3,7 @@
 #include "fused_mlp.cuh"
 #include "persistent.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::fused_mlp {
 namespace {
 
 constexpr int kWarps = 8;
@@ -240,12 +240,17 @@ __global__ void __launch_bounds__(kBlock, 2) weight_gradient_kernel(
 }
 
 // ---- launchers -----------------------------------------------------------------------------------------------------
+// The op functions check, allocate and launch themselves: they run on CUDA alone, and no second launcher would share them.
 
 Rows rows_of(void* data, int64_t width, ScalarType type, ScalarType operands) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(data);
   const bool wide = type == ScalarType::Float;
-  return {data, int(width), wide ? Number::Float : type == ScalarType::Half ? Number::Half : Number::BFloat16,
-          width % 4 == 0 && address % (wide ? 16 : 8) == 0, type == operands && width % 8 == 0 && address % 16 == 0};
+  return {
+      data, int(width),
+      wide                       ? Number::Float
+      : type == ScalarType::Half ? Number::Half
+                                 : Number::BFloat16,
+      width % 4 == 0 && address % (wide ? 16 : 8) == 0, type == operands && width % 8 == 0 && address % 16 == 0};
 }
 
 Rows rows_of(const Tensor& t, ScalarType operands, const char* name) {
@@ -346,11 +351,11 @@ Tensor weight_gradients(
   }
   Tensor partial = empty(like, {grid, n_weights}, ScalarType::Float);
   if (n > 0) {
-    weight_gradient_kernel<T><<<dim3(grid, layers.count), kBlock, bytes, launch.stream>>>(
-        products, n, n_weights, mutable_data<float>(partial));
+    weight_gradient_kernel<T>
+        <<<dim3(grid, layers.count), kBlock, bytes, launch.stream>>>(products, n, n_weights, mutable_data<float>(partial));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  sum_partials(partial, sums, launch.stream);
+  sum_partials<Layers>(partial, sums, launch.stream);
   return sums;
 }
 
@@ -360,8 +365,7 @@ std::tuple<Tensor, Tensor> fused_mlp_backward(
   const Rows in = rows_of(x, dtype, "x"), outer = rows_of(grad, dtype, "grad");
   const Layers layers = layers_of(x, weight1, weight2, weight3, weight4, weight5);
   const int64_t n = x.size(0), width = weight1.size(0);
-  STD_TORCH_CHECK(
-      grad.size(0) == n && grad.size(1) == layers.n_outputs, "grad must be [", n, ", ", layers.n_outputs, "]");
+  STD_TORCH_CHECK(grad.size(0) == n && grad.size(1) == layers.n_outputs, "grad must be [", n, ", ", layers.n_outputs, "]");
   const Launch launch(x);
   Tensor grad_x = for_input ? empty(x, {n, x.size(1)}, x.scalar_type()) : empty(x, {0}, x.scalar_type());
   Tensor grad_weights = empty(x, {0}, ScalarType::Float);
@@ -386,9 +390,10 @@ std::tuple<Tensor, Tensor> fused_mlp_backward(
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("fused_mlp", TORCH_BOX(&lightning_nerf::fused_mlp));
-  m.impl("fused_mlp_backward", TORCH_BOX(&lightning_nerf::fused_mlp_backward));
+  m.impl("fused_mlp", TORCH_BOX(&fused_mlp));
+  m.impl("fused_mlp_backward", TORCH_BOX(&fused_mlp_backward));
 }
+
+}  // namespace lightning_nerf::fused_mlp

@@ -9,7 +9,7 @@
 
 #include "warp_mlp.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::fused_mlp {
 
 constexpr int kMaxLayers = 5;  // matrices: one more than hidden layers
 
@@ -100,8 +100,9 @@ __device__ __forceinline__ void store_rows(const Rows& m, int64_t first, int64_t
   for (int r = 0; r < 2; ++r) {
     const int64_t row = first + g + 8 * r;
     if (row < n)
-      store_four(m, row, 16 * k + 4 * t,
-                 make_float4(in.tile[0][2 * r], in.tile[0][2 * r + 1], in.tile[1][2 * r], in.tile[1][2 * r + 1]));
+      store_four(
+          m, row, 16 * k + 4 * t,
+          make_float4(in.tile[0][2 * r], in.tile[0][2 * r + 1], in.tile[1][2 * r], in.tile[1][2 * r + 1]));
   }
 }
 
@@ -157,8 +158,7 @@ struct SharedLayers {
 
  private:
   // weight [n, *] to [rows, columns]; blocks of 16 columns lie `block_step` apart.
-  __device__ static void share(
-      const Rows& weight, int n, int rows, int columns, T* shared, int stride, int block_step) {
+  __device__ static void share(const Rows& weight, int n, int rows, int columns, T* shared, int stride, int block_step) {
     const int per_row = columns / 4;
 #pragma unroll 4
     for (int i = threadIdx.x; i < rows * per_row; i += blockDim.x) {
@@ -210,10 +210,10 @@ __device__ __forceinline__ void mask_to_operand(Operand<W>& out, const Accumulat
   for (int k = 0; k < W / 16; ++k)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float(&c)[4] = grad.tile[2 * k + i / 2];
+      const float (&c)[4] = grad.tile[2 * k + i / 2];
       const bool low = passed >> (8 * k + 2 * i) & 1, high = passed >> (8 * k + 2 * i + 1) & 1;
       out.block[k][i] = pack_pair<T>(low ? c[2 * (i & 1)] : 0.0f, high ? c[2 * (i & 1) + 1] : 0.0f);
     }
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::fused_mlp

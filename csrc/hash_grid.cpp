@@ -1,9 +1,7 @@
-#include "hash_grid.cuh"
+#include "hash_grid.h"
 
 #include <algorithm>
 #include <vector>
-
-#include "hash_grid.h"
 
 // The arithmetic over a block of samples is also compiled for AVX2, chosen when the library loads. No fused multiply-add,
 // so the bits are the same on every machine.
@@ -13,22 +11,23 @@
 #define LN_CLONES
 #endif
 
-namespace lightning_nerf {
+namespace lightning_nerf::hash_grid {
 namespace {
 
-constexpr int kBlock = 128;        // samples whose table rows are computed ahead of the gathers
-constexpr int64_t kChunk = 4096;   // samples that pass through all levels together: these and one level stay in L2
+constexpr int kBlock = 128;       // samples whose table rows are computed ahead of the gathers
+constexpr int64_t kChunk = 4096;  // samples that pass through all levels together: these and one level stay in L2
 
-std::vector<Level> read_levels(const Tensor& levels, int64_t n_rows, int64_t dims) {
-  std::vector<Level> result(levels.size(0));
-  const int32_t* rows = data<int32_t>(levels);
+std::vector<Level> read_levels(const Arguments& a) {
+  std::vector<Level> result(a.n_levels);
+  const int32_t* rows = data<int32_t>(a.levels);
   for (size_t l = 0; l < result.size(); ++l) {
     const int32_t* row = rows + 3 * l;
-    const bool valid = dims == 2   ? read_level<2>(row, n_rows, result[l])
-                       : dims == 3 ? read_level<3>(row, n_rows, result[l])
-                                   : read_level<4>(row, n_rows, result[l]);
-    STD_TORCH_CHECK(valid, "levels: level ", l, " (resolution ", row[0], ", offset ", row[1], ", size ", row[2],
-                    ") does not fit a table of ", n_rows, " rows, or is hashed and its size is no power of two");
+    const bool valid = a.dims == 2   ? read_level<2>(row, a.n_rows, result[l])
+                       : a.dims == 3 ? read_level<3>(row, a.n_rows, result[l])
+                                     : read_level<4>(row, a.n_rows, result[l]);
+    STD_TORCH_CHECK(
+        valid, "levels: level ", l, " (resolution ", row[0], ", offset ", row[1], ", size ", row[2],
+        ") does not fit a table of ", a.n_rows, " rows, or is hashed and its size is no power of two");
   }
   return result;
 }
@@ -81,9 +80,8 @@ void locate_block(const float* x, const Level& level, Corners<D>& corners) {
 
 template <int D, int F>
 void interpolate_block(
-    const float* table,  // [rows, F] of the level
-    const Corners<D>& corners, int64_t n,
-    float* out, int64_t stride) {  // [n, F]
+    const float* table,                                                  // [rows, F] of the level
+    const Corners<D>& corners, int64_t n, float* out, int64_t stride) {  // [n, F]
   for (int64_t i = 0; i < n; ++i) {
     float sum[F] = {};
     for (int c = 0; c < Corners<D>::kCount; ++c) {
@@ -155,7 +153,7 @@ int64_t chunk_size(int64_t n) {
 }
 
 template <int D, int F>
-void forward(const float* positions, int64_t n, const float* table, const std::vector<Level>& levels, float* out) {
+void interpolate_all(const float* positions, int64_t n, const float* table, const std::vector<Level>& levels, float* out) {
   const int64_t chunk = chunk_size(n), stride = int64_t(levels.size()) * F;
   torch::stable::parallel_for(0, (n + chunk - 1) / chunk, 1, [&](int64_t first, int64_t last) {
     Positions<D> x;
@@ -166,8 +164,9 @@ void forward(const float* positions, int64_t n, const float* table, const std::v
       for (size_t l = 0; l < levels.size(); ++l) {
         for (int64_t i = 0; i < count; i += kBlock) {
           locate_block<D>(x.block(i), levels[l], corners);
-          interpolate_block<D, F>(table + levels[l].offset * F, corners, std::min<int64_t>(kBlock, count - i),
-                                  out + (begin + i) * stride + l * F, stride);
+          interpolate_block<D, F>(
+              table + levels[l].offset * F, corners, std::min<int64_t>(kBlock, count - i),
+              out + (begin + i) * stride + l * F, stride);
         }
       }
     }
@@ -203,8 +202,9 @@ void backward_table(
         const int64_t l = order[o];
         for (int64_t i = 0; i < count; i += kBlock) {
           locate_block<D>(x.block(i), levels[l], corners);
-          scatter_block<D, F>(grad + (begin + i) * stride + l * F, stride, corners, std::min<int64_t>(kBlock, count - i),
-                              grad_table + levels[l].offset * F);
+          scatter_block<D, F>(
+              grad + (begin + i) * stride + l * F, stride, corners, std::min<int64_t>(kBlock, count - i),
+              grad_table + levels[l].offset * F);
         }
       }
     }
@@ -227,8 +227,9 @@ void backward_positions(
       for (size_t l = 0; l < levels.size(); ++l) {
         for (int64_t i = 0; i < count; i += kBlock) {
           locate_block<D>(x.block(i), levels[l], corners);
-          grad_weights_block<D, F>(grad + (begin + i) * stride + l * F, stride, table + levels[l].offset * F,
-                                   std::min<int64_t>(kBlock, count - i), corners);
+          grad_weights_block<D, F>(
+              grad + (begin + i) * stride + l * F, stride, table + levels[l].offset * F,
+              std::min<int64_t>(kBlock, count - i), corners);
           grad_positions_block<D>(x.block(i), levels[l], corners, sum.data() + i);
         }
       }
@@ -241,59 +242,34 @@ void backward_positions(
   });
 }
 
-constexpr const char* kShapes = "expected 2, 3 or 4 dimensions and 1, 2, 4 or 8 features";
-
 // Half-precision tables pass through a float copy: they exist for CUDA, and are tested here.
-Tensor to_float(const Tensor& t) {
-  return t.scalar_type() == ScalarType::Float ? t : torch::stable::to(t, ScalarType::Float);
-}
-Tensor to_dtype(const Tensor& t, ScalarType dtype) {
-  return dtype == t.scalar_type() ? t : torch::stable::to(t, dtype);
-}
+Tensor to_float(const Tensor& t) { return to_dtype(t, ScalarType::Float); }
 
-Tensor hash_grid(
-    const Tensor& positions, const Tensor& table, const Tensor& levels, const std::optional<Tensor>& working,
-    ScalarType dtype, bool) {
-  const Tensor rows = to_float(check_hash_grid(positions, table, levels, working));
-  STD_TORCH_CHECK(is_table_type(dtype), "dtype: expected float32, float16 or bfloat16");
-  const int64_t n = positions.size(0), dims = positions.size(1), features = table.size(1);
-  const std::vector<Level> grid = read_levels(levels, table.size(0), dims);
-  Tensor out = empty(positions, {n, levels.size(0) * features}, ScalarType::Float);
-  const float *positions_data = data<float>(positions), *rows_data = data<float>(rows);
-  float* out_data = mutable_data<float>(out);
-  const bool known = for_shape(
-      dims, features, [&](auto d, auto f) { forward<d(), f()>(positions_data, n, rows_data, grid, out_data); });
-  STD_TORCH_CHECK(known, kShapes);
-  return to_dtype(out, dtype);
+void forward(const Tensor& like, const Arguments& a, Tensor& out) {
+  const Tensor rows = to_float(a.rows);
+  const std::vector<Level> levels = read_levels(a);
+  const bool is_float = out.scalar_type() == ScalarType::Float;
+  Tensor sums = is_float ? out : empty(like, {a.n, a.n_levels * a.features}, ScalarType::Float);
+  for_dims_and_features(a, [&](auto d, auto f) {
+    interpolate_all<d(), f()>(data<float>(a.positions), a.n, data<float>(rows), levels, mutable_data<float>(sums));
+  });
+  if (!is_float) torch::stable::copy_(out, sums);
 }
 
 // Deterministic in any case.
-std::tuple<Tensor, Tensor> hash_grid_backward(
-    const Tensor& grad, const Tensor& positions, const Tensor& table, const Tensor& levels,
-    const std::optional<Tensor>& working, bool for_positions, bool for_table, bool) {
-  const Tensor& read = check_hash_grid(positions, table, levels, working);
-  check_grad(grad, positions, table, levels);
-  const int64_t n = positions.size(0), dims = positions.size(1), features = table.size(1);
-  const std::vector<Level> grid = read_levels(levels, table.size(0), dims);
-  const Tensor grad_float = to_float(grad);
-  Tensor grad_positions =
-      for_positions ? empty(positions, {n, dims}, ScalarType::Float) : empty(positions, {0}, ScalarType::Float);
-  Tensor grad_table = for_table ? torch::stable::new_zeros(table, {table.size(0), features}, ScalarType::Float)
-                                : empty(table, {0}, ScalarType::Float);
-  const float *grad_data = data<float>(grad_float), *positions_data = data<float>(positions);
-  const Tensor rows = for_positions ? to_float(read) : read;
-  const bool known = for_shape(dims, features, [&](auto d, auto f) {
-    if (for_table) backward_table<d(), f()>(grad_data, positions_data, n, grid, mutable_data<float>(grad_table));
-    if (for_positions)
-      backward_positions<d(), f()>(
-          grad_data, positions_data, n, data<float>(rows), grid, mutable_data<float>(grad_positions));
+void backward(const Tensor&, const Arguments& a, const Tensor& grad_any, const Gradients& out) {
+  const std::vector<Level> levels = read_levels(a);
+  const Tensor grad = to_float(grad_any);
+  const Tensor rows = out.positions ? to_float(a.rows) : a.rows;
+  const float* positions = data<float>(a.positions);
+  for_dims_and_features(a, [&](auto d, auto f) {
+    if (out.table) backward_table<d(), f()>(data<float>(grad), positions, a.n, levels, out.table);
+    if (out.positions)
+      backward_positions<d(), f()>(data<float>(grad), positions, a.n, data<float>(rows), levels, out.positions);
   });
-  STD_TORCH_CHECK(known, kShapes);
-  return {grad_positions, to_dtype(grad_table, table.scalar_type())};
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
@@ -305,6 +281,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("hash_grid", TORCH_BOX(&lightning_nerf::hash_grid));
-  m.impl("hash_grid_backward", TORCH_BOX(&lightning_nerf::hash_grid_backward));
+  m.impl("hash_grid", TORCH_BOX(&hash_grid<forward>));
+  m.impl("hash_grid_backward", TORCH_BOX(&hash_grid_backward<backward>));
 }
+
+}  // namespace lightning_nerf::hash_grid

@@ -2,10 +2,9 @@
 #include <cuda_fp16.h>
 
 #include "cuda.cuh"
-#include "hash_grid.cuh"
 #include "hash_grid.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::hash_grid {
 namespace {
 
 // A block serves the levels that fill 8 values of its samples' output rows. Groups of levels are the slow grid dimension:
@@ -142,8 +141,7 @@ __global__ void largest_kernel(
 
 __global__ void fixed_to_float_kernel(
     const long long* __restrict__ sums,  // [size]
-    const uint32_t* __restrict__ largest,
-    int64_t n, int64_t size,
+    const uint32_t* __restrict__ largest, int64_t n, int64_t size,
     float* __restrict__ out) {  // [size]
   const int64_t i = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   if (i >= size) return;
@@ -284,12 +282,6 @@ void for_type(const Tensor& t, const Body& body) {
   }
 }
 
-template <typename Body>
-void for_dims_and_features(const Tensor& positions, const Tensor& table, const Body& body) {
-  const bool known = for_shape(positions.size(1), table.size(1), body);
-  STD_TORCH_CHECK(known, "expected 2, 3 or 4 dimensions and 1, 2, 4 or 8 features");
-}
-
 // Loads of whole rows need rows aligned to their size; a view into a flat buffer may not be.
 Tensor aligned(const Tensor& t) {
   return reinterpret_cast<uintptr_t>(t.data_ptr()) % 16 == 0 ? t : torch::stable::clone(t);
@@ -303,40 +295,44 @@ dim3 grid(int64_t n, int samples, int64_t n_levels, int levels_per_block) {
   return dim3(unsigned(tiles < most ? tiles : most), groups);
 }
 
-Tensor hash_grid(
-    const Tensor& positions, const Tensor& table, const Tensor& levels, const std::optional<Tensor>& working,
-    ScalarType dtype, bool) {
-  const Tensor& read = check_hash_grid(positions, table, levels, working);
-  STD_TORCH_CHECK(is_table_type(dtype), "dtype: expected float32, float16 or bfloat16");
-  const Launch launch(positions);
-  const Tensor rows = aligned(read);
-  const int64_t n = positions.size(0), n_levels = levels.size(0);
-  Tensor out = empty(positions, {n, n_levels * table.size(1)}, dtype);
-  if (n == 0 || n_levels == 0) return out;
-  for_dims_and_features(positions, table, [&](auto d, auto f) {
+void forward(const Tensor& like, const Arguments& a, Tensor& out) {
+  const Launch launch(like);
+  if (a.n == 0 || a.n_levels == 0) return;
+  const Tensor rows = aligned(a.rows);
+  for_dims_and_features(a, [&](auto d, auto f) {
     for_type(rows, [&](auto type) {
       using T = decltype(type);
-      forward_kernel<d(), f(), T><<<grid(n, kPairs, n_levels, kLevels<f()>), kThreads, 0, launch.stream>>>(
-          data<float>(positions), static_cast<const T*>(rows.data_ptr()), data<int32_t>(levels), n, table.size(0),
-          int(n_levels), dtype, out.data_ptr());
+      forward_kernel<d(), f(), T><<<grid(a.n, kPairs, a.n_levels, kLevels<f()>), kThreads, 0, launch.stream>>>(
+          data<float>(a.positions), static_cast<const T*>(rows.data_ptr()), data<int32_t>(a.levels), a.n, a.n_rows,
+          int(a.n_levels), out.scalar_type(), out.data_ptr());
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     });
   });
-  return out;
+}
+
+// a.positions and grad are aligned, as the kernels need them.
+void write_positions(const Launch& launch, const Arguments& a, const Tensor& grad, float* grad_positions) {
+  const Tensor rows = aligned(a.rows);
+  for_dims_and_features(a, [&](auto d, auto f) {
+    for_type(rows, [&](auto type) {
+      using T = decltype(type);
+      backward_positions_kernel<d(), f(), T><<<blocks(a.n), kThreads, 0, launch.stream>>>(
+          grad.data_ptr(), grad.scalar_type(), data<float>(a.positions), static_cast<const T*>(rows.data_ptr()),
+          data<int32_t>(a.levels), a.n, a.n_rows, int(a.n_levels), grad_positions);
+      STD_CUDA_KERNEL_LAUNCH_CHECK();
+    });
+  });
 }
 
 template <typename Sums>
-void add_to_table(
-    const Launch& launch, const Tensor& grad, const Tensor& positions, const Tensor& table, const Tensor& levels,
-    Sums sums) {
-  const int64_t n = positions.size(0), n_levels = levels.size(0);
-  for_dims_and_features(positions, table, [&](auto d, auto f) {
+void add_to_table(const Launch& launch, const Arguments& a, const Tensor& grad, Sums sums) {
+  for_dims_and_features(a, [&](auto d, auto f) {
     const auto run = [&](auto type) {
       using G = decltype(type);
-      const dim3 blocks = grid(n, kPairs / kLevels<f()> * kRun, n_levels, kLevels<f()>);
+      const dim3 blocks = grid(a.n, kPairs / kLevels<f()> * kRun, a.n_levels, kLevels<f()>);
       backward_table_kernel<d(), f(), G><<<blocks, kThreads, 0, launch.stream>>>(
-          static_cast<const G*>(grad.data_ptr()), data<float>(positions), data<int32_t>(levels), n, table.size(0),
-          int(n_levels), sums);
+          static_cast<const G*>(grad.data_ptr()), data<float>(a.positions), data<int32_t>(a.levels), a.n, a.n_rows,
+          int(a.n_levels), sums);
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     };
     if constexpr (std::is_same_v<Sums, FixedSums>) {
@@ -348,66 +344,42 @@ void add_to_table(
 }
 
 // The same bits in every run, at the price of a pass for the scale, 8 bytes per value and one more pass over the table.
-void add_to_table_fixed(
-    const Launch& launch, const Tensor& grad_any, const Tensor& positions, const Tensor& table, const Tensor& levels,
-    Tensor& grad_table) {
-  const Tensor grad = grad_any.scalar_type() == ScalarType::Float
-      ? grad_any : torch::stable::to(grad_any, ScalarType::Float);
-  const int64_t n = positions.size(0), size = table.size(0) * table.size(1);
-  Tensor sums = torch::stable::new_zeros(table, {table.size(0), table.size(1)}, ScalarType::Long);
-  Tensor largest = torch::stable::new_zeros(table, {1}, ScalarType::Int);
+void add_to_table_fixed(const Launch& launch, const Arguments& a, const Tensor& grad_any, float* grad_table) {
+  const Tensor grad = to_dtype(grad_any, ScalarType::Float);
+  const int64_t size = a.n_rows * a.features, grad_size = a.n * a.n_levels * a.features;
+  Tensor sums = torch::stable::new_zeros(a.rows, {a.n_rows, a.features}, ScalarType::Long);
+  Tensor largest = torch::stable::new_zeros(a.rows, {1}, ScalarType::Int);
   uint32_t* bits = reinterpret_cast<uint32_t*>(mutable_data<int32_t>(largest));
-  const int64_t grad_size = n * levels.size(0) * table.size(1);
   largest_kernel<<<grid(grad_size, kThreads, 1, 1), kThreads, 0, launch.stream>>>(data<float>(grad), grad_size, bits);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   auto* rows = reinterpret_cast<unsigned long long*>(mutable_data<int64_t>(sums));
-  add_to_table(launch, grad, positions, table, levels, FixedSums{rows, bits, n, 0.0});
+  add_to_table(launch, a, grad, FixedSums{rows, bits, a.n, 0.0});
   fixed_to_float_kernel<<<blocks(size), kThreads, 0, launch.stream>>>(
-      reinterpret_cast<const long long*>(rows), bits, n, size, mutable_data<float>(grad_table));
+      reinterpret_cast<const long long*>(rows), bits, a.n, size, grad_table);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-std::tuple<Tensor, Tensor> hash_grid_backward(
-    const Tensor& grad_any, const Tensor& positions_any, const Tensor& table, const Tensor& levels,
-    const std::optional<Tensor>& working, bool for_positions, bool for_table, bool deterministic) {
-  const Tensor& read = check_hash_grid(positions_any, table, levels, working);
-  check_grad(grad_any, positions_any, table, levels);
-  const Launch launch(positions_any);
-  const Tensor grad = aligned(grad_any), positions = aligned(positions_any);
-  const int64_t n = positions.size(0), n_rows = table.size(0), n_levels = levels.size(0);
-  const bool any = n > 0 && n_levels > 0;
-
-  Tensor grad_positions = empty(positions, {0}, ScalarType::Float);
-  if (for_positions) {
-    grad_positions = torch::stable::new_zeros(positions, {n, positions.size(1)}, ScalarType::Float);
-    const Tensor rows = aligned(read);
-    if (any) {
-      for_dims_and_features(positions, table, [&](auto d, auto f) {
-        for_type(rows, [&](auto type) {
-          using T = decltype(type);
-          backward_positions_kernel<d(), f(), T><<<blocks(n), kThreads, 0, launch.stream>>>(
-              grad.data_ptr(), grad.scalar_type(), data<float>(positions), static_cast<const T*>(rows.data_ptr()),
-              data<int32_t>(levels), n, n_rows, int(n_levels), mutable_data<float>(grad_positions));
-          STD_CUDA_KERNEL_LAUNCH_CHECK();
-        });
-      });
-    }
+void backward(const Tensor& like, const Arguments& given, const Tensor& grad_any, const Gradients& out) {
+  const Launch launch(like);
+  if (given.n == 0) return;
+  if (given.n_levels == 0) {
+    if (out.positions)
+      STD_CUDA_CHECK(cudaMemsetAsync(out.positions, 0, given.n * given.dims * sizeof(float), launch.stream));
+    return;
   }
-  if (!for_table) return {grad_positions, empty(table, {0}, table.scalar_type())};
-  Tensor grad_table = torch::stable::new_zeros(table, {n_rows, table.size(1)}, ScalarType::Float);
-  if (any && deterministic) {
-    add_to_table_fixed(launch, grad, positions, table, levels, grad_table);
-  } else if (any) {
-    add_to_table(launch, grad, positions, table, levels, FloatSums{mutable_data<float>(grad_table)});
-  }
-  if (table.scalar_type() == ScalarType::Float) return {grad_positions, grad_table};
-  return {grad_positions, torch::stable::to(grad_table, table.scalar_type())};
+  const Tensor grad = aligned(grad_any), positions = aligned(given.positions);
+  const Arguments a{positions, given.rows, given.levels, given.n, given.dims, given.n_rows, given.features, given.n_levels};
+  if (out.positions) write_positions(launch, a, grad, out.positions);
+  if (!out.table) return;
+  if (out.deterministic) add_to_table_fixed(launch, a, grad, out.table);
+  else add_to_table(launch, a, grad, FloatSums{out.table});
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("hash_grid", TORCH_BOX(&lightning_nerf::hash_grid));
-  m.impl("hash_grid_backward", TORCH_BOX(&lightning_nerf::hash_grid_backward));
+  m.impl("hash_grid", TORCH_BOX(&hash_grid<forward>));
+  m.impl("hash_grid_backward", TORCH_BOX(&hash_grid_backward<backward>));
 }
+
+}  // namespace lightning_nerf::hash_grid

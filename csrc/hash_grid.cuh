@@ -5,7 +5,7 @@
 
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::hash_grid {
 
 struct Level {
   int64_t offset;          // first table row of the level
@@ -275,4 +275,4 @@ __device__ __forceinline__ void atomic_add(float* row, const float* value) {  //
 
 #endif  // __CUDACC__
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::hash_grid

@@ -2,7 +2,7 @@
 
 #include <cmath>
 
-namespace lightning_nerf {
+namespace lightning_nerf::importance {
 namespace {
 
 void search_all(const Tensor&, const RayLists& keys, const Queries& queries) {
@@ -29,7 +29,6 @@ void resample(const Tensor&, const Resampling& r) {
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
@@ -41,6 +40,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("searchsorted", TORCH_BOX(&lightning_nerf::searchsorted<lightning_nerf::search_all>));
-  m.impl("importance_sampling", TORCH_BOX(&lightning_nerf::importance_sampling<lightning_nerf::resample>));
+  m.impl("searchsorted", TORCH_BOX(&searchsorted<search_all>));
+  m.impl("importance_sampling", TORCH_BOX(&importance_sampling<resample>));
 }
+
+}  // namespace lightning_nerf::importance

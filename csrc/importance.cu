@@ -1,7 +1,7 @@
 #include "cuda.cuh"
 #include "importance.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::importance {
 namespace {
 
 __global__ void search_kernel(const RayLists keys, const Queries queries) {
@@ -57,9 +57,10 @@ void resample(const Tensor& like, const Resampling& r) {
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("searchsorted", TORCH_BOX(&lightning_nerf::searchsorted<lightning_nerf::search_all>));
-  m.impl("importance_sampling", TORCH_BOX(&lightning_nerf::importance_sampling<lightning_nerf::resample>));
+  m.impl("searchsorted", TORCH_BOX(&searchsorted<search_all>));
+  m.impl("importance_sampling", TORCH_BOX(&importance_sampling<resample>));
 }
+
+}  // namespace lightning_nerf::importance

@@ -4,7 +4,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::importance {
 
 // The values of all rays: rows of one width, or lists given by begin and count.
 struct RayLists {
@@ -41,6 +41,25 @@ LN_HD Bracket bracket(const float* values, int64_t begin, int64_t count, float x
   if (count > 0 && x < values[begin]) x = values[begin];
   const int64_t right = first_above(values, begin, begin + count - 1, x);
   return {right > begin ? right - 1 : begin, right};
+}
+
+struct Queries {
+  const float* values;
+  const int64_t* rays;  // of each query, or null: rows
+  int64_t n, width;
+  bool relative;  // to the ray's first key
+  int64_t* left;
+  int64_t* right;
+};
+
+// A query of no ray gets -1.
+LN_HD void search(const RayLists& keys, const Queries& queries, int64_t i) {
+  const int64_t ray = queries.rays ? queries.rays[i] : i / queries.width;
+  const bool exists = ray >= 0 && ray < keys.n_rays;
+  const int64_t begin = exists ? keys.begin(ray) : 0, from = queries.relative ? begin : 0;
+  const Bracket b = exists ? bracket(keys.values, begin, keys.count(ray), queries.values[i]) : Bracket{-1, -1};
+  queries.left[i] = exists ? b.left - from : -1;
+  queries.right[i] = exists ? b.right - from : -1;
 }
 
 // What the samples of one ray are drawn from.
@@ -82,8 +101,8 @@ struct Inverse {
 };
 
 struct Resampling {
-  RayLists rays;       // the edges
-  const float* cdfs;   // at the edges
+  RayLists rays;                  // the edges
+  const float* cdfs;              // at the edges
   const float* jitter;            // [R] or null: 0.5
   const int64_t* sample_offsets;  // [R + 1] or null: as many for each ray
   const int64_t* edge_offsets;    // [R + 1] with sample_offsets
@@ -109,9 +128,16 @@ struct Resampling {
     const int64_t begin = rays.begin(ray), count = rays.count(ray);
     const float low = count > 0 ? cdfs[begin] : 0.0f, high = count > 0 ? cdfs[begin + count - 1] : 0.0f;
     const bool uniform = !(finite && high > low);
-    return {rays.values, cdfs, begin, count, uniform ? 0.0f : low, (uniform ? 1.0f : high - low) / float(n),
-            jitter ? jitter[ray] : 0.5f, uniform};
+    return {
+        rays.values,
+        cdfs,
+        begin,
+        count,
+        uniform ? 0.0f : low,
+        (uniform ? 1.0f : high - low) / float(n),
+        jitter ? jitter[ray] : 0.5f,
+        uniform};
   }
 };
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::importance

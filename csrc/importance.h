@@ -3,7 +3,7 @@
 #include "importance.cuh"
 #include "stable.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::importance {
 
 inline const int64_t* optional_longs(const std::optional<Tensor>& t, int64_t size, const char* name) {
   if (!t.has_value()) return nullptr;
@@ -12,29 +12,21 @@ inline const int64_t* optional_longs(const std::optional<Tensor>& t, int64_t siz
   return data<int64_t>(*t);
 }
 
-inline RayLists ray_lists(const Tensor& values, const std::optional<Tensor>& packed_info, int64_t n_rays,
-                          const char* name) {
+inline RayLists ray_lists(
+    const Tensor& values, const std::optional<Tensor>& packed_info, int64_t n_rays, const char* name) {
   check_float(values, name);
   STD_TORCH_CHECK(n_rays >= 0, "n_rays must not be negative");
   const int64_t n = values.numel();
   STD_TORCH_CHECK(packed_info.has_value() || n_rays == 0 || n % n_rays == 0, name, " must be rows of one width");
-  return {data<float>(values), optional_longs(packed_info, 2 * n_rays, "packed_info"), n, n_rays,
-          n_rays > 0 ? n / n_rays : 0};
+  return {
+      data<float>(values), optional_longs(packed_info, 2 * n_rays, "packed_info"), n, n_rays, n_rays > 0 ? n / n_rays : 0};
 }
 
-struct Queries {
-  const float* values;
-  const int64_t* rays;  // of each query, or null: rows
-  int64_t n, width;
-  bool relative;  // to the ray's first key
-  int64_t* left;
-  int64_t* right;
-};
-
-// run(like, keys, queries) fills left and right.
+// run fills left and right; `like` says on which device.
 template <void (*run)(const Tensor& like, const RayLists&, const Queries&)>
-std::tuple<Tensor, Tensor> searchsorted(const Tensor& keys, const std::optional<Tensor>& packed_info, int64_t n_rays,
-                                        const Tensor& queries, const std::optional<Tensor>& query_rays, bool relative) {
+std::tuple<Tensor, Tensor> searchsorted(
+    const Tensor& keys, const std::optional<Tensor>& packed_info, int64_t n_rays, const Tensor& queries,
+    const std::optional<Tensor>& query_rays, bool relative) {
   const RayLists lists = ray_lists(keys, packed_info, n_rays, "keys");
   check_float(queries, "queries");
   const int64_t n = queries.numel();
@@ -47,17 +39,7 @@ std::tuple<Tensor, Tensor> searchsorted(const Tensor& keys, const std::optional<
   return {left, right};
 }
 
-// A query of no ray gets -1.
-LN_HD void search(const RayLists& keys, const Queries& queries, int64_t i) {
-  const int64_t ray = queries.rays ? queries.rays[i] : i / queries.width;
-  const bool exists = ray >= 0 && ray < keys.n_rays;
-  const int64_t begin = exists ? keys.begin(ray) : 0, from = queries.relative ? begin : 0;
-  const Bracket b = exists ? bracket(keys.values, begin, keys.count(ray), queries.values[i]) : Bracket{-1, -1};
-  queries.left[i] = exists ? b.left - from : -1;
-  queries.right[i] = exists ? b.right - from : -1;
-}
-
-// run(like, resampling) fills samples and edges.
+// run fills samples and edges.
 template <void (*run)(const Tensor& like, const Resampling&)>
 std::tuple<Tensor, Tensor> importance_sampling(
     const Tensor& edges, const Tensor& cdfs, const std::optional<Tensor>& packed_info, int64_t n_rays,
@@ -72,8 +54,9 @@ std::tuple<Tensor, Tensor> importance_sampling(
     STD_TORCH_CHECK(jitter->numel() == n_rays, "jitter must be [R]");
   }
   STD_TORCH_CHECK(sample_offsets.has_value() == edge_offsets.has_value(), "both offsets or none");
-  STD_TORCH_CHECK(sample_offsets.has_value() || (n_edges == n_samples + n_rays && (n_rays == 0 || n_samples % n_rays == 0)),
-                  "without offsets each ray gets as many samples");
+  STD_TORCH_CHECK(
+      sample_offsets.has_value() || (n_edges == n_samples + n_rays && (n_rays == 0 || n_samples % n_rays == 0)),
+      "without offsets each ray gets as many samples");
   r.cdfs = data<float>(cdfs);
   r.jitter = jitter.has_value() ? data<float>(*jitter) : nullptr;
   r.sample_offsets = optional_longs(sample_offsets, n_rays + 1, "sample_offsets");
@@ -87,4 +70,4 @@ std::tuple<Tensor, Tensor> importance_sampling(
   return {samples, new_edges};
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::importance

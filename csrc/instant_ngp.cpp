@@ -3,7 +3,8 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
-      "instant_ngp_field(Tensor positions, Tensor? directions, Tensor table, Tensor working, Tensor levels, Tensor? encoded, "
+      "instant_ngp_field(Tensor positions, Tensor? directions, Tensor table, Tensor working, Tensor levels, Tensor? "
+      "encoded, "
       "Tensor? sources, Tensor density1, Tensor density2, Tensor color1, Tensor color2, Tensor color3, float density_bias, "
       "bool bfloat16, bool keep_features) -> (Tensor, Tensor, Tensor)");
   m.def(
@@ -15,7 +16,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
       "working, Tensor levels, Tensor density1, Tensor density2, Tensor to_unit, float density_bias, float early_stop_eps, "
       "bool bfloat16, bool keep_features) -> (Tensor, Tensor)");
   m.def(
-      "instant_ngp_render(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor working, "
+      "instant_ngp_render(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor "
+      "working, "
       "Tensor levels, Tensor density1, Tensor density2, Tensor color1, Tensor color2, Tensor color3, Tensor to_unit, float "
       "density_bias, float early_stop_eps, Tensor alpha_thre, bool bfloat16) -> (Tensor, Tensor, Tensor, Tensor)");
 }

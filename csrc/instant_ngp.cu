@@ -1,6 +1,6 @@
 #include "instant_ngp.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
 namespace {
 
 constexpr int kWarps = 8;
@@ -117,14 +117,13 @@ struct BackwardShared {
 
 // Keeps of `grad` what passed the ReLU whose outputs are `active`.
 template <typename T, int N>
-__device__ __forceinline__ void mask_to_operand(
-    Operand<N>& out, const Accumulator<N>& grad, const Operand<N>& active) {
+__device__ __forceinline__ void mask_to_operand(Operand<N>& out, const Accumulator<N>& grad, const Operand<N>& active) {
 #pragma unroll
   for (int k = 0; k < N / 16; ++k)
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float2 value = unpack_pair<T>(active.block[k][i]);
-      const float(&c)[4] = grad.tile[2 * k + i / 2];
+      const float (&c)[4] = grad.tile[2 * k + i / 2];
       out.block[k][i] = pack_pair<T>(value.x > 0.0f ? c[2 * (i & 1)] : 0.0f, value.y > 0.0f ? c[2 * (i & 1) + 1] : 0.0f);
     }
 }
@@ -150,6 +149,38 @@ __device__ __forceinline__ void store_tiles(
       }
 }
 
+// The encodings of 16 rows from `begin` on, 64 bytes a row: 16 bytes a lane.
+template <typename T>
+__device__ __forceinline__ void load_features(T* rows, const Encoded<T>& features, int64_t begin, int64_t n) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const int r = (lane + 32 * i) / 4, part = lane & 3;
+    const uint4 zero = make_uint4(0u, 0u, 0u, 0u);
+    *reinterpret_cast<uint4*>(rows + r * padded(kEncoded) + 8 * part) =
+        begin + r < n ? reinterpret_cast<const uint4*>(features.row(begin + r, true))[part] : zero;
+  }
+}
+
+// The gradients of the logits from those of the colours.
+template <typename T>
+__device__ __forceinline__ void logit_gradients(
+    Operand<16>& narrow, const Accumulator<16>& logits, const float (&given_rgb)[2][2]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float grad[2];
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float y = sigmoid(logits.tile[0][2 * r + c]);
+      grad[c] = given_rgb[r][c] * y * (1.0f - y);
+    }
+    narrow.block[0][r] = pack_pair<T>(grad[0], grad[1]);
+    narrow.block[0][2 + r] = 0u;
+  }
+}
+
+// Long, because its stages share fragments and a warp's shared rows: as functions they compile to other code, and this one
+// has to fit the 128 registers that two blocks leave a thread.
 template <typename T>
 __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
     const float* __restrict__ grad_density,  // [N] or null
@@ -179,16 +210,11 @@ __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
   for (int64_t first = blockIdx.x * int64_t(kRows); first < n; first += int64_t(gridDim.x) * kRows) {
     // This warp's rows: the forward pass again.
     const int64_t begin = first + own;
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {  // 64 bytes a row: 16 bytes a lane
-      const int r = (lane + 32 * i) / 4, part = lane & 3;
-      const uint4 zero = make_uint4(0u, 0u, 0u, 0u);
-      *reinterpret_cast<uint4*>(encoded_rows + r * padded(kEncoded) + 8 * part) =
-          begin + r < n ? reinterpret_cast<const uint4*>(features.row(begin + r, true))[part] : zero;
-    }
+    load_features(encoded_rows, features, begin, n);
     const float nowhere[3] = {};  // without directions no colour has a gradient
     share_harmonics(
-        color_rows, padded(kColorInput), directions != nullptr ? directions + 3 * min(begin + (lane & 15), n - 1) : nowhere);
+        color_rows, padded(kColorInput),
+        directions != nullptr ? directions + 3 * min(begin + (lane & 15), n - 1) : nowhere);
 
     // All of a tile's reads at its start, in one wait.
     float given_density[2] = {}, given_rgb[2][2] = {};
@@ -224,8 +250,7 @@ __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         const float log_density = shape.tile[0][2 * r] + density_bias;
-        grad_log_density[r] =
-            given_density[r] * __expf(fminf(fmaxf(log_density, -kLargestLogDensity), kLargestLogDensity));
+        grad_log_density[r] = given_density[r] * __expf(fminf(fmaxf(log_density, -kLargestLogDensity), kLargestLogDensity));
       }
       Operand<kGeometry> rounded;
       to_operand<T>(rounded, shape);
@@ -244,17 +269,7 @@ __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
       Accumulator<16> logits;
       logits.clear();
       multiply(logits, active, shared.color.third);
-#pragma unroll
-      for (int r = 0; r < 2; ++r) {
-        float grad[2];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float y = sigmoid(logits.tile[0][2 * r + c]);
-          grad[c] = given_rgb[r][c] * y * (1.0f - y);
-        }
-        narrow.block[0][r] = pack_pair<T>(grad[0], grad[1]);
-        narrow.block[0][2 + r] = 0u;
-      }
+      logit_gradients<T>(narrow, logits, given_rgb);
       store_operand(narrow_rows, padded(16), narrow);
     }
 
@@ -353,15 +368,15 @@ Encoded<T> encoded_rows(const std::optional<Tensor>& features, const std::option
   } else {
     STD_TORCH_CHECK(n_rows == n, "features must be [", n, ", 32]");
   }
-  return {reinterpret_cast<const T*>(features->data_ptr()), sources.has_value() ? data<int32_t>(*sources) : nullptr, n_rows};
+  return {
+      reinterpret_cast<const T*>(features->data_ptr()), sources.has_value() ? data<int32_t>(*sources) : nullptr, n_rows};
 }
 
 std::tuple<Tensor, Tensor, Tensor> instant_ngp_field(
     const Tensor& positions, const std::optional<Tensor>& directions, const Tensor& table, const Tensor& working,
-    const Tensor& levels,
-    const std::optional<Tensor>& encoded, const std::optional<Tensor>& sources, const Tensor& density1,
-    const Tensor& density2, const Tensor& color1, const Tensor& color2, const Tensor& color3, double density_bias,
-    bool bfloat16, bool keep_features) {
+    const Tensor& levels, const std::optional<Tensor>& encoded, const std::optional<Tensor>& sources,
+    const Tensor& density1, const Tensor& density2, const Tensor& color1, const Tensor& color2, const Tensor& color3,
+    double density_bias, bool bfloat16, bool keep_features) {
   check_float(positions, "positions");
   const int64_t n = positions.size(0);
   check_rows(positions, n, 3, "positions");
@@ -371,8 +386,7 @@ std::tuple<Tensor, Tensor, Tensor> instant_ngp_field(
   const Launch launch(positions);
   Tensor densities = empty(positions, {n}, ScalarType::Float);
   Tensor rgb = empty(positions, {directions.has_value() ? n : 0, 3}, ScalarType::Float);
-  Tensor features =
-      empty(positions, {keep_features ? n : 0, kEncoded}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
+  Tensor features = empty(positions, {keep_features ? n : 0, kEncoded}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
   if (n == 0) return {densities, rgb, features};
   for_features_and_type(e.n_features, bfloat16, [&](auto f, auto type) {
     using T = decltype(type);
@@ -381,8 +395,8 @@ std::tuple<Tensor, Tensor, Tensor> instant_ngp_field(
     const unsigned int grid = resident_blocks(kernel, kBlock, bytes, blocks(n, kRows));
     kernel<<<grid, kBlock, bytes, launch.stream>>>(
         data<float>(positions), directions_data, e, encoded_rows<T>(encoded, sources, n), w, float(density_bias), n,
-        mutable_data<float>(densities),
-        mutable_data<float>(rgb), keep_features ? reinterpret_cast<T*>(features.data_ptr()) : nullptr);
+        mutable_data<float>(densities), mutable_data<float>(rgb),
+        keep_features ? reinterpret_cast<T*>(features.data_ptr()) : nullptr);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
   return {densities, rgb, features};
@@ -390,8 +404,9 @@ std::tuple<Tensor, Tensor, Tensor> instant_ngp_field(
 
 std::tuple<Tensor, Tensor> instant_ngp_field_backward(
     const std::optional<Tensor>& grad_density, const std::optional<Tensor>& grad_rgb, const Tensor& positions,
-    const std::optional<Tensor>& directions, const Tensor& features, const std::optional<Tensor>& sources, const Tensor& density1,
-    const Tensor& density2, const Tensor& color1, const Tensor& color2, const Tensor& color3, double density_bias) {
+    const std::optional<Tensor>& directions, const Tensor& features, const std::optional<Tensor>& sources,
+    const Tensor& density1, const Tensor& density2, const Tensor& color1, const Tensor& color2, const Tensor& color3,
+    double density_bias) {
   const int64_t n = positions.size(0);
   check_float(positions, "positions");
   check_rows(positions, n, 3, "positions");
@@ -420,20 +435,20 @@ std::tuple<Tensor, Tensor> instant_ngp_field_backward(
     if (grid > 0) {
       kernel<<<grid, kBlock, bytes, launch.stream>>>(
           grad_density.has_value() ? data<float>(*grad_density) : nullptr,
-          grad_rgb.has_value() ? data<float>(*grad_rgb) : nullptr, data<float>(positions), directions_data,
-          rows, w, float(density_bias), n,
-          reinterpret_cast<T*>(grad_features.data_ptr()), mutable_data<float>(partial));
+          grad_rgb.has_value() ? data<float>(*grad_rgb) : nullptr, data<float>(positions), directions_data, rows, w,
+          float(density_bias), n, reinterpret_cast<T*>(grad_features.data_ptr()), mutable_data<float>(partial));
       STD_CUDA_KERNEL_LAUNCH_CHECK();
     }
-    sum_partials(partial, grad_weights, launch.stream);
+    sum_partials<FieldWeights>(partial, grad_weights, launch.stream);
   });
   return {grad_features, grad_weights};
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("instant_ngp_field", TORCH_BOX(&lightning_nerf::instant_ngp_field));
-  m.impl("instant_ngp_field_backward", TORCH_BOX(&lightning_nerf::instant_ngp_field_backward));
+  m.impl("instant_ngp_field", TORCH_BOX(&instant_ngp_field));
+  m.impl("instant_ngp_field_backward", TORCH_BOX(&instant_ngp_field_backward));
 }
+
+}  // namespace lightning_nerf::instant_ngp

@@ -8,7 +8,18 @@
 #include "spherical_harmonics.cuh"
 #include "warp_mlp.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
+
+using hash_grid::Cell;
+using hash_grid::clamp_to_unit;
+using hash_grid::corner_row;
+using hash_grid::corner_weight;
+using hash_grid::Features;
+using hash_grid::inside_unit;
+using hash_grid::Level;
+using hash_grid::load;
+using hash_grid::locate;
+using hash_grid::read_levels;
 
 constexpr int kEncoded = 32, kHidden = 64, kGeometry = 16, kHarmonics = 16, kColorInput = kHarmonics + kGeometry;
 constexpr int kMaxLevels = 16;
@@ -23,7 +34,7 @@ __host__ __device__ constexpr int operand_column(int f) {
   return 16 * (level / 4) + (part < 2 ? 2 * t + part : 8 + 2 * t + part - 2);
 }
 
-struct FieldWeights {  // float32
+struct FieldWeights {     // float32
   const float* density1;  // [64, 32]
   const float* density2;  // [16, 64]
   const float* color1;    // [64, 32]
@@ -152,8 +163,7 @@ __device__ __forceinline__ void geometry(
 
 // Colours before the sigmoid, in columns 0 to 2.
 template <typename T>
-__device__ __forceinline__ void color(
-    Accumulator<16>& out, const SharedColorNet<T>& net, const Operand<kColorInput>& in) {
+__device__ __forceinline__ void color(Accumulator<16>& out, const SharedColorNet<T>& net, const Operand<kColorInput>& in) {
   Accumulator<kHidden> hidden;
   Operand<kHidden> active;
   hidden.clear();
@@ -174,7 +184,7 @@ template <typename T>
 __device__ __forceinline__ void share_harmonics(T* rows, int stride, const float* direction) {  // direction [3] of this row
   const int lane = threadIdx.x & 31;
   float y[kHarmonics];
-  spherical_harmonics_row<4>(direction, y);
+  spherical_harmonics::row<4>(direction, y);
   uint32_t packed[4];
 #pragma unroll
   for (int i = 0; i < 4; ++i)
@@ -189,4 +199,4 @@ __device__ __forceinline__ bool inside_box(const float (&x)[3]) {
 
 constexpr float kLargestLogDensity = 15.0f;  // of truncated_exp: its derivative is that of exp(clamp(x, -15, 15))
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::instant_ngp

@@ -1,9 +1,10 @@
-// The arguments of the fused Instant-NGP ops as their launchers want them.
+// Arguments of the fused Instant-NGP ops. These run on CUDA alone: the op functions of the .cu files allocate and launch
+// themselves, because no second launcher would share them.
 #pragma once
 #include "instant_ngp.cuh"
 #include "persistent.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
 
 // Where each weight ends in the flat list of all.
 constexpr int kEndDensity1 = kHidden * kEncoded;
@@ -42,8 +43,9 @@ struct Encoding {
 inline Encoding encoding(const Tensor& table, const Tensor& levels) {
   check(table, ScalarType::Half, "working");
   check_int(levels, "levels");
-  const Encoding e{reinterpret_cast<const __half*>(table.data_ptr()), data<int32_t>(levels), table.size(0),
-                   int(levels.size(0)), int(table.size(1))};
+  const Encoding e{
+      reinterpret_cast<const __half*>(table.data_ptr()), data<int32_t>(levels), table.size(0), int(levels.size(0)),
+      int(table.size(1))};
   STD_TORCH_CHECK(
       (e.n_features == 2 || e.n_features == 4) && e.n_features * e.n_levels == kEncoded,
       "expected 16 levels of 2 features or 8 of 4");
@@ -62,4 +64,4 @@ void for_features_and_type(int n_features, bool bfloat16, const Body& body) {
   else with_features(std::integral_constant<int, 4>());
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::instant_ngp

@@ -2,7 +2,7 @@
 #include "instant_ngp.h"
 #include "ray_queue.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
 namespace {
 
 constexpr int kRayWarps = 4;
@@ -42,7 +42,8 @@ struct Chunk {
 // Rows of tile `tile` of the warp's 32 samples, encoded. Lane i holds sample i; row r of the tile is sample 16 tile + r.
 template <int F, typename T>
 __device__ __forceinline__ void encode_chunk(
-    Operand<kEncoded>& encoded, const Level* levels, const __half* table, const Chunk& chunk, unsigned valid_lanes, int tile) {
+    Operand<kEncoded>& encoded, const Level* levels, const __half* table, const Chunk& chunk, unsigned valid_lanes,
+    int tile) {
   const int g = (threadIdx.x & 31) >> 2;
   float x[2][3];
   bool valid[2];
@@ -155,8 +156,39 @@ struct Light {
   float rgb[3] = {}, opacity = 0.0f, depth = 0.0f;
   int count = 0;
   float in_front = 0.0f;  // optical depth of the composited samples so far; the same on all lanes of a slot
+
+  // Over the lanes of each slot.
+  __device__ __forceinline__ void sum(unsigned lanes, int width) {
+    for (int step = 1; step < width; step *= 2) {
+#pragma unroll
+      for (int c = 0; c < 3; ++c) rgb[c] += __shfl_xor_sync(lanes, rgb[c], step);
+      opacity += __shfl_xor_sync(lanes, opacity, step);
+      depth += __shfl_xor_sync(lanes, depth, step);
+      count += __shfl_xor_sync(lanes, count, step);
+    }
+  }
 };
 
+// The colour perceptron's input for a tile: its slots' harmonics and the geometry features.
+template <typename T>
+__device__ __forceinline__ void color_input(
+    Operand<kColorInput>& in, const T* harmonics, int width, int tile, const Accumulator<kGeometry>& shape) {
+  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const int row = 16 * tile + g;
+  const uint32_t* upper = reinterpret_cast<const uint32_t*>(harmonics + row / width * kHarmonics);
+  const uint32_t* lower = reinterpret_cast<const uint32_t*>(harmonics + (row + 8) / width * kHarmonics);
+  in.block[0][0] = upper[t];
+  in.block[0][1] = lower[t];
+  in.block[0][2] = upper[t + 4];
+  in.block[0][3] = lower[t + 4];
+  Operand<kGeometry> rounded;
+  to_operand<T>(rounded, shape);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) in.block[1][k] = rounded.block[0][k];
+}
+
+// Long, because all of it works on the lane's Light and Slot, which have to stay in registers: what is left in line compiles
+// to other code as a function.
 template <int F, typename T>
 __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
     const RaySamples s, const Encoding encoding, const FieldWeights weights, float density_bias, float log_eps,
@@ -167,7 +199,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
   shared.density.template load<F>(weights);
   shared.color.load(weights);
   read_levels<3>(encoding.levels, 0, encoding.n_levels, encoding.n_rows, shared.levels);  // ends with a barrier
-  const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+  const int lane = threadIdx.x & 31;
   T* harmonics = shared.harmonics[threadIdx.x / 32];
   const float least_depth = -log1pf(-*alpha_thre);  // optical depth of the least opacity that counts
   Queue<kRenderWidth> queue{s};
@@ -178,18 +210,9 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
     out.opacity[ray] = out.depth[ray] = 0.0f;
     out.n_samples[ray] = 0;
   };
-  const auto sum_light = [&](unsigned lanes) {
-    for (int step = 1; step < queue.width; step *= 2) {
-#pragma unroll
-      for (int c = 0; c < 3; ++c) light.rgb[c] += __shfl_xor_sync(lanes, light.rgb[c], step);
-      light.opacity += __shfl_xor_sync(lanes, light.opacity, step);
-      light.depth += __shfl_xor_sync(lanes, light.depth, step);
-      light.count += __shfl_xor_sync(lanes, light.count, step);
-    }
-  };
   const auto finish = [&](const Slot& slot) {
     const int width = queue.width, i = lane & (width - 1);
-    sum_light(width == 32 ? kFullWarp : ((1u << width) - 1u) << (lane - i));
+    light.sum(width == 32 ? kFullWarp : ((1u << width) - 1u) << (lane - i), width);
     const int64_t ray = slot.ray;
     if (i < 3) out.rgb[3 * ray + i] = i == 0 ? light.rgb[0] : i == 1 ? light.rgb[1] : light.rgb[2];
     if (i == 3) out.opacity[ray] = fminf(light.opacity, 1.0f);
@@ -199,7 +222,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
   const auto share_direction = [&](const Slot& slot) {  // one slot's harmonics, by its first eight lanes
     const int i = lane & (queue.width - 1);
     float y[kHarmonics];
-    spherical_harmonics_row<4>(s.directions + 3 * int64_t(slot.ray), y);
+    spherical_harmonics::row<4>(s.directions + 3 * int64_t(slot.ray), y);
     uint32_t* own = reinterpret_cast<uint32_t*>(harmonics + lane / queue.width * kHarmonics);
 #pragma unroll
     for (int k = 0; k < kHarmonics / 2; ++k)
@@ -209,7 +232,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
     light = Light();
     share_direction(slot);
   };
-  const auto leave = [&] { sum_light(kFullWarp); };
+  const auto leave = [&] { light.sum(kFullWarp, queue.width); };
   const auto arrive = [&](const Slot& slot, int source) {
     const Light all = light;
     const bool leads = (lane & (queue.width - 1)) == 0;
@@ -243,17 +266,7 @@ __global__ void __launch_bounds__(kRayBlock, 5) render_kernel(
       Accumulator<kGeometry> shape;
       geometry(shape, shared.density, encoded);
       Operand<kColorInput> in;
-      const int row = 16 * tile + g;
-      const uint32_t* upper = reinterpret_cast<const uint32_t*>(harmonics + row / queue.width * kHarmonics);
-      const uint32_t* lower = reinterpret_cast<const uint32_t*>(harmonics + (row + 8) / queue.width * kHarmonics);
-      in.block[0][0] = upper[t];
-      in.block[0][1] = lower[t];
-      in.block[0][2] = upper[t + 4];
-      in.block[0][3] = lower[t + 4];
-      Operand<kGeometry> rounded;
-      to_operand<T>(rounded, shape);
-#pragma unroll
-      for (int k = 0; k < 4; ++k) in.block[1][k] = rounded.block[0][k];
+      color_input(in, harmonics, queue.width, tile, shape);
       Accumulator<16> logits;
       color(logits, shared.color, in);
       if (tile == 0) {
@@ -309,8 +322,9 @@ RaySamples ray_samples(
   STD_TORCH_CHECK(origins.numel() == 3 * origins.size(0) && directions.numel() == origins.numel(), "rays must be [R, 3]");
   STD_TORCH_CHECK(t_ends.numel() == t_starts.numel(), "t_starts and t_ends must be equally long");
   STD_TORCH_CHECK(to_unit.numel() == 6, "to_unit must be [2, 3]");
-  return {data<float>(origins), data<float>(directions), data<float>(t_starts), data<float>(t_ends), data<int32_t>(offsets),
-          data<float>(to_unit), origins.size(0), t_starts.size(0), largest_depth(early_stop_eps), mutable_data<int32_t>(taken)};
+  return {data<float>(origins),          data<float>(directions),     data<float>(t_starts), data<float>(t_ends),
+          data<int32_t>(offsets),        data<float>(to_unit),        origins.size(0),       t_starts.size(0),
+          largest_depth(early_stop_eps), mutable_data<int32_t>(taken)};
 }
 
 std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
@@ -323,8 +337,7 @@ std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
   const Encoding e = encoding(working, levels);
   const FieldWeights w = density_weights(density1, density2);
   Tensor densities = torch::stable::new_zeros(origins, {s.n}, ScalarType::Float);
-  Tensor features =
-      empty(origins, {keep_features ? s.n : 0, kEncoded}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
+  Tensor features = empty(origins, {keep_features ? s.n : 0, kEncoded}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
   // Where nothing has been evaluated, whoever asks for a sample that is not there reads row 0.
   if (keep_features && s.n > 0)
     STD_CUDA_CHECK(cudaMemsetAsync(features.data_ptr(), 0, kEncoded * sizeof(uint16_t), launch.stream));
@@ -357,8 +370,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instant_ngp_render(
   Tensor depth = empty(origins, {s.n_rays}, ScalarType::Float);
   Tensor n_samples = empty(origins, {s.n_rays}, ScalarType::Int);
   if (s.n_rays == 0) return {rgb, opacity, depth, n_samples};
-  const RenderOutputs out{mutable_data<float>(rgb), mutable_data<float>(opacity), mutable_data<float>(depth),
-                          mutable_data<int32_t>(n_samples)};
+  const RenderOutputs out{
+      mutable_data<float>(rgb), mutable_data<float>(opacity), mutable_data<float>(depth), mutable_data<int32_t>(n_samples)};
   for_features_and_type(e.n_features, bfloat16, [&](auto f, auto type) {
     using T = decltype(type);
     const auto kernel = render_kernel<f(), T>;
@@ -373,9 +386,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instant_ngp_render(
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("instant_ngp_ray_densities", TORCH_BOX(&lightning_nerf::instant_ngp_ray_densities));
-  m.impl("instant_ngp_render", TORCH_BOX(&lightning_nerf::instant_ngp_render));
+  m.impl("instant_ngp_ray_densities", TORCH_BOX(&instant_ngp_ray_densities));
+  m.impl("instant_ngp_render", TORCH_BOX(&instant_ngp_render));
 }
+
+}  // namespace lightning_nerf::instant_ngp

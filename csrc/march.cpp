@@ -1,16 +1,17 @@
 #include "march.h"
-#include "pack.h"
 
 #include <algorithm>
 #include <cstring>
 
-namespace lightning_nerf {
+namespace lightning_nerf::march {
 namespace {
 
+constexpr int64_t kGrain = 16;  // rays
+
 // The grid as bits: rays visit cells all over it, and in the caches there is room for eight times as many.
-Tensor pack_bits(const Tensor& occupancy, MarchArguments& m) {
-  const int64_t n = occupancy.numel();
-  Tensor bits = empty(occupancy, {(n + 7) / 8}, ScalarType::Byte);
+Tensor pack_bits(const Tensor& like, Arguments& m) {
+  const int64_t n = int64_t(m.levels) * m.resolution[0] * m.resolution[1] * m.resolution[2];
+  Tensor bits = empty(like, {(n + 7) / 8}, ScalarType::Byte);
   const uint8_t* cells = m.occupancy;
   uint8_t* bytes = mutable_data<uint8_t>(bits);
   parallel_for((n + 7) / 8, 1 << 14, [&](int64_t i) {
@@ -23,85 +24,43 @@ Tensor pack_bits(const Tensor& occupancy, MarchArguments& m) {
   return bits;
 }
 
-Tensor count_samples(
-    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle) {
-  MarchArguments m =
-      march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
-  Tensor counts = empty(origins, {m.n_rays}, ScalarType::Int);
-  int32_t* count = mutable_data<int32_t>(counts);
-  const Tensor bits = pack_bits(occupancy, m);
-  const Grid grid(m);
-  parallel_for(m.n_rays, 16, [&](int64_t r) {
-    CountSamples samples;
-    march(grid, Ray(m, r), Lattice(m, r), samples);
-    count[r] = samples.result();
-  });
-  return counts;
-}
+struct Cpu {
+  static constexpr pack::Run* run_pack = &pack::run_on_cpu;
 
-// The plan is for CUDA alone, where a march is not walked twice: here it is empty.
-std::tuple<Tensor, Tensor> march_count(
-    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle) {
-  return {count_samples(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle),
-          empty(origins, {0}, ScalarType::Int)};
-}
+  // The plan is for CUDA alone, where a march is not walked twice: here it is empty.
+  static int64_t plan_size(int64_t) { return 0; }
 
-std::tuple<Tensor, Tensor, Tensor> write_samples(
-    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle, const Tensor& offsets, int64_t n) {
-  MarchArguments m =
-      march_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
-  check_int(offsets, "offsets");
-  Tensor t_starts = empty(origins, {n}, ScalarType::Float);
-  Tensor t_ends = empty(origins, {n}, ScalarType::Float);
-  Tensor ray_indices = empty(origins, {n}, ScalarType::Int);
-  float* starts = mutable_data<float>(t_starts);
-  float* ends = mutable_data<float>(t_ends);
-  int32_t* indices = mutable_data<int32_t>(ray_indices);
-  const int32_t* offset = data<int32_t>(offsets);
-  const Tensor bits = pack_bits(occupancy, m);
-  const Grid grid(m);
-  parallel_for(m.n_rays, 16, [&](int64_t r) {
-    const int64_t begin = offset[r], end = std::min<int64_t>(offset[r + 1], n);
-    if (begin >= end) return;
-    const Lattice lattice(m, r);
-    WriteSamples samples{lattice, begin, end, starts, ends};
-    march(grid, Ray(m, r), lattice, samples);
-    std::fill(indices + begin, indices + end, int32_t(r));
-  });
-  const int64_t used = std::min<int64_t>(offset[m.n_rays], n);
-  std::fill(starts + used, starts + n, 0.0f);
-  std::fill(ends + used, ends + n, 0.0f);
-  std::fill(indices + used, indices + n, 0);
-  return {t_starts, t_ends, ray_indices};
-}
+  static void count(const Tensor& like, const Arguments& arguments, int32_t* counts, int32_t*) {
+    Arguments m = arguments;
+    const Tensor bits = pack_bits(like, m);
+    const Grid grid(m);
+    parallel_for(m.n_rays, kGrain, [&](int64_t r) {
+      CountSamples samples;
+      walk(grid, Ray(m, r), Lattice(m, r), samples);
+      counts[r] = samples.result();
+    });
+  }
 
-std::tuple<Tensor, Tensor, Tensor> march_write(
-    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle, const Tensor&, const Tensor&, const Tensor& offsets, int64_t n) {
-  return write_samples(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle, offsets, n);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
-    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle, int64_t capacity) {
-  const Tensor counts =
-      count_samples(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
-  const auto [offsets, kept] = pack_on_cpu(counts, std::nullopt, capacity);
-  const auto [t_starts, t_ends, ray_indices] = write_samples(
-      origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle, offsets, capacity);
-  return {t_starts, t_ends, ray_indices, offsets, kept};
-}
+  static void write(const Tensor& like, const Arguments& arguments, const int32_t*, const int32_t*, const Samples& s) {
+    Arguments m = arguments;
+    const Tensor bits = pack_bits(like, m);
+    const Grid grid(m);
+    parallel_for(m.n_rays, kGrain, [&](int64_t r) {
+      const int64_t begin = s.offsets[r], end = std::min<int64_t>(s.offsets[r + 1], s.n);
+      if (begin >= end) return;
+      const Lattice lattice(m, r);
+      WriteSamples samples{lattice, begin, end, s.t_starts, s.t_ends};
+      walk(grid, Ray(m, r), lattice, samples);
+      std::fill(s.ray_indices + begin, s.ray_indices + end, int32_t(r));
+    });
+    const int64_t used = std::min<int64_t>(s.offsets[m.n_rays], s.n);
+    std::fill(s.t_starts + used, s.t_starts + s.n, 0.0f);
+    std::fill(s.t_ends + used, s.t_ends + s.n, 0.0f);
+    std::fill(s.ray_indices + used, s.ray_indices + s.n, 0);
+  }
+};
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
@@ -119,7 +78,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("march_count", TORCH_BOX(&lightning_nerf::march_count));
-  m.impl("march_write", TORCH_BOX(&lightning_nerf::march_write));
-  m.impl("march_pack", TORCH_BOX(&lightning_nerf::march_pack));
+  m.impl("march_count", TORCH_BOX(&march_count<Cpu>));
+  m.impl("march_write", TORCH_BOX(&march_write<Cpu>));
+  m.impl("march_pack", TORCH_BOX(&march_pack<Cpu>));
 }
+
+}  // namespace lightning_nerf::march

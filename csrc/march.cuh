@@ -7,7 +7,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::march {
 
 // std::fmax and ceil are calls on plain x86-64; NaN in b gives a.
 LN_HD double larger(double a, double b) { return b > a ? b : a; }
@@ -25,30 +25,30 @@ LN_HD double round_up(double x) {
 constexpr float kLargestFloat = 3.402823466e38f;
 constexpr double kSaturated = 2147483647.0;  // a count of INT32_MAX stands for all larger ones
 
-struct MarchArguments {
-  const float* origins;  // [R, 3]
-  const float* directions;  // [R, 3]
-  const float* near;  // [R]
-  const float* far;  // [R]
-  const float* jitter;  // [R] or null
+struct Arguments {
+  const float* origins;      // [R, 3]
+  const float* directions;   // [R, 3]
+  const float* near;         // [R]
+  const float* far;          // [R]
+  const float* jitter;       // [R] or null
   const uint8_t* occupancy;  // [L, X, Y, Z], 2^packing cells to a byte
-  const float* aabb;  // [2, 3]
+  const float* aabb;         // [2, 3]
   int64_t n_rays;
   int packing;  // 0 or 3
   int levels, resolution[3];
-  float half_resolution[3], cell_size[3];  // in units of half a level's box: cells per unit, and units per cell
+  float half_resolution[3], cell_size[3];    // in units of half a level's box: cells per unit, and units per cell
   double step_size, cone_angle, log_growth;  // log_growth = log(1 + cone_angle)
-  double per_step, per_log_growth;  // reciprocals
+  double per_step, per_log_growth;           // reciprocals
 };
 
 // Sample k lies between at(k) and at(k + 1). Linear up to k = bend, where cone_angle * t reaches step_size, then geometric.
 // k is a double: it counts exactly to 2^53, and beyond that still has as many values as t.
 template <bool kLinear>  // it is known that cone_angle <= 0
 struct LatticeOf {
-  const MarchArguments& m;
+  const Arguments& m;
   double start, bend, bend_t;
 
-  LN_HD LatticeOf(const MarchArguments& m, int64_t r)
+  LN_HD LatticeOf(const Arguments& m, int64_t r)
       : m(m), start(double(m.near[r]) + (m.jitter ? double(m.jitter[r]) : 0.0) * m.step_size), bend(INFINITY),
         bend_t(INFINITY) {
     if (kLinear || m.cone_angle <= 0.0) return;
@@ -56,11 +56,9 @@ struct LatticeOf {
     bend = larger(0.0, round_up((least - start) / m.step_size));
     bend_t = larger(least, start + bend * m.step_size);  // rounding must not make it 0 or less
   }
-  LN_HD LatticeOf(const MarchArguments& m, double start, double bend, double bend_t)
+  LN_HD LatticeOf(const Arguments& m, double start, double bend, double bend_t)
       : m(m), start(start), bend(bend), bend_t(bend_t) {}
-  LN_HD double at(double k) const {
-    return kLinear || k <= bend ? start + k * m.step_size : grown(k);
-  }
+  LN_HD double at(double k) const { return kLinear || k <= bend ? start + k * m.step_size : grown(k); }
   LN_HD float edge(double k) const { return float(smaller(at(k), double(kLargestFloat))); }
   LN_HD double middle(double k) const {
     return kLinear || k < bend ? start + (k + 0.5) * m.step_size : grown(k) * (1.0 + 0.5 * m.cone_angle);
@@ -102,7 +100,7 @@ struct Ray {
   float far;
   bool active;
 
-  LN_HD Ray(const MarchArguments& m, int64_t r)
+  LN_HD Ray(const Arguments& m, int64_t r)
       : far(fminf(m.far[r], kLargestFloat)), active(m.far[r] > m.near[r] && m.near[r] >= -kLargestFloat) {
     if (m.jitter) active &= fabsf(m.jitter[r]) <= kLargestFloat;
     for (int a = 0; a < 3; ++a) {
@@ -115,11 +113,11 @@ struct Ray {
 };
 
 struct Grid {
-  const MarchArguments& m;
+  const Arguments& m;
   float centre[3], half[3], scale[3];  // u = (p - centre) * scale: level l is -2^l <= u <= 2^l
   bool valid;
 
-  LN_HD explicit Grid(const MarchArguments& m) : m(m), valid(true) {
+  LN_HD explicit Grid(const Arguments& m) : m(m), valid(true) {
     for (int a = 0; a < 3; ++a) {
       const float low = m.aabb[a], high = m.aabb[3 + a];
       centre[a] = 0.5f * low + 0.5f * high;
@@ -182,7 +180,7 @@ struct Grid {
 
 // Calls emit(k, n) for each stretch of n consecutive samples from k on in an occupied cell, in order, until it says false.
 template <typename Emit>
-LN_HD void march(const Grid& grid, const Ray& ray, const Lattice& lattice, Emit& emit) {
+LN_HD void walk(const Grid& grid, const Ray& ray, const Lattice& lattice, Emit& emit) {
   if (!ray.active || !grid.valid) return;
   const double end = lattice.first(ray.far);
   double k = 0.0, stride = 1.0;
@@ -230,7 +228,7 @@ struct WriteSamples {
   const Lattice& lattice;
   int64_t i, end;
   float* t_starts;  // [N]
-  float* t_ends;  // [N]
+  float* t_ends;    // [N]
   LN_HD bool operator()(double k, double n) {
     float t = lattice.edge(k);
     for (double j = 1.0; j <= n && i < end; j += 1.0, ++i) {
@@ -242,4 +240,4 @@ struct WriteSamples {
   }
 };
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::march

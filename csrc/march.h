@@ -1,14 +1,14 @@
-// The arguments of the march ops as both launchers want them.
+// Arguments and results of the march ops, the same for both launchers.
 #pragma once
-#include "stable.h"
 #include "march.cuh"
+#include "pack.h"
+#include "stable.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::march {
 
-inline MarchArguments march_arguments(
+inline Arguments make_arguments(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size,
-    double cone_angle) {
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle) {
   check_float(origins, "origins");
   check_float(directions, "directions");
   check_float(near, "near");
@@ -20,7 +20,7 @@ inline MarchArguments march_arguments(
   STD_TORCH_CHECK(occupancy.size(0) <= 8, "occupancy has more than 8 levels");
   for (int a = 1; a < 4; ++a)
     STD_TORCH_CHECK(occupancy.size(a) <= kMaxResolution, "occupancy has more than 2^18 cells on an axis");
-  MarchArguments m;
+  Arguments m;
   m.origins = data<float>(origins);
   m.directions = data<float>(directions);
   m.near = data<float>(near);
@@ -44,4 +44,79 @@ inline MarchArguments march_arguments(
   return m;
 }
 
-}  // namespace lightning_nerf
+// The samples' places in the lists, and the lists.
+struct Samples {
+  const int32_t* offsets;  // [R + 1]
+  int64_t n;
+
+  float* t_starts;       // [N]
+  float* t_ends;         // [N]
+  int32_t* ray_indices;  // [N]
+};
+
+// What march_count leaves for march_write: the number of each ray's samples, and what the device's launchers need in order
+// not to march twice.
+struct Count {
+  Tensor counts;  // [R]
+  Tensor plan;    // [Backend::plan_size(R)]
+};
+
+// Backend, in place of one launcher, because march_pack needs several: count(like, arguments, counts, plan), write(like,
+// arguments, counts, plan, samples) and run_pack, which fill every entry of their results, and plan_size. `like` says on which
+// device.
+template <typename Backend>
+Count count_samples(const Tensor& like, const Arguments& m) {
+  Count c{empty(like, {m.n_rays}, ScalarType::Int), empty(like, {Backend::plan_size(m.n_rays)}, ScalarType::Int)};
+  Backend::count(like, m, mutable_data<int32_t>(c.counts), mutable_data<int32_t>(c.plan));
+  return c;
+}
+
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor> write_samples(
+    const Tensor& like, const Arguments& m, const Count& c, const Tensor& offsets, int64_t n) {
+  Tensor t_starts = empty(like, {n}, ScalarType::Float);
+  Tensor t_ends = empty(like, {n}, ScalarType::Float);
+  Tensor ray_indices = empty(like, {n}, ScalarType::Int);
+  Backend::write(
+      like, m, data<int32_t>(c.counts), data<int32_t>(c.plan),
+      {data<int32_t>(offsets), n, mutable_data<float>(t_starts), mutable_data<float>(t_ends),
+       mutable_data<int32_t>(ray_indices)});
+  return {t_starts, t_ends, ray_indices};
+}
+
+template <typename Backend>
+std::tuple<Tensor, Tensor> march_count(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle) {
+  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+  const Count c = count_samples<Backend>(origins, m);
+  return {c.counts, c.plan};
+}
+
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor> march_write(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle,
+    const Tensor& counts, const Tensor& plan, const Tensor& offsets, int64_t n) {
+  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+  check_int(counts, "counts");
+  check_int(plan, "plan");
+  check_int(offsets, "offsets");
+  STD_TORCH_CHECK(
+      counts.numel() == m.n_rays && plan.numel() == Backend::plan_size(m.n_rays), "counts and plan must be march_count's");
+  return write_samples<Backend>(origins, m, {counts, plan}, offsets, n);
+}
+
+template <typename Backend>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
+    const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle,
+    int64_t capacity) {
+  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+  const Count c = count_samples<Backend>(origins, m);
+  const auto [offsets, kept] = pack::packed<Backend::run_pack>(c.counts, std::nullopt, capacity);
+  const auto [t_starts, t_ends, ray_indices] = write_samples<Backend>(origins, m, c, offsets, capacity);
+  return {t_starts, t_ends, ray_indices, offsets, kept};
+}
+
+}  // namespace lightning_nerf::march

@@ -11,25 +11,25 @@
 #pragma once
 #include "march.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::march {
 
-constexpr int kWarps = 4;  // of a block
-constexpr int kRays = 16;  // of a warp
-constexpr int kSegment = 16;  // samples: half a warp
+constexpr int kWarps = 4;           // of a block
+constexpr int kRays = 16;           // of a warp
+constexpr int kSegment = 16;        // samples: half a warp
 constexpr int kMaxSegments = 2048;  // of a ray; 11 bits
-constexpr int kQueue = 128;  // segments that wait for the fine stage, at least 31 more than it starts at
-constexpr int kPlan = 64;  // segments with samples per ray that a group may have, on average
+constexpr int kQueue = 128;         // segments that wait for the fine stage, at least 31 more than it starts at
+constexpr int kPlan = 64;           // segments with samples per ray that a group may have, on average
 
 // The grid as bits. Blocks of 4 x 4 x 4 cells are 64 bits, so that neighbours in space are neighbours in memory; coarse
 // blocks of 2^shift cells per axis, at most 32 along z, are a bit each: few enough for shared memory.
 struct Bits {
-  uint32_t* cells;  // [L, blocks, 2]
+  uint32_t* cells;   // [L, blocks, 2]
   uint32_t* coarse;  // [L, coarse_x, coarse_y], a bit for each z
   int blocks[3], coarse_x, coarse_y, shift, n_coarse;
 };
 
 // A warp per word of `coarse`.
-__global__ void march_bits_kernel(
+__global__ void bits_kernel(
     const uint8_t* __restrict__ occupancy,  // [L, X, Y, Z]
     int x_size, int y_size, int z_size,
     bool whole_words,  // Z and the address of `occupancy` are multiples of 4
@@ -80,7 +80,7 @@ struct Extent {
 };
 
 // Copies the coarse bits to shared memory. Called by the whole block.
-__device__ inline Extent load_coarse(const MarchArguments& m, const Bits& bits, uint32_t* coarse) {
+__device__ inline Extent load_coarse(const Arguments& m, const Bits& bits, uint32_t* coarse) {
   __shared__ int extent[5];  // least and greatest x, least and greatest y, z as bits
   if (threadIdx.x < 5) extent[threadIdx.x] = threadIdx.x < 2 ? INT32_MAX : threadIdx.x < 4 ? -1 : 0;
   __syncthreads();
@@ -121,19 +121,18 @@ __device__ inline Extent load_coarse(const MarchArguments& m, const Bits& bits, 
 struct alignas(16) Segmented {
   float origin[3], direction[3];
   double start, bend, bend_t;  // of its lattice
-  int first, stop;  // samples: segment s begins at first + s * kSegment
+  int first, stop;             // samples: segment s begins at first + s * kSegment
 };
 
 // kPlain, here and below: one level and a linear lattice, as most scenes have.
 template <bool kPlain>
-__device__ inline double middle_of(const MarchArguments& m, const Segmented& ray, int k) {
+__device__ inline double middle_of(const Arguments& m, const Segmented& ray, int k) {
   return LatticeOf<kPlain>(m, ray.start, ray.bend, ray.bend_t).middle(exact(k));
 }
 
 // On which sides of the extent sample k lies: bit a for below on axis a, bit 3 + a for above.
 template <bool kPlain>
-__device__ inline unsigned sides(
-    const Grid& grid, const Ray& ray, const Extent& extent, int shift, double middle) {
+__device__ inline unsigned sides(const Grid& grid, const Ray& ray, const Extent& extent, int shift, double middle) {
   const float t = float(middle);
   unsigned result = 0;
   for (int a = 0; a < 3; ++a) {
@@ -150,10 +149,11 @@ __device__ inline unsigned sides(
 // division, and proved by all samples before, and all after, being on one side of it. False: too many for segments.
 template <bool kPlain>
 __device__ inline bool find_range(
-    const Grid& grid, const Ray& ray, const LatticeOf<kPlain>& lattice, const Extent& extent, int shift, int& first, int& stop) {
+    const Grid& grid, const Ray& ray, const LatticeOf<kPlain>& lattice, const Extent& extent, int shift, int& first,
+    int& stop) {
   const double end = lattice.first(ray.far);
   if (!(0.0 < end)) return true;
-  const MarchArguments& m = grid.m;
+  const Arguments& m = grid.m;
   const float size = kPlain ? 1.0f : float(1 << (m.levels - 1)), near = float(lattice.start);
   float enter = -INFINITY, leave = INFINITY;
   for (int a = 0; a < 3; ++a) {
@@ -187,7 +187,7 @@ struct CoarsePlace {
 
 template <bool kPlain>
 __device__ inline CoarsePlace coarse_place(const Grid& grid, const Segmented& ray, int shift, int k) {
-  const MarchArguments& m = grid.m;
+  const Arguments& m = grid.m;
   const float t = float(middle_of<kPlain>(m, ray, k));
   float v[3];
   for (int a = 0; a < 3; ++a) v[a] = grid.unit(ray.origin[a], ray.direction[a], t, a);
@@ -221,7 +221,7 @@ __device__ inline bool one_level(int frame, int other) {
 // Is sample k's cell occupied? Without branches, so that several lookups overlap.
 template <bool kPlain>
 __device__ inline bool occupied(const Grid& grid, const Bits& bits, const Segmented& ray, int k, bool wanted) {
-  const MarchArguments& m = grid.m;
+  const Arguments& m = grid.m;
   const double middle = middle_of<kPlain>(m, ray, k);
   int cell[3], level = 0;
   if (kPlain) {
@@ -245,33 +245,71 @@ __device__ inline bool occupied(const Grid& grid, const Bits& bits, const Segmen
 }
 
 // The walk, for rays that are not cut into segments. Rare: not inlined, so that others don't pay its registers.
-__device__ __noinline__ int32_t walk_count(const MarchArguments& m, int64_t r) {
+__device__ __noinline__ int32_t walk_count(const Arguments& m, int64_t r) {
   CountSamples samples;
-  march(Grid(m), Ray(m, r), Lattice(m, r), samples);
+  walk(Grid(m), Ray(m, r), Lattice(m, r), samples);
   return samples.result();
 }
-__device__ __noinline__ void walk_write(
-    const MarchArguments& m, int64_t r, int begin, int end, float* t_starts, float* t_ends) {
+__device__ __noinline__ void walk_write(const Arguments& m, int64_t r, int begin, int end, float* t_starts, float* t_ends) {
   const Lattice lattice(m, r);
   WriteSamples samples{lattice, begin, end, t_starts, t_ends};
-  march(Grid(m), Ray(m, r), lattice, samples);
+  walk(Grid(m), Ray(m, r), lattice, samples);
 }
 
 // What the first kernel leaves for the second, per group of kRays rays.
 struct Plan {
   uint32_t* segments;  // [groups, kRays * kPlan]: ray in its group << 27 | segment << 16 | samples
-  int32_t* sizes;  // [groups], -1: the list is incomplete, rays must be walked
-  int32_t* first;  // [R]
+  int32_t* sizes;      // [groups], -1: the list is incomplete, rays must be walked
+  int32_t* first;      // [R]
 };
 
+// Counts the samples found and lists their segments.
+__device__ __forceinline__ void list_segments(
+    const uint32_t* queue, const uint16_t* found, int n_queue, int* count, uint32_t* list, bool wanted, int& n_plan) {
+  const int lane = threadIdx.x & 31;
+#pragma unroll 1
+  for (int q = lane; q < n_queue + lane; q += 32) {
+    const uint32_t segment = q < n_queue ? queue[q] | found[q] : 0;
+    const bool some = segment & 0xFFFFu;
+    const unsigned with_samples = __ballot_sync(kFullWarp, some);
+    if (some) {
+      atomicAdd(count + (segment >> 27), __popc(segment & 0xFFFFu));
+      const int place = n_plan + __popc(with_samples & ((1u << lane) - 1u));
+      if (wanted && place < kRays * kPlan) list[place] = segment;
+    }
+    n_plan += __popc(with_samples);
+  }
+}
+
+// Fine: the bits of the queued segments' samples.
 template <bool kPlain>
-__global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
-    const __grid_constant__ MarchArguments m, const __grid_constant__ Bits bits,
+__device__ __forceinline__ void look_up(
+    const Grid& grid, const Bits& bits, const Segmented* rays, const uint32_t* queue, int n_queue, uint16_t* found) {
+  const int lane = threadIdx.x & 31;
+  for (int q = 0; q < n_queue; q += 4) {
+    bool hits[2];
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t segment = queue[q + 2 * i + (lane >> 4)];
+      const Segmented& ray = rays[segment >> 27];
+      const int k = ray.first + int(segment >> 16 & 2047) * kSegment + (lane & 15);
+      hits[i] = occupied<kPlain>(grid, bits, ray, k, k < ray.stop);
+    }
+    const uint2 both = make_uint2(__ballot_sync(kFullWarp, hits[0]), __ballot_sync(kFullWarp, hits[1]));
+    if (lane == 0) *reinterpret_cast<uint2*>(found + q) = both;
+  }
+}
+
+// Long, because setup and the coarse stage stay in line: as functions they compile to other code, and this one is tuned to
+// the 64 registers that eight blocks leave a thread.
+template <bool kPlain>
+__global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
+    const __grid_constant__ Arguments m, const __grid_constant__ Bits bits,
     int32_t* __restrict__ counts,  // [R]
     const Plan plan) {
   extern __shared__ uint32_t coarse[];  // [n_coarse]
   __shared__ Segmented all_rays[kWarps][kRays];
-  __shared__ uint32_t all_queues[kWarps][kQueue + 4];  // ray << 27 | segment << 16
+  __shared__ uint32_t all_queues[kWarps][kQueue + 4];            // ray << 27 | segment << 16
   alignas(8) __shared__ uint16_t all_found[kWarps][kQueue + 4];  // a bit per sample of each
   __shared__ int all_counts[kWarps][kRays], all_todo[kWarps][kRays + 1];
   const Extent extent = load_coarse(m, bits, coarse);
@@ -319,8 +357,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
       while (end >= item >> 5) end -= item >> 5, item = todo[++i];  // the last has more than anybody asks for
       const int r_item = item & 31;
       const Segmented& ray = rays[r_item];
-      const CoarsePlace here =
-          coarse_place<kPlain>(grid, ray, bits.shift, min(ray.first + kSegment * end, ray.stop - 1));
+      const CoarsePlace here = coarse_place<kPlain>(grid, ray, bits.shift, min(ray.first + kSegment * end, ray.stop - 1));
       const int level = kPlain ? 0 : here.frame & 7;
       const auto row = [&](int x, int y) { return coarse[(level * bits.coarse_x + x) * bits.coarse_y + y]; };
       const uint32_t word = row(here.x, here.y);
@@ -343,31 +380,9 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
     }
     if (lane < 3) queue[n_queue + lane] = uint32_t(todo[0] & 31) << 27;  // fills up the last four; the results are not used
     __syncwarp();
-    for (int q = 0; q < n_queue; q += 4) {
-      bool hits[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        const uint32_t segment = queue[q + 2 * i + (lane >> 4)];
-        const Segmented& ray = rays[segment >> 27];
-        const int k = ray.first + int(segment >> 16 & 2047) * kSegment + (lane & 15);
-        hits[i] = occupied<kPlain>(grid, bits, ray, k, k < ray.stop);
-      }
-      const uint2 both = make_uint2(__ballot_sync(kFullWarp, hits[0]), __ballot_sync(kFullWarp, hits[1]));
-      if (lane == 0) *reinterpret_cast<uint2*>(found + q) = both;
-    }
+    look_up<kPlain>(grid, bits, rays, queue, n_queue, found);
     __syncwarp();
-#pragma unroll 1
-    for (int q = lane; q < n_queue + lane; q += 32) {
-      const uint32_t segment = q < n_queue ? queue[q] | found[q] : 0;
-      const bool some = segment & 0xFFFFu;
-      const unsigned with_samples = __ballot_sync(kFullWarp, some);
-      if (some) {
-        atomicAdd(count + (segment >> 27), __popc(segment & 0xFFFFu));
-        const int place = n_plan + __popc(with_samples & lower);
-        if (plan.segments && place < kRays * kPlan) list[place] = segment;
-      }
-      n_plan += __popc(with_samples);
-    }
+    list_segments(queue, found, n_queue, count, list, plan.segments, n_plan);
     n_queue = 0;
     __syncwarp();
   }
@@ -380,13 +395,13 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_count_kernel(
 }
 
 template <bool kPlain>
-__global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
-    const __grid_constant__ MarchArguments m, const Plan plan,
-    const int32_t* __restrict__ counts,  // [R]
+__global__ void __launch_bounds__(32 * kWarps, 8) write_kernel(
+    const __grid_constant__ Arguments m, const Plan plan,
+    const int32_t* __restrict__ counts,   // [R]
     const int32_t* __restrict__ offsets,  // [R + 1]
     int64_t n,
-    float* __restrict__ t_starts,  // [N]
-    float* __restrict__ t_ends,  // [N]
+    float* __restrict__ t_starts,         // [N]
+    float* __restrict__ t_ends,           // [N]
     int32_t* __restrict__ ray_indices) {  // [N]
   struct alignas(16) Row {
     double start, bend, bend_t;
@@ -446,7 +461,8 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
       __syncwarp();
       for (int i = 0; i < kRays; ++i) {
         const int stop = __shfl_sync(kFullWarp, end, i);
-        for (int j = __shfl_sync(kFullWarp, begin, i) + lane; j < stop; j += 32) ray_indices[j] = int32_t(group * kRays + i);
+        for (int j = __shfl_sync(kFullWarp, begin, i) + lane; j < stop; j += 32)
+          ray_indices[j] = int32_t(group * kRays + i);
       }
     }
   }
@@ -458,4 +474,4 @@ __global__ void __launch_bounds__(32 * kWarps, 8) march_write_kernel(
   }
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::march

@@ -1,15 +1,15 @@
 #include "cuda.cuh"
-#include "occupancy.cuh"
+#include "occupancy.h"
 
 #include <algorithm>
 
-namespace lightning_nerf {
+namespace lightning_nerf::occupancy {
 namespace {
 
 constexpr int kSelectThreads = 1024;
 constexpr int kBlock = 4 * kSelectThreads;  // cells that a thread block counts and lists
-constexpr int kMaxPartials = 1024;  // partial sums of the mean: their number follows from the grid's size alone
-constexpr int kBatch = 4;  // elements that a thread loads at once
+constexpr int kMaxPartials = 1024;          // partial sums of the mean: their number follows from the grid's size alone
+constexpr int kBatch = 4;                   // elements that a thread loads at once
 
 // Inclusive sums along the block's kSelectThreads threads; `total` over all of them.
 __device__ int block_scan(int value, int& total) {
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(kSelectThreads) select_scan_kernel(
 
 __global__ void __launch_bounds__(kSelectThreads) select_list_kernel(
     const bool* __restrict__ binaries,  // [levels, n]
-    const int32_t* __restrict__ ends,  // [levels, n_blocks] inclusive
+    const int32_t* __restrict__ ends,   // [levels, n_blocks] inclusive
     int64_t n, bool whole_words,
     int32_t* __restrict__ occupied) {  // [levels, n] of which each level's first `total` are written
   const int64_t block = blockIdx.y * int64_t(gridDim.x) + blockIdx.x;
@@ -83,8 +83,8 @@ __global__ void __launch_bounds__(kSelectThreads) select_list_kernel(
 }
 
 __global__ void select_draw_kernel(
-    const int64_t* __restrict__ key,  // [3]
-    const int32_t* __restrict__ ends,  // [levels, n_blocks] inclusive
+    const int64_t* __restrict__ key,       // [3]
+    const int32_t* __restrict__ ends,      // [levels, n_blocks] inclusive
     const int32_t* __restrict__ occupied,  // [levels, n]
     int64_t n, int64_t n_blocks, int64_t per_level, int64_t n_uniform, bool cover,
     int32_t* __restrict__ cells) {  // [levels, per_level]
@@ -94,59 +94,44 @@ __global__ void select_draw_kernel(
   const uint32_t draw = cell_draw(key, row);
   const int64_t n_occupied = per_level - n_uniform;
   const bool uniform = i < n_uniform || total == 0;
-  cells[row] = int32_t(level * n + (uniform ? below(draw, n) : occupied[
-      level * n + occupied_rank(cover, draw, i - n_uniform, n_occupied, total)]));
+  cells[row] = int32_t(
+      level * n +
+      (uniform ? below(draw, n) : occupied[level * n + occupied_rank(cover, draw, i - n_uniform, n_occupied, total)]));
 }
 
-Tensor select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied, bool cover) {
-  check(key, ScalarType::Long, "key");
-  check(binaries, ScalarType::Bool, "binaries");
-  const Launch launch(binaries);
-  const int64_t levels = binaries.size(0), per_level = n_uniform + n_occupied;
-  const int64_t n = levels > 0 ? binaries.numel() / levels : 0;  // cells per level
-  STD_TORCH_CHECK(n > 0 && binaries.numel() < (int64_t(1) << 31), "binaries must have 1 to 2^31 - 1 cells");
-  STD_TORCH_CHECK(levels < 65536, "binaries has too many levels");
-  Tensor cells = empty(key, {levels * per_level}, ScalarType::Int);
-  if (levels * per_level == 0) return cells;
-  const bool* grid = data<bool>(binaries);
-  const bool whole_words = n % 4 == 0 && reinterpret_cast<uintptr_t>(grid) % 4 == 0;
+void select_cells(const Tensor& like, const Selection& s) {
+  STD_TORCH_CHECK(s.levels < 65536, "binaries has too many levels");
+  const Launch launch(like);
+  const int64_t levels = s.levels, n = s.n, per_level = s.per_level();
+  if (levels * per_level == 0) return;
+  const bool whole_words = n % 4 == 0 && reinterpret_cast<uintptr_t>(s.binaries) % 4 == 0;
   const int64_t n_blocks = blocks(n, kBlock);
-  Tensor counts = empty(key, {levels * n_blocks}, ScalarType::Int);
-  Tensor occupied = empty(key, {n_occupied > 0 ? levels * n : 0}, ScalarType::Int);
+  Tensor counts = empty(like, {levels * n_blocks}, ScalarType::Int);
+  Tensor occupied = empty(like, {s.n_occupied > 0 ? levels * n : 0}, ScalarType::Int);
   int32_t* counts_data = mutable_data<int32_t>(counts);
   int32_t* occupied_data = mutable_data<int32_t>(occupied);
   const dim3 all_blocks(static_cast<unsigned>(n_blocks), static_cast<unsigned>(levels));
-  select_count_kernel<<<all_blocks, kSelectThreads, 0, launch.stream>>>(grid, n, whole_words, counts_data);
+  select_count_kernel<<<all_blocks, kSelectThreads, 0, launch.stream>>>(s.binaries, n, whole_words, counts_data);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   select_scan_kernel<<<static_cast<unsigned>(levels), kSelectThreads, 0, launch.stream>>>(n_blocks, counts_data);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  if (n_occupied > 0) {
+  if (s.n_occupied > 0) {
     select_list_kernel<<<all_blocks, kSelectThreads, 0, launch.stream>>>(
-        grid, counts_data, n, whole_words, occupied_data);
+        s.binaries, counts_data, n, whole_words, occupied_data);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
   const dim3 all_draws(blocks(per_level), static_cast<unsigned>(levels));
   select_draw_kernel<<<all_draws, kThreads, 0, launch.stream>>>(
-      data<int64_t>(key), counts_data, occupied_data, n, n_blocks, per_level, n_uniform, cover,
-      mutable_data<int32_t>(cells));
+      s.key, counts_data, occupied_data, n, n_blocks, per_level, s.n_uniform, s.cover, s.cells);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return cells;
-}
-
-Tensor occupancy_select(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
-  return select(key, binaries, n_uniform, n_occupied, false);
-}
-
-Tensor occupancy_cover(const Tensor& key, const Tensor& binaries, int64_t n_uniform, int64_t n_occupied) {
-  return select(key, binaries, n_uniform, n_occupied, true);
 }
 
 __global__ void points_kernel(
-    const int64_t* __restrict__ key,  // [3]
+    const int64_t* __restrict__ key,    // [3]
     const int32_t* __restrict__ cells,  // [n]
-    const float* __restrict__ aabb,  // [2, 3]
+    const float* __restrict__ aabb,     // [2, 3]
     GridShape shape, int64_t n,
-    float* __restrict__ points) {  // [n, 3]
+    float* __restrict__ points) {         // [n, 3]
   __shared__ float staged[3 * kThreads];  // the block's points, so that neighbours store to neighbours
   const int64_t first = blockIdx.x * int64_t(kThreads), row = first + threadIdx.x;
   if (row < n) cell_point(key, row, cells[row], shape, aabb, staged + 3 * threadIdx.x);
@@ -155,25 +140,15 @@ __global__ void points_kernel(
   for (int64_t i = 3 * first + threadIdx.x; i < end; i += kThreads) points[i] = staged[i - 3 * first];
 }
 
-Tensor occupancy_points(
-    const Tensor& key, const Tensor& cells, const Tensor& aabb, int64_t x, int64_t y, int64_t z) {
-  check(key, ScalarType::Long, "key");
-  check_int(cells, "cells");
-  check_float(aabb, "aabb");
-  const Launch launch(cells);
-  const int64_t n = cells.numel();
-  Tensor points = empty(key, {n, 3}, ScalarType::Float);
-  if (n == 0) return points;
-  points_kernel<<<blocks(n), kThreads, 0, launch.stream>>>(
-      data<int64_t>(key), data<int32_t>(cells), data<float>(aabb), {int32_t(x), int32_t(y), int32_t(z)}, n,
-      mutable_data<float>(points));
+void draw_points(const Tensor& like, const Points& p) {
+  const Launch launch(like);
+  if (p.n == 0) return;
+  points_kernel<<<blocks(p.n), kThreads, 0, launch.stream>>>(p.key, p.cells, p.aabb, p.shape, p.n, p.points);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return points;
 }
 
-__global__ void fill_kernel(
-    float value, int64_t n,
-    float* __restrict__ out) {  // [n]
+__global__ void fill_kernel(float value, int64_t n,
+                            float* __restrict__ out) {  // [n]
   const int64_t first = blockIdx.x * int64_t(kBatch * kThreads) + threadIdx.x;
   for (int j = 0; j < kBatch; ++j)
     if (const int64_t i = first + j * kThreads; i < n) out[i] = value;
@@ -183,7 +158,7 @@ __global__ void fill_kernel(
 // depend on who comes first.
 __global__ void newest_kernel(
     const int32_t* __restrict__ cells,  // [n_rows]
-    const float* __restrict__ values,  // [n_rows]
+    const float* __restrict__ values,   // [n_rows]
     int64_t n_rows, int64_t n,
     float* __restrict__ newest) {  // [n], -1 before
   const int64_t row = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
@@ -194,21 +169,14 @@ __global__ void newest_kernel(
   atomicMax(reinterpret_cast<int*>(newest) + cell, __float_as_int(value == 0.0f ? 0.0f : value));  // no -0
 }
 
-Tensor occupancy_newest(const Tensor& cells, const Tensor& values, int64_t n) {
-  check_int(cells, "cells");
-  check_float(values, "values");
-  STD_TORCH_CHECK(cells.numel() == values.numel(), "cells and values must have one length");
-  const Launch launch(values);
-  Tensor newest = empty(values, {n}, ScalarType::Float);
-  if (n == 0) return newest;
-  fill_kernel<<<blocks(n, kBatch * kThreads), kThreads, 0, launch.stream>>>(-1.0f, n, mutable_data<float>(newest));
+void find_newest(const Tensor& like, const Newest& v) {
+  const Launch launch(like);
+  if (v.n == 0) return;
+  fill_kernel<<<blocks(v.n, kBatch * kThreads), kThreads, 0, launch.stream>>>(-1.0f, v.n, v.newest);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  const int64_t n_rows = cells.numel();
-  if (n_rows == 0) return newest;
-  newest_kernel<<<blocks(n_rows), kThreads, 0, launch.stream>>>(
-      data<int32_t>(cells), data<float>(values), n_rows, n, mutable_data<float>(newest));
+  if (v.n_rows == 0) return;
+  newest_kernel<<<blocks(v.n_rows), kThreads, 0, launch.stream>>>(v.cells, v.values, v.n_rows, v.n, v.newest);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return newest;
 }
 
 // Sum of (sum, count) over the block, for every thread of it, always in the same order.
@@ -236,7 +204,7 @@ __device__ double2 block_sum(double2 part) {
 __global__ void __launch_bounds__(kThreads) decay_kernel(
     const float* __restrict__ newest,  // [n]
     float decay, int64_t n,
-    float* __restrict__ occs,  // [n], in place
+    float* __restrict__ occs,          // [n], in place
     double2* __restrict__ partials) {  // [gridDim.x] sum and number of the visible cells
   double2 part = make_double2(0.0, 0.0);
   const int64_t stride = gridDim.x * int64_t(kThreads);
@@ -262,11 +230,11 @@ __global__ void __launch_bounds__(kThreads) decay_kernel(
 
 // Every block adds up all partial sums for itself, in the same order: cheaper than one more launch.
 __global__ void __launch_bounds__(kThreads) threshold_kernel(
-    const float* __restrict__ occs,  // [n]
+    const float* __restrict__ occs,        // [n]
     const double2* __restrict__ partials,  // [n_partials]
     int n_partials, float threshold, int64_t n,
     bool* __restrict__ binaries,  // [n]
-    float* __restrict__ mean) {  // []
+    float* __restrict__ mean) {   // []
   double2 part = make_double2(0.0, 0.0);
   for (int i = threadIdx.x; i < n_partials; i += kThreads) {
     part.x += partials[i].x;
@@ -285,35 +253,26 @@ __global__ void __launch_bounds__(kThreads) threshold_kernel(
   }
 }
 
-void occupancy_update_(
-    Tensor occs, Tensor binaries, Tensor mean, const Tensor& newest, double decay, double threshold) {
-  check_float(occs, "occs");
-  check(binaries, ScalarType::Bool, "binaries");
-  check_float(mean, "mean");
-  check_float(newest, "newest");
-  const int64_t n = occs.numel();
-  STD_TORCH_CHECK(binaries.numel() == n && newest.numel() == n && mean.numel() == 1,
-                  "occs, binaries and newest must have one size, mean one element");
-  const Launch launch(occs);
-  const int n_partials = int(std::clamp<int64_t>((n + kThreads - 1) / kThreads, 1, kMaxPartials));
-  Tensor partials = empty(occs, {n_partials, 2}, ScalarType::Double);
+void update(const Tensor& like, const Update& u) {
+  const Launch launch(like);
+  const int n_partials = int(std::clamp<int64_t>((u.n + kThreads - 1) / kThreads, 1, kMaxPartials));
+  Tensor partials = empty(like, {n_partials, 2}, ScalarType::Double);
   double2* partials_data = reinterpret_cast<double2*>(mutable_data<double>(partials));
-  decay_kernel<<<n_partials, kThreads, 0, launch.stream>>>(
-      data<float>(newest), float(decay), n, mutable_data<float>(occs), partials_data);
+  decay_kernel<<<n_partials, kThreads, 0, launch.stream>>>(u.newest, u.decay, u.n, u.occs, partials_data);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   threshold_kernel<<<n_partials, kThreads, 0, launch.stream>>>(
-      data<float>(occs), partials_data, n_partials, float(threshold), n, mutable_data<bool>(binaries),
-      mutable_data<float>(mean));
+      u.occs, partials_data, n_partials, u.threshold, u.n, u.binaries, u.mean);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("occupancy_select", TORCH_BOX(&lightning_nerf::occupancy_select));
-  m.impl("occupancy_cover", TORCH_BOX(&lightning_nerf::occupancy_cover));
-  m.impl("occupancy_points", TORCH_BOX(&lightning_nerf::occupancy_points));
-  m.impl("occupancy_newest", TORCH_BOX(&lightning_nerf::occupancy_newest));
-  m.impl("occupancy_update_", TORCH_BOX(&lightning_nerf::occupancy_update_));
+  m.impl("occupancy_select", TORCH_BOX(&occupancy_select<select_cells>));
+  m.impl("occupancy_cover", TORCH_BOX(&occupancy_cover<select_cells>));
+  m.impl("occupancy_points", TORCH_BOX(&occupancy_points<draw_points>));
+  m.impl("occupancy_newest", TORCH_BOX(&occupancy_newest<find_newest>));
+  m.impl("occupancy_update_", TORCH_BOX(&occupancy_update_<update>));
 }
+
+}  // namespace lightning_nerf::occupancy

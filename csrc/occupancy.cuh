@@ -4,7 +4,7 @@
 #pragma once
 #include "random.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::occupancy {
 
 // The streams of lightning_nerf/ops/random.py.
 constexpr uint32_t kStreamCells = 3;
@@ -12,8 +12,7 @@ constexpr uint32_t kStreamCellPoints = 4;
 
 // The 32 bits behind row `row` of stream "cells": those that random_uniform shows of its first two words.
 LN_HD uint32_t cell_draw(const int64_t* key, int64_t row) {
-  const Philox random = philox(
-      uint32_t(row), 0u, uint32_t(key[2]), kStreamCells, uint32_t(key[0]), uint32_t(key[1]));
+  const Philox random = philox(uint32_t(row), 0u, uint32_t(key[2]), kStreamCells, uint32_t(key[0]), uint32_t(key[1]));
   return (random.word[0] & 0xFFFFFF00u) | (random.word[1] >> 24);
 }
 
@@ -34,7 +33,7 @@ LN_HD void cell_point(
     const int64_t* key,  // [3]
     int64_t row, int32_t cell, GridShape shape,
     const float* aabb,  // [2, 3]
-    float* point) {  // [3]
+    float* point) {     // [3]
   float u[3];
   random_uniform_row(key, kStreamCellPoints, row, 3, u);
   const int32_t size[3] = {shape.x, shape.y, shape.z};
@@ -61,4 +60,4 @@ LN_HD float decayed_max(float occ, float newest, float decay) {
 // `floor` is min(mean, threshold). Not below the floor, rather than above it: a field of constant density fills the grid.
 LN_HD bool is_occupied(float occ, float floor) { return occ > 0.0f && occ >= floor; }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::occupancy

@@ -2,7 +2,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::pack {
 
 constexpr int kPackThreads = 1024;
 constexpr int kMaxTiles = kPackThreads;  // so that a block can sum them at once
@@ -43,7 +43,7 @@ __device__ inline int64_t warp_sum(
 }
 
 // A warp per tile.
-__global__ void pack_sums_kernel(
+__global__ void sums_kernel(
     const int32_t* __restrict__ counts,  // [R]
     int64_t n_rays, int64_t tile_size, int64_t n_tiles,
     int64_t* __restrict__ sums) {  // [n_tiles]
@@ -54,15 +54,15 @@ __global__ void pack_sums_kernel(
 }
 
 // A block per tile of consecutive rays.
-__global__ void __launch_bounds__(kPackThreads) pack_offsets_kernel(
+__global__ void __launch_bounds__(kPackThreads) offsets_kernel(
     const int32_t* __restrict__ counts,  // [R]
-    const int64_t* __restrict__ sums,  // [tiles] or null
-    const bool* __restrict__ before,  // [R] or null
+    const int64_t* __restrict__ sums,    // [tiles] or null
+    const bool* __restrict__ before,     // [R] or null
     int64_t n_rays, int64_t tile_size, int64_t capacity,
     int32_t* __restrict__ offsets,  // [R + 1]
-    bool* __restrict__ kept) {  // [R]
+    bool* __restrict__ kept) {      // [R]
   __shared__ int64_t direct[kDirectTiles], crossing_sum;
-  __shared__ int crossing;  // the tile where the capacity ends
+  __shared__ int crossing;     // the tile where the capacity ends
   __shared__ int64_t fitting;  // the greatest sum that fits
   const int own = blockIdx.x;
   if (!sums) {
@@ -107,4 +107,4 @@ __global__ void __launch_bounds__(kPackThreads) pack_offsets_kernel(
   if (own == 0 && i == 0) offsets[0] = 0;
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::pack

@@ -22,8 +22,10 @@ unsigned int resident_blocks(Kernel kernel, int threads, size_t shared_bytes, in
   return static_cast<unsigned int>(wanted < resident ? wanted : resident);
 }
 
-// The sum over blocks, in an order that depends on their number alone. A block of 8 x 32 threads sums 32 weights.
-static __global__ void sum_partials_kernel(
+// The sum over blocks, in an order that depends on their number alone. A block of 8 x 32 threads sums 32 weights. Op: a type
+// of the op's namespace, so that a profile tells whose sums these are.
+template <typename Op>
+__global__ void sum_partials_kernel(
     const float* __restrict__ partial,  // [n_partials, n_weights]
     int n_partials, int64_t n_weights,
     float* __restrict__ sums) {  // [n_weights]
@@ -41,14 +43,17 @@ static __global__ void sum_partials_kernel(
 }
 
 // What each of a persistent kernel's blocks has left in partial [blocks, n_weights], summed into sums [n_weights].
-inline void sum_partials(const Tensor& partial, Tensor& sums, cudaStream_t stream) {
+template <typename Op>
+void sum_partials(const Tensor& partial, Tensor& sums, cudaStream_t stream) {
   const int64_t n_weights = sums.numel();
-  sum_partials_kernel<<<blocks(n_weights, 32), dim3(32, 8), 0, stream>>>(
+  sum_partials_kernel<Op><<<blocks(n_weights, 32), dim3(32, 8), 0, stream>>>(
       data<float>(partial), int(partial.size(0)), n_weights, mutable_data<float>(sums));
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
 template <typename T>
-constexpr ScalarType scalar_type() { return std::is_same_v<T, __half> ? ScalarType::Half : ScalarType::BFloat16; }
+constexpr ScalarType scalar_type() {
+  return std::is_same_v<T, __half> ? ScalarType::Half : ScalarType::BFloat16;
+}
 
 }  // namespace lightning_nerf

@@ -1,4 +1,5 @@
-// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011).
+// Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). In the namespace that all ops
+// share: draw_rays and occupancy draw too.
 #pragma once
 #include "host_device.cuh"
 
@@ -28,10 +29,9 @@ LN_HD void random_uniform_row(
     uint32_t stream, int64_t row, int64_t k,
     float* out) {  // [k]
   for (int64_t block = 0; 4 * block < k; ++block) {
-    const Philox random = philox(
-        uint32_t(row), uint32_t(block), uint32_t(key[2]), stream, uint32_t(key[0]), uint32_t(key[1]));
-    for (int i = 0; i < 4 && 4 * block + i < k; ++i)
-      out[4 * block + i] = float(random.word[i] >> 8) * (1.0f / 16777216.0f);
+    const Philox random =
+        philox(uint32_t(row), uint32_t(block), uint32_t(key[2]), stream, uint32_t(key[0]), uint32_t(key[1]));
+    for (int i = 0; i < 4 && 4 * block + i < k; ++i) out[4 * block + i] = float(random.word[i] >> 8) * (1.0f / 16777216.0f);
   }
 }
 

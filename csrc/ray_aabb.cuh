@@ -2,17 +2,17 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::ray_aabb {
 
 struct Span {
   float t_min, t_max;
   bool hit;
 };
 
-LN_HD Span ray_aabb_pair(
-    const float* origin,  // [3]
+LN_HD Span intersect(
+    const float* origin,     // [3]
     const float* direction,  // [3]
-    const float* aabb) {  // [2, 3]
+    const float* aabb) {     // [2, 3]
   Span span{-INFINITY, INFINITY, true};
   for (int axis = 0; axis < 3; ++axis) {
     const float o = origin[axis], d = direction[axis], low = aabb[axis], high = aabb[3 + axis];
@@ -32,4 +32,4 @@ LN_HD Span ray_aabb_pair(
   return span;
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::ray_aabb

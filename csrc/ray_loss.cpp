@@ -3,29 +3,27 @@
 #include <algorithm>
 #include <vector>
 
-namespace lightning_nerf {
+namespace lightning_nerf::ray_loss {
 namespace {
 
 constexpr int64_t kChunk = 1024;  // rays summed together: fixed, so that the sum's bits are
+constexpr int64_t kGrain = 4096;  // rays
 
 struct Partial {
   double huber = 0.0, square = 0.0;
   int64_t count = 0;
 };
 
-RayLosses ray_loss(
-    const Tensor& rgb, const Tensor& target, const std::optional<Tensor>& alpha, const std::optional<Tensor>& background,
-    const Tensor& kept, const std::optional<Tensor>& mask, double delta) {
-  const RayLoss r = ray_loss_arguments(rgb, target, alpha, background, kept, mask, delta);
-  std::vector<Partial> partials(size_t((r.n_rays + kChunk - 1) / kChunk));
+void forward(const Tensor&, const Arguments& a, const Losses& out) {
+  std::vector<Partial> partials(size_t((a.n_rays + kChunk - 1) / kChunk));
   parallel_for(int64_t(partials.size()), 4, [&](int64_t chunk) {
     Partial& sum = partials[size_t(chunk)];
-    for (int64_t ray = chunk * kChunk; ray < std::min(r.n_rays, (chunk + 1) * kChunk); ++ray) {
-      if (!r.counts(ray)) continue;
+    for (int64_t ray = chunk * kChunk; ray < std::min(a.n_rays, (chunk + 1) * kChunk); ++ray) {
+      if (!a.counts(ray)) continue;
       ++sum.count;
       for (int c = 0; c < 3; ++c) {
-        const float error = r.error(ray, c);
-        sum.huber += huber(error, r.delta);
+        const float error = a.error(ray, c);
+        sum.huber += huber(error, a.delta);
         sum.square += error * error;
       }
     }
@@ -36,33 +34,20 @@ RayLosses ray_loss(
     sum.square += partial.square;
     sum.count += partial.count;
   }
-  Tensor loss = empty(rgb, {}, ScalarType::Float), mse = empty(rgb, {}, ScalarType::Float);
-  Tensor n_rays = empty(rgb, {}, ScalarType::Long);
-  *mutable_data<float>(loss) = float(sum.huber) * mean_share(sum.count);
-  *mutable_data<float>(mse) = float(sum.square) * mean_share(sum.count);
-  *mutable_data<int64_t>(n_rays) = sum.count;
-  return {loss, mse, n_rays};
+  *out.loss = float(sum.huber) * mean_share(sum.count);
+  *out.mse = float(sum.square) * mean_share(sum.count);
+  *out.n_rays = sum.count;
 }
 
-Tensor ray_loss_backward(
-    const Tensor& grad_loss, const Tensor& rgb, const Tensor& target, const std::optional<Tensor>& alpha,
-    const std::optional<Tensor>& background, const Tensor& kept, const std::optional<Tensor>& mask, const Tensor& n_rays,
-    double delta) {
-  const RayLoss r = ray_loss_arguments(rgb, target, alpha, background, kept, mask, delta);
-  check_float(grad_loss, "grad_loss");
-  check(n_rays, ScalarType::Long, "n_rays");
-  Tensor grad = empty(rgb, {r.n_rays, 3}, ScalarType::Float);
-  float* out = mutable_data<float>(grad);
-  const float share = *data<float>(grad_loss) * mean_share(*data<int64_t>(n_rays));
-  parallel_for(r.n_rays, 4096, [&](int64_t ray) {
-    const bool counts = r.counts(ray);
-    for (int c = 0; c < 3; ++c) out[3 * ray + c] = counts ? share * huber_slope(r.error(ray, c), r.delta) : 0.0f;
+void backward(const Tensor&, const Arguments& a, const float* grad_loss, const int64_t* n_rays, float* grad) {
+  const float share = *grad_loss * mean_share(*n_rays);
+  parallel_for(a.n_rays, kGrain, [&](int64_t ray) {
+    const bool counts = a.counts(ray);
+    for (int c = 0; c < 3; ++c) grad[3 * ray + c] = counts ? share * huber_slope(a.error(ray, c), a.delta) : 0.0f;
   });
-  return grad;
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
@@ -74,6 +59,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("ray_loss", TORCH_BOX(&lightning_nerf::ray_loss));
-  m.impl("ray_loss_backward", TORCH_BOX(&lightning_nerf::ray_loss_backward));
+  m.impl("ray_loss", TORCH_BOX(&ray_loss<forward>));
+  m.impl("ray_loss_backward", TORCH_BOX(&ray_loss_backward<backward>));
 }
+
+}  // namespace lightning_nerf::ray_loss

@@ -1,7 +1,7 @@
 #include "cuda.cuh"
 #include "ray_loss.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::ray_loss {
 namespace {
 
 constexpr int64_t kMaxPartials = 512;
@@ -31,18 +31,18 @@ __device__ Sums block_sums(Sums s) {
 }
 
 // A thread per ray, or per few: which ones follows from R alone, and so do the bits of the sums.
-__global__ void __launch_bounds__(kThreads) ray_loss_kernel(
-    const RayLoss r,
-    float* __restrict__ partials,  // [2, blocks] sums of Huber's function and of squares
+__global__ void __launch_bounds__(kThreads) forward_kernel(
+    const Arguments a,
+    float* __restrict__ partials,    // [2, blocks] sums of Huber's function and of squares
     int32_t* __restrict__ counts) {  // [blocks]
   Sums s = {0.0f, 0.0f, 0};
-  for (int64_t ray = blockIdx.x * int64_t(kThreads) + threadIdx.x; ray < r.n_rays; ray += gridDim.x * int64_t(kThreads)) {
-    if (!r.counts(ray)) continue;
+  for (int64_t ray = blockIdx.x * int64_t(kThreads) + threadIdx.x; ray < a.n_rays; ray += gridDim.x * int64_t(kThreads)) {
+    if (!a.counts(ray)) continue;
     ++s.count;
 #pragma unroll
     for (int c = 0; c < 3; ++c) {
-      const float error = r.error(ray, c);
-      s.huber += huber(error, r.delta);
+      const float error = a.error(ray, c);
+      s.huber += huber(error, a.delta);
       s.square += error * error;
     }
   }
@@ -54,12 +54,12 @@ __global__ void __launch_bounds__(kThreads) ray_loss_kernel(
 }
 
 // One block.
-__global__ void __launch_bounds__(kThreads) ray_loss_sum_kernel(
-    const float* __restrict__ partials,   // [2, n]
+__global__ void __launch_bounds__(kThreads) sum_kernel(
+    const float* __restrict__ partials,  // [2, n]
     const int32_t* __restrict__ counts,  // [n]
     int n,
-    float* __restrict__ loss,  // []
-    float* __restrict__ mse,  // []
+    float* __restrict__ loss,        // []
+    float* __restrict__ mse,         // []
     int64_t* __restrict__ n_rays) {  // []
   Sums s = {0.0f, 0.0f, 0};
   for (int i = threadIdx.x; i < n; i += kThreads) {
@@ -75,61 +75,46 @@ __global__ void __launch_bounds__(kThreads) ray_loss_sum_kernel(
   *n_rays = s.count;
 }
 
-RayLosses ray_loss(
-    const Tensor& rgb, const Tensor& target, const std::optional<Tensor>& alpha, const std::optional<Tensor>& background,
-    const Tensor& kept, const std::optional<Tensor>& mask, double delta) {
-  const RayLoss r = ray_loss_arguments(rgb, target, alpha, background, kept, mask, delta);
-  STD_TORCH_CHECK(r.n_rays < (int64_t(1) << 31), "ray_loss takes less than 2^31 rays");
-  const Launch launch(rgb);
-  Tensor loss = empty(rgb, {}, ScalarType::Float), mse = empty(rgb, {}, ScalarType::Float);
-  Tensor n_rays = empty(rgb, {}, ScalarType::Long);
-  const int64_t needed = blocks(r.n_rays), n = needed < kMaxPartials ? needed : kMaxPartials;
-  Tensor partials = empty(rgb, {2 * n}, ScalarType::Float), counts = empty(rgb, {n}, ScalarType::Int);
+void forward(const Tensor& like, const Arguments& a, const Losses& out) {
+  STD_TORCH_CHECK(a.n_rays < (int64_t(1) << 31), "ray_loss takes less than 2^31 rays");
+  const Launch launch(like);
+  const int64_t needed = blocks(a.n_rays), n = needed < kMaxPartials ? needed : kMaxPartials;
+  Tensor partials = empty(like, {2 * n}, ScalarType::Float), counts = empty(like, {n}, ScalarType::Int);
   if (n > 0) {
-    ray_loss_kernel<<<static_cast<unsigned>(n), kThreads, 0, launch.stream>>>(
-        r, mutable_data<float>(partials), mutable_data<int32_t>(counts));
+    forward_kernel<<<static_cast<unsigned>(n), kThreads, 0, launch.stream>>>(
+        a, mutable_data<float>(partials), mutable_data<int32_t>(counts));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   }
-  ray_loss_sum_kernel<<<1, kThreads, 0, launch.stream>>>(
-      data<float>(partials), data<int32_t>(counts), int(n), mutable_data<float>(loss), mutable_data<float>(mse),
-      mutable_data<int64_t>(n_rays));
+  sum_kernel<<<1, kThreads, 0, launch.stream>>>(
+      data<float>(partials), data<int32_t>(counts), int(n), out.loss, out.mse, out.n_rays);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return {loss, mse, n_rays};
 }
 
 // A thread per colour.
-__global__ void ray_loss_backward_kernel(
-    const RayLoss r,
+__global__ void backward_kernel(
+    const Arguments a,
     const float* __restrict__ grad_loss,  // []
-    const int64_t* __restrict__ n_rays,  // []
-    float* __restrict__ grad) {  // [R, 3]
+    const int64_t* __restrict__ n_rays,   // []
+    float* __restrict__ grad) {           // [R, 3]
   const int64_t i = blockIdx.x * int64_t(kThreads) + threadIdx.x;
-  if (i >= 3 * r.n_rays) return;
+  if (i >= 3 * a.n_rays) return;
   const int64_t ray = i / 3;
   const float share = *grad_loss * mean_share(*n_rays);
-  grad[i] = r.counts(ray) ? share * huber_slope(r.error(ray, int(i - 3 * ray)), r.delta) : 0.0f;
+  grad[i] = a.counts(ray) ? share * huber_slope(a.error(ray, int(i - 3 * ray)), a.delta) : 0.0f;
 }
 
-Tensor ray_loss_backward(
-    const Tensor& grad_loss, const Tensor& rgb, const Tensor& target, const std::optional<Tensor>& alpha,
-    const std::optional<Tensor>& background, const Tensor& kept, const std::optional<Tensor>& mask, const Tensor& n_rays,
-    double delta) {
-  const RayLoss r = ray_loss_arguments(rgb, target, alpha, background, kept, mask, delta);
-  check_float(grad_loss, "grad_loss");
-  check(n_rays, ScalarType::Long, "n_rays");
-  const Launch launch(rgb);
-  Tensor grad = empty(rgb, {r.n_rays, 3}, ScalarType::Float);
-  if (r.n_rays == 0) return grad;
-  ray_loss_backward_kernel<<<blocks(3 * r.n_rays), kThreads, 0, launch.stream>>>(
-      r, data<float>(grad_loss), data<int64_t>(n_rays), mutable_data<float>(grad));
+void backward(const Tensor& like, const Arguments& a, const float* grad_loss, const int64_t* n_rays, float* grad) {
+  const Launch launch(like);
+  if (a.n_rays == 0) return;
+  backward_kernel<<<blocks(3 * a.n_rays), kThreads, 0, launch.stream>>>(a, grad_loss, n_rays, grad);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return grad;
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("ray_loss", TORCH_BOX(&lightning_nerf::ray_loss));
-  m.impl("ray_loss_backward", TORCH_BOX(&lightning_nerf::ray_loss_backward));
+  m.impl("ray_loss", TORCH_BOX(&ray_loss<forward>));
+  m.impl("ray_loss_backward", TORCH_BOX(&ray_loss_backward<backward>));
 }
+
+}  // namespace lightning_nerf::ray_loss

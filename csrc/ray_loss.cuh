@@ -2,9 +2,9 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::ray_loss {
 
-struct RayLoss {
+struct Arguments {
   const float* rgb;         // [R, 3] as rendered
   const float* target;      // [R, 3], straight alpha where there is alpha
   const float* alpha;       // [R] or null: all is opaque
@@ -37,4 +37,4 @@ LN_HD float huber_slope(float error, float delta) { return error <= -delta ? -de
 // The share of one colour in a mean over 3 n of them; at least one ray, so that none at all gives 0.
 LN_HD float mean_share(int64_t n) { return 1.0f / float(3 * (n > 1 ? n : 1)); }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::ray_loss

@@ -2,7 +2,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::ray_offsets {
 
 // The number of samples in front of ray `ray`; in [0, n] also where the indices are not sorted. Ray 0 begins at 0.
 template <typename Index>
@@ -17,4 +17,4 @@ LN_HD int32_t ray_begin(const Index* indices, int32_t n, int64_t ray) {
   return low;
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::ray_offsets

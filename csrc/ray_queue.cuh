@@ -4,7 +4,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::instant_ngp {
 
 constexpr int kBatch = 8;  // rays that a warp takes at once
 
@@ -25,7 +25,7 @@ struct Slot {
   int32_t ray = -1;  // -1: none
   int32_t next = 0, end = 0;
   float origin[3], direction[3];  // in the unit cube
-  float depth = 0.0f;  // optical depth in front of sample `next`
+  float depth = 0.0f;             // optical depth in front of sample `next`
 
   __device__ __forceinline__ bool idle() const { return next >= end; }
 
@@ -48,7 +48,7 @@ struct Queue {
   const RaySamples& s;
   int width = Width;
   bool exhausted = false;
-  unsigned waiting = 0u;        // rays of the batch in hand
+  unsigned waiting = 0u;                  // rays of the batch in hand
   int32_t first = 0, begin = 0, end = 0;  // this lane's ray of the batch: first + lane
 
   // Calls skip(ray) for rays without samples; finish(slot) and start(slot), by the lanes of a slot, for rays that are done
@@ -136,4 +136,4 @@ struct Queue {
   }
 };
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::instant_ngp

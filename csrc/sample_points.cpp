@@ -1,21 +1,17 @@
 #include "sample_points.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::sample_points {
 namespace {
 
-SampledPoints sample_points(
-    const Tensor& origins, const Tensor& directions, const std::optional<Tensor>& times, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& ray_indices, const std::optional<Tensor>& to_unit) {
-  auto [p, outputs] = sample_points_arguments(origins, directions, times, t_starts, t_ends, ray_indices, to_unit);
-  const SamplePoints& points = p;
-  parallel_for(points.n, 4096, [&points](int64_t i) {
-    for (int axis = 0; axis < 3; ++axis) sample_point(points, i, axis);
+constexpr int64_t kGrain = 4096;  // samples
+
+void sample_all(const Tensor&, const Arguments& a) {
+  parallel_for(a.n, kGrain, [&](int64_t i) {
+    for (int axis = 0; axis < 3; ++axis) sample_point(a, i, axis);
   });
-  return outputs;
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
@@ -23,6 +19,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
       "Tensor ray_indices, Tensor? to_unit) -> (Tensor positions, Tensor sample_directions, Tensor sample_times)");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("sample_points", TORCH_BOX(&lightning_nerf::sample_points));
-}
+STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) { m.impl("sample_points", TORCH_BOX(&sample_points<sample_all>)); }
+
+}  // namespace lightning_nerf::sample_points

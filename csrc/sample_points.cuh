@@ -2,9 +2,9 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::sample_points {
 
-struct SamplePoints {
+struct Arguments {
   const float* origins;        // [R, 3]
   const float* directions;     // [R, 3]
   const float* times;          // [R] or null
@@ -20,7 +20,7 @@ struct SamplePoints {
 };
 
 // No ray, no place: without rays (a capacity's tail still names ray 0) all is 0, before to_unit.
-LN_HD void sample_point(const SamplePoints& p, int64_t i, int axis) {
+LN_HD void sample_point(const Arguments& p, int64_t i, int axis) {
   const int64_t ray = p.ray_indices[i];
   const bool exists = ray >= 0 && ray < p.n_rays;
   const float middle = (p.t_starts[i] + p.t_ends[i]) * 0.5f;
@@ -32,4 +32,4 @@ LN_HD void sample_point(const SamplePoints& p, int64_t i, int axis) {
   if (axis == 0 && p.sample_times) p.sample_times[i] = exists ? p.times[ray] : 0.0f;
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::sample_points

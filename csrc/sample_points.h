@@ -1,13 +1,13 @@
-// The arguments and outputs of sample_points as both launchers want them.
+// Arguments and results of the sample_points op, the same for both launchers.
 #pragma once
-#include "stable.h"
 #include "sample_points.cuh"
+#include "stable.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::sample_points {
 
-using SampledPoints = std::tuple<Tensor, Tensor, Tensor>;  // positions, directions, times: [0] where rays have none
-
-inline std::tuple<SamplePoints, SampledPoints> sample_points_arguments(
+// run fills every entry of the results; `like` says on which device. Positions, directions, times: [0] where rays have none.
+template <void (*run)(const Tensor& like, const Arguments&)>
+std::tuple<Tensor, Tensor, Tensor> sample_points(
     const Tensor& origins, const Tensor& directions, const std::optional<Tensor>& times, const Tensor& t_starts,
     const Tensor& t_ends, const Tensor& ray_indices, const std::optional<Tensor>& to_unit) {
   check_float(origins, "origins");
@@ -16,28 +16,29 @@ inline std::tuple<SamplePoints, SampledPoints> sample_points_arguments(
   check_float(t_starts, "t_starts");
   check_float(t_ends, "t_ends");
   check_int(ray_indices, "ray_indices");
-  SamplePoints p;
-  p.origins = data<float>(origins);
-  p.directions = data<float>(directions);
-  p.times = times.has_value() ? data<float>(*times) : nullptr;
-  p.t_starts = data<float>(t_starts);
-  p.t_ends = data<float>(t_ends);
-  p.ray_indices = data<int32_t>(ray_indices);
-  p.to_unit = nullptr;
+  Arguments a;
+  a.origins = data<float>(origins);
+  a.directions = data<float>(directions);
+  a.times = times.has_value() ? data<float>(*times) : nullptr;
+  a.t_starts = data<float>(t_starts);
+  a.t_ends = data<float>(t_ends);
+  a.ray_indices = data<int32_t>(ray_indices);
+  a.to_unit = nullptr;
   if (to_unit.has_value()) {
     check_float(*to_unit, "to_unit");
     STD_TORCH_CHECK(to_unit->numel() == 6, "to_unit must be [2, 3]");
-    p.to_unit = data<float>(*to_unit);
+    a.to_unit = data<float>(*to_unit);
   }
-  p.n_rays = origins.size(0);
-  p.n = t_starts.size(0);
-  Tensor positions = empty(origins, {p.n, 3}, ScalarType::Float);
-  Tensor sample_directions = empty(origins, {p.n, 3}, ScalarType::Float);
-  Tensor sample_times = empty(origins, {times.has_value() ? p.n : 0}, ScalarType::Float);
-  p.positions = mutable_data<float>(positions);
-  p.sample_directions = mutable_data<float>(sample_directions);
-  p.sample_times = times.has_value() ? mutable_data<float>(sample_times) : nullptr;
-  return {p, {positions, sample_directions, sample_times}};
+  a.n_rays = origins.size(0);
+  a.n = t_starts.size(0);
+  Tensor positions = empty(origins, {a.n, 3}, ScalarType::Float);
+  Tensor sample_directions = empty(origins, {a.n, 3}, ScalarType::Float);
+  Tensor sample_times = empty(origins, {times.has_value() ? a.n : 0}, ScalarType::Float);
+  a.positions = mutable_data<float>(positions);
+  a.sample_directions = mutable_data<float>(sample_directions);
+  a.sample_times = times.has_value() ? mutable_data<float>(sample_times) : nullptr;
+  run(origins, a);
+  return {positions, sample_directions, sample_times};
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::sample_points

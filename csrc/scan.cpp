@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-namespace lightning_nerf {
+namespace lightning_nerf::scan {
 namespace {
 
 constexpr int64_t kGrain = 256;  // segments; some ten microseconds of work
@@ -57,7 +57,6 @@ struct Cpu {
 };
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def("scan(Tensor values, Tensor segments, bool product, bool exclusive, bool reverse) -> Tensor");
@@ -67,6 +66,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("scan", TORCH_BOX(&lightning_nerf::scan<lightning_nerf::Cpu>));
-  m.impl("scan_product_backward", TORCH_BOX(&lightning_nerf::scan_product_backward<lightning_nerf::Cpu>));
+  m.impl("scan", TORCH_BOX(&scan<Cpu>));
+  m.impl("scan_product_backward", TORCH_BOX(&scan_product_backward<Cpu>));
 }
+
+}  // namespace lightning_nerf::scan

@@ -6,7 +6,7 @@
 #include "cuda.cuh"
 #include "scan.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::scan {
 namespace {
 
 constexpr int kBlock = 128;
@@ -119,8 +119,9 @@ struct Cuda {
 
   template <typename S, int kLanes, int kPer>
   static void bounds(const S& scan, const Segments& s, bool reverse, cudaStream_t stream) {
-    const unsigned needed = blocks(s.n_segments * kLanes, kBlock);  // at least a few blocks: they also clear the tail
-    bounds_kernel<S, kLanes, kPer><<<needed < 64 ? 64 : needed, kBlock, 0, stream>>>(scan, s, reverse);
+    const unsigned needed = blocks(s.n_segments * kLanes, kBlock);
+    const unsigned grid = needed < 64 ? 64 : needed;  // at least a few blocks: they also clear the tail
+    bounds_kernel<S, kLanes, kPer><<<grid, kBlock, 0, stream>>>(scan, s, reverse);
   }
 
   template <typename S>
@@ -144,9 +145,10 @@ struct Cuda {
 };
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("scan", TORCH_BOX(&lightning_nerf::scan<lightning_nerf::Cuda>));
-  m.impl("scan_product_backward", TORCH_BOX(&lightning_nerf::scan_product_backward<lightning_nerf::Cuda>));
+  m.impl("scan", TORCH_BOX(&scan<Cuda>));
+  m.impl("scan_product_backward", TORCH_BOX(&scan_product_backward<Cuda>));
 }
+
+}  // namespace lightning_nerf::scan

@@ -7,7 +7,7 @@
 #pragma once
 #include "host_device.cuh"
 
-namespace lightning_nerf {
+namespace lightning_nerf::scan {
 
 constexpr int64_t kNone = -1;
 
@@ -87,4 +87,4 @@ struct ScanProductBackward {
   }
 };
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::scan

@@ -3,7 +3,7 @@
 #include "scan.cuh"
 #include "stable.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::scan {
 
 inline Segments make_segments(const Tensor& values, const Tensor& segments) {
   Segments s{Layout::kOffsets, nullptr, nullptr, nullptr, values.size(0), 0};
@@ -35,16 +35,15 @@ Tensor scan(const Tensor& values, const Tensor& segments, bool product, bool exc
   const Segments s = make_segments(values, segments);
   Tensor out = empty(values, {s.n}, ScalarType::Float);
   using Real = typename Backend::Real;
-  if (product)
-    Backend::run(values, Scan<Real, true>{data<float>(values), exclusive, mutable_data<float>(out)}, s, reverse);
-  else
-    Backend::run(values, Scan<Real, false>{data<float>(values), exclusive, mutable_data<float>(out)}, s, reverse);
+  if (product) Backend::run(values, Scan<Real, true>{data<float>(values), exclusive, mutable_data<float>(out)}, s, reverse);
+  else Backend::run(values, Scan<Real, false>{data<float>(values), exclusive, mutable_data<float>(out)}, s, reverse);
   return out;
 }
 
 template <typename Backend>
-Tensor scan_product_backward(const Tensor& grad, const Tensor& values, const Tensor& products, const Tensor& segments,
-                             bool exclusive, bool reverse) {
+Tensor scan_product_backward(
+    const Tensor& grad, const Tensor& values, const Tensor& products, const Tensor& segments, bool exclusive,
+    bool reverse) {
   check_float(grad, "grad");
   check_float(values, "values");
   check_float(products, "products");
@@ -57,4 +56,4 @@ Tensor scan_product_backward(const Tensor& grad, const Tensor& values, const Ten
   return out;
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::scan

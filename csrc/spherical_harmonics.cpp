@@ -1,48 +1,25 @@
-#include "spherical_harmonics.cuh"
+#include "spherical_harmonics.h"
 
-#include <algorithm>
-
-#include "stable.h"
-
-namespace lightning_nerf {
+namespace lightning_nerf::spherical_harmonics {
 namespace {
 
-constexpr int64_t kGrain = 2048;
+constexpr int64_t kGrain = 2048;  // directions
 
-void check_arguments(const Tensor& directions, int64_t degree) {
-  check_float(directions, "directions");
-  STD_TORCH_CHECK(degree >= 1 && degree <= kMaxDegree, "degree: expected 1 to ", kMaxDegree, ", got ", degree);
-}
-
-Tensor spherical_harmonics(const Tensor& directions, int64_t degree) {
-  check_arguments(directions, degree);
-  const int64_t n = directions.size(0);
-  Tensor out = empty(directions, {n, degree * degree}, ScalarType::Float);
-  const float* in = data<float>(directions);
-  float* rows = mutable_data<float>(out);
-  for_degree(degree, [&](auto d) {
-    parallel_for(n, kGrain, [&](int64_t i) { spherical_harmonics_row<d()>(in + 3 * i, rows + i * d() * d()); });
+void forward(const Tensor&, const Arguments& a, float* out) {
+  for_degree(a.degree, [&](auto d) {
+    parallel_for(a.n, kGrain, [&](int64_t i) { row<d()>(a.directions + 3 * i, out + i * d() * d()); });
   });
-  return out;
 }
 
-Tensor spherical_harmonics_backward(const Tensor& grad, const Tensor& directions, int64_t degree) {
-  check_arguments(directions, degree);
-  check_float(grad, "grad");
-  const int64_t n = directions.size(0);
-  Tensor out = empty(directions, {n, 3}, ScalarType::Float);
-  const float *rows = data<float>(grad), *in = data<float>(directions);
-  float* grad_directions = mutable_data<float>(out);
-  for_degree(degree, [&](auto d) {
-    parallel_for(n, kGrain, [&](int64_t i) {
-      spherical_harmonics_row_backward<d()>(rows + i * d() * d(), in + 3 * i, grad_directions + 3 * i);
+void backward(const Tensor&, const Arguments& a, const float* grad, float* grad_directions) {
+  for_degree(a.degree, [&](auto d) {
+    parallel_for(a.n, kGrain, [&](int64_t i) {
+      row_backward<d()>(grad + i * d() * d(), a.directions + 3 * i, grad_directions + 3 * i);
     });
   });
-  return out;
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def("spherical_harmonics(Tensor directions, int degree) -> Tensor");
@@ -50,6 +27,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {
-  m.impl("spherical_harmonics", TORCH_BOX(&lightning_nerf::spherical_harmonics));
-  m.impl("spherical_harmonics_backward", TORCH_BOX(&lightning_nerf::spherical_harmonics_backward));
+  m.impl("spherical_harmonics", TORCH_BOX(&spherical_harmonics<forward>));
+  m.impl("spherical_harmonics_backward", TORCH_BOX(&spherical_harmonics_backward<backward>));
 }
+
+}  // namespace lightning_nerf::spherical_harmonics

@@ -11,7 +11,7 @@
 #define LN_UNROLL _Pragma("GCC unroll 8")
 #endif
 
-namespace lightning_nerf {
+namespace lightning_nerf::spherical_harmonics {
 
 constexpr int kMaxDegree = 5;
 constexpr int kLegendre = kMaxDegree * (kMaxDegree + 1) / 2;  // pairs (l, m), 0 <= m <= l < 5, at l (l + 1) / 2 + m
@@ -19,17 +19,17 @@ constexpr int kLegendre = kMaxDegree * (kMaxDegree + 1) / 2;  // pairs (l, m), 0
 // Y_lm = p_lm(z) * Re (x + iy)^m and Y_l,-m = p_lm(z) * Im (x + iy)^m on the unit sphere: p and its derivative.
 LN_HD void legendre(float z, float* p, float* dp) {  // p, dp [kLegendre]
   const float zz = z * z;
-  p[0] = 0.28209479177387814f;                                                                  // 1 / sqrt(4 pi)
-  p[1] = 0.48860251190291992f * z;                                                              // l = 1
+  p[0] = 0.28209479177387814f;      // 1 / sqrt(4 pi)
+  p[1] = 0.48860251190291992f * z;  // l = 1
   p[2] = -0.48860251190291992f;
-  p[3] = 0.31539156525252005f * (3.0f * zz - 1.0f);                                             // l = 2
+  p[3] = 0.31539156525252005f * (3.0f * zz - 1.0f);  // l = 2
   p[4] = -1.09254843059207907f * z;
   p[5] = 0.54627421529603953f;
-  p[6] = 0.37317633259011540f * z * (5.0f * zz - 3.0f);                                         // l = 3
+  p[6] = 0.37317633259011540f * z * (5.0f * zz - 3.0f);  // l = 3
   p[7] = -0.45704579946446572f * (5.0f * zz - 1.0f);
   p[8] = 1.44530572132027735f * z;
   p[9] = -0.59004358992664352f;
-  p[10] = 0.10578554691520430f * (zz * (35.0f * zz - 30.0f) + 3.0f);                            // l = 4
+  p[10] = 0.10578554691520430f * (zz * (35.0f * zz - 30.0f) + 3.0f);  // l = 4
   p[11] = -0.66904654355728917f * z * (7.0f * zz - 3.0f);
   p[12] = 0.47308734787878002f * (7.0f * zz - 1.0f);
   p[13] = -1.77013076977993053f * z;
@@ -67,9 +67,9 @@ struct UnitDirection {
   }
 };
 
-// Row of spherical_harmonics: Y_lm at l^2 + l + m.
+// A row of the result: Y_lm at l^2 + l + m.
 template <int Degree>
-LN_HD void spherical_harmonics_row(const float* direction, float* out) {  // direction [3], out [Degree^2]
+LN_HD void row(const float* direction, float* out) {  // direction [3], out [Degree^2]
   const UnitDirection u(direction);
   float p[kLegendre], dp[kLegendre];
   legendre(u.z, p, dp);
@@ -88,8 +88,7 @@ LN_HD void spherical_harmonics_row(const float* direction, float* out) {  // dir
 
 // d loss / d direction from grad = d loss / d out: the gradient on the sphere over the direction's length.
 template <int Degree>
-LN_HD void spherical_harmonics_row_backward(
-    const float* grad, const float* direction, float* out) {  // grad [Degree^2], direction [3], out [3]
+LN_HD void row_backward(const float* grad, const float* direction, float* out) {  // grad [Degree^2], direction [3], out [3]
   const UnitDirection u(direction);
   float p[kLegendre], dp[kLegendre];
   legendre(u.z, p, dp);
@@ -128,4 +127,4 @@ bool for_degree(int64_t degree, const Body& body) {
   }
 }
 
-}  // namespace lightning_nerf
+}  // namespace lightning_nerf::spherical_harmonics

@@ -27,9 +27,13 @@ inline void check_float(const Tensor& t, const char* name) { check(t, ScalarType
 inline void check_int(const Tensor& t, const char* name) { check(t, ScalarType::Int, name); }
 
 template <typename T>
-const T* data(const Tensor& t) { return t.const_data_ptr<T>(); }
+const T* data(const Tensor& t) {
+  return t.const_data_ptr<T>();
+}
 template <typename T>
-T* mutable_data(const Tensor& t) { return t.mutable_data_ptr<T>(); }
+T* mutable_data(const Tensor& t) {
+  return t.mutable_data_ptr<T>();
+}
 
 // Uninitialised tensor on the device of `like`.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {

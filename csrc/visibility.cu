@@ -1,27 +1,16 @@
 #include "cuda.cuh"
-#include "pack.h"
 #include "visibility.h"
 
-namespace lightning_nerf {
+namespace lightning_nerf::visibility {
 namespace {
 
 constexpr int kLanes = 8, kEach = 2;  // lanes of one ray, samples of a lane: few idle for the usual tens of samples
-
-struct Samples {
-  const float* densities;  // [N]
-  const float* t_starts;  // [N]
-  const float* t_ends;  // [N]
-  const int32_t* offsets;  // [R + 1]
-  const float* alpha_thre;  // []
-  int64_t n_rays;
-  double log_eps;
-};
 
 // Called by a warp: the kLanes lanes of each ray look at kLanes * kEach of its samples from `begin` to `end` at a time and
 // call keep(i, rank) for each visible sample i, the rank-th of its ray. Returns how many there are. A ray that
 // ends waits for the warp's longest, because shuffles are several times slower in a warp that has parted.
 template <typename Keep>
-__device__ int scan_rays(const Samples& s, const VisibilityLimits& limits, int begin, int end, const Keep& keep) {
+__device__ int scan_rays(const Samples& s, const Limits& limits, int begin, int end, const Keep& keep) {
   const int lane = threadIdx.x & (kLanes - 1), shift = threadIdx.x & (31 & ~(kLanes - 1));
   const unsigned int mask = ((1u << kLanes) - 1u) << shift, lower = ((1u << lane) - 1u) << shift;
   double before = 0.0;  // optical depth in front of this chunk
@@ -61,13 +50,6 @@ struct KeepNothing {
   __device__ void operator()(int, int) const {}
 };
 
-struct Kept {
-  float* t_starts;  // [N']
-  float* t_ends;  // [N']
-  int32_t* ray_indices;  // [N']
-  int32_t* sources;  // [N']
-};
-
 struct KeepSample {
   const Samples& samples;
   const Kept& kept;
@@ -82,18 +64,17 @@ struct KeepSample {
   }
 };
 
-__global__ void visibility_count_kernel(
-    const Samples samples,
-    int32_t* __restrict__ counts) {  // [R]
+__global__ void count_kernel(const Samples samples,
+                             int32_t* __restrict__ counts) {  // [R]
   const int64_t r = (blockIdx.x * int64_t(blockDim.x) + threadIdx.x) / kLanes;
   const bool exists = r < samples.n_rays;
-  const VisibilityLimits limits = visibility_limits(samples.log_eps, *samples.alpha_thre);
+  const Limits limits = limits_of(samples.log_eps, *samples.alpha_thre);
   const int begin = exists ? samples.offsets[r] : 0, end = exists ? samples.offsets[r + 1] : 0;
   const int kept = scan_rays(samples, limits, begin, end, KeepNothing());
   if (exists && threadIdx.x % kLanes == 0) counts[r] = kept;
 }
 
-__global__ void visibility_write_kernel(
+__global__ void write_kernel(
     const Samples samples,
     const int32_t* __restrict__ new_offsets,  // [R + 1]
     int64_t n, const Kept kept) {
@@ -102,7 +83,7 @@ __global__ void visibility_write_kernel(
   const int64_t out = exists ? new_offsets[r] : 0, out_end = exists ? min(int64_t(new_offsets[r + 1]), n) : 0;
   const int begin = out < out_end ? samples.offsets[r] : 0;
   const KeepSample keep = {samples, kept, r, out, out_end};
-  const VisibilityLimits limits = visibility_limits(samples.log_eps, *samples.alpha_thre);
+  const Limits limits = limits_of(samples.log_eps, *samples.alpha_thre);
   if (limits.within <= 0.0) {  // no sample is too thin: the visible ones are the first of their ray, and known in number
     for (int i = threadIdx.x & (kLanes - 1); i < out_end - out; i += kLanes) keep(begin + i, i);
   } else {
@@ -115,60 +96,27 @@ __global__ void visibility_write_kernel(
   }
 }
 
-Samples make_samples(
-    const Tensor& densities, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, double early_stop_eps,
-    const Tensor& alpha_thre) {
-  check_visibility(densities, t_starts, t_ends, offsets, alpha_thre);
-  return {data<float>(densities), data<float>(t_starts), data<float>(t_ends), data<int32_t>(offsets),
-          data<float>(alpha_thre), offsets.size(0) - 1, std::log(early_stop_eps)};
-}
-
-Tensor visibility_count(
-    const Tensor& densities, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, double early_stop_eps,
-    const Tensor& alpha_thre) {
-  const Launch launch(densities);
-  const Samples samples = make_samples(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre);
-  Tensor counts = empty(densities, {samples.n_rays}, ScalarType::Int);
-  if (samples.n_rays == 0) return counts;
-  visibility_count_kernel<<<blocks(samples.n_rays * kLanes), kThreads, 0, launch.stream>>>(
-      samples, mutable_data<int32_t>(counts));
+void count(const Tensor& like, const Samples& s, int32_t* counts) {
+  const Launch launch(like);
+  if (s.n_rays == 0) return;
+  count_kernel<<<blocks(s.n_rays * kLanes), kThreads, 0, launch.stream>>>(s, counts);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return counts;
 }
 
-Survivors visibility_write(
-    const Tensor& densities, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, double early_stop_eps,
-    const Tensor& alpha_thre, const Tensor& new_offsets, int64_t n) {
-  const Launch launch(densities);
-  const Samples samples = make_samples(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre);
-  check_int(new_offsets, "new_offsets");
-  Survivors survivors = empty_survivors(densities, n);
-  if (n == 0) return survivors;
-  auto& [new_starts, new_ends, ray_indices, sources] = survivors;
-  const Kept kept = {mutable_data<float>(new_starts), mutable_data<float>(new_ends), mutable_data<int32_t>(ray_indices),
-                     mutable_data<int32_t>(sources)};
-  const unsigned int grid = samples.n_rays > 0 ? blocks(samples.n_rays * kLanes) : 1;
-  visibility_write_kernel<<<grid, kThreads, 0, launch.stream>>>(samples, data<int32_t>(new_offsets), n, kept);
+void write(const Tensor& like, const Samples& s, const int32_t* new_offsets, int64_t n, const Kept& out) {
+  const Launch launch(like);
+  if (n == 0) return;
+  const unsigned int grid = s.n_rays > 0 ? blocks(s.n_rays * kLanes) : 1;
+  write_kernel<<<grid, kThreads, 0, launch.stream>>>(s, new_offsets, n, out);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
-  return survivors;
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> visibility_pack(
-    const Tensor& densities, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets, const Tensor& kept,
-    double early_stop_eps, const Tensor& alpha_thre, int64_t capacity) {
-  check(kept, ScalarType::Bool, "kept");
-  const Tensor counts = visibility_count(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre);
-  const auto [new_offsets, new_kept] = pack_on_cuda(counts, kept, capacity);
-  const auto [new_starts, new_ends, ray_indices, sources] = visibility_write(
-      densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, new_offsets, capacity);
-  return {new_starts, new_ends, ray_indices, new_offsets, new_kept, sources};
 }
 
 }  // namespace
-}  // namespace lightning_nerf
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CUDA, m) {
-  m.impl("visibility_count", TORCH_BOX(&lightning_nerf::visibility_count));
-  m.impl("visibility_write", TORCH_BOX(&lightning_nerf::visibility_write));
-  m.impl("visibility_pack", TORCH_BOX(&lightning_nerf::visibility_pack));
+  m.impl("visibility_count", TORCH_BOX(&visibility_count<count>));
+  m.impl("visibility_write", TORCH_BOX(&visibility_write<write>));
+  m.impl("visibility_pack", TORCH_BOX((&visibility_pack<count, pack::run_on_cuda, write>)));
 }
+
+}  // namespace lightning_nerf::visibility

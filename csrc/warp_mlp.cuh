@@ -30,7 +30,9 @@ __device__ __forceinline__ uint32_t pack_pair(float low, float high, __half) {
   return *reinterpret_cast<const uint32_t*>(&pair);
 }
 template <typename T>
-__device__ __forceinline__ uint32_t pack_pair(float low, float high) { return pack_pair(low, high, T()); }
+__device__ __forceinline__ uint32_t pack_pair(float low, float high) {
+  return pack_pair(low, high, T());
+}
 
 __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __nv_bfloat16) {
   return __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&pair));
@@ -39,19 +41,19 @@ __device__ __forceinline__ float2 unpack_pair(uint32_t pair, __half) {
   return __half22float2(*reinterpret_cast<const __half2*>(&pair));
 }
 template <typename T>
-__device__ __forceinline__ float2 unpack_pair(uint32_t pair) { return unpack_pair(pair, T()); }
+__device__ __forceinline__ float2 unpack_pair(uint32_t pair) {
+  return unpack_pair(pair, T());
+}
 
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __nv_bfloat16) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1, __half) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
-      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+  asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+               : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 // Four 8 x 8 tiles; lanes 8 i to 8 i + 7 give the addresses of tile i's rows.
@@ -142,7 +144,7 @@ __device__ __forceinline__ void to_operand(Operand<N>& out, const Accumulator<N>
   for (int k = 0; k < N / 16; ++k)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float(&c)[4] = in.tile[2 * k + half];
+      const float (&c)[4] = in.tile[2 * k + half];
       out.block[k][2 * half] = pack_pair<T>(c[0], c[1]);
       out.block[k][2 * half + 1] = pack_pair<T>(c[2], c[3]);
     }
@@ -157,7 +159,7 @@ __device__ __forceinline__ void relu_to_operand(Operand<N>& out, const Accumulat
   for (int k = 0; k < N / 16; ++k)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const float(&c)[4] = in.tile[2 * k + half];
+      const float (&c)[4] = in.tile[2 * k + half];
       out.block[k][2 * half] = pack_pair<T>(relu(c[0]), relu(c[1]));
       out.block[k][2 * half + 1] = pack_pair<T>(relu(c[2]), relu(c[3]));
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 
 import torch
@@ -11,6 +12,17 @@ from torch.profiler import ProfilerActivity, profile
 from lightning_nerf.bench.table import Report
 
 _WAITS = ("Context Sync", "Stream Sync", "Event Sync", "Stream Wait")
+_OP = re.compile(r"\blightning_nerf::(\w+)(?:::|$)")
+
+
+def op_of(kernel: str) -> str | None:
+    """The op of this library that a kernel belongs to: its C++ namespace. None for a kernel of another library.
+
+    >>> op_of("void lightning_nerf::march::count_kernel<true>(lightning_nerf::march::Arguments, int*)")
+    'march'
+    """
+    found = _OP.search(kernel)
+    return found[1] if found else None
 
 
 def profiler(device: torch.device) -> profile:
@@ -34,6 +46,7 @@ def kernel_table(stopped: profile, steps: int, device: torch.device) -> list[Rep
     return [
         {
             "kernel": name,
+            "op": op_of(name),
             "calls_per_step": calls[name] / steps,
             "us_per_step": spent / steps,
             "percent": 100 * spent / total,

@@ -11,6 +11,7 @@ import torch
 
 from lightning_nerf import __main__ as entry
 from lightning_nerf.bench.cases import CASES
+from lightning_nerf.bench.kernels import op_of
 from lightning_nerf.bench.main import COMMANDS, main
 from lightning_nerf.bench.table import table, write_json
 from lightning_nerf.bench.timing import H200, Limits, Work, median_seconds
@@ -66,6 +67,20 @@ def test_ops_of_one_name() -> None:
         main(["ops", "--device=cpu", "--repeats=1", "--rays=16", "--points=16", "--only=nonsense"])
 
 
+@pytest.mark.parametrize(
+    ("kernel", "op"),
+    [
+        ("void lightning_nerf::march::count_kernel<true>(lightning_nerf::march::Arguments, int*)", "march"),
+        ("lightning_nerf::random::(anonymous namespace)::uniform_kernel(long const*, unsigned int)", "random"),
+        ("void lightning_nerf::sum_partials_kernel<lightning_nerf::fused_mlp::Layers>(float const*, int)", "fused_mlp"),
+        ("lightning_nerf::ray_loss", "ray_loss"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>(int)", None),
+    ],
+)
+def test_a_kernels_name_tells_its_op(kernel: str, op: str | None) -> None:
+    assert op_of(kernel) == op
+
+
 def test_step(scene_cache: Path) -> None:
     report = main(["step", *recipe(scene_cache, "--trainer.max_steps=60"), "--from=2", "--to=6", "--profile"])
     step = report["step"]
@@ -74,6 +89,7 @@ def test_step(scene_cache: Path) -> None:
     assert step["n_samples"] <= 1024
     assert sum(row["percent"] for row in report["kernels"]) == pytest.approx(100)
     assert any("hash_grid" in row["kernel"] for row in report["kernels"])
+    assert "hash_grid" in {row["op"] for row in report["kernels"]}
     assert [row["points"] > 0 for row in report["field"]] == [True, True]
 
 
