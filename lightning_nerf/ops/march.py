@@ -121,7 +121,8 @@ def _march(
     )
     n_levels, *resolution = occupancy.shape
     if not 1 <= n_levels <= _MAX_LEVELS or not all(1 <= cells <= _MAX_RESOLUTION for cells in resolution):
-        raise BadArgument(f"occupancy: expected 1 to 8 levels of 1 to 2**18 cells an axis, got {list(occupancy.shape)}")
+        expected = "1 to 8 levels of 1 to 2**18 cells on each axis"
+        raise BadArgument(f"occupancy: expected {expected}, got {list(occupancy.shape)}")
     if not _SMALLEST_STEP <= step_size <= _LARGEST:
         raise BadArgument(f"step_size: expected a positive float32, got {step_size}")
     if not 0 <= cone_angle <= _LARGEST:
