@@ -13,6 +13,7 @@ from lightning_nerf.argument_types import names_types
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
+from lightning_nerf.ops.transforms import is_transformed
 
 SampleFn = Callable[[Tensor, Tensor, Tensor | None], Any]
 """``fn(t_starts, t_ends, ray_indices)`` gives rgbs [..., C] and sigmas or alphas [...], and a dict of further channels."""
@@ -80,7 +81,7 @@ def rendering(
         flat_absorbers = absorbers.reshape(-1)
     starts, ends = t_starts.reshape(-1).to(dtype), t_ends.reshape(-1).to(dtype)
     intervals: dict[str, Any] = {"t_starts": starts, "t_ends": ends}
-    learned = needs_grad(starts, ends)
+    learned = needs_grad(starts, ends) or is_transformed()
     if learned:  # to the op they are constants
         flat.append(0.5 * (starts + ends)[:, None])
         if rgb_alpha_fn is None:
