@@ -251,15 +251,18 @@ def _backward(
 
 def _backward_by_reference(ctx: Any, given: list[Tensor | None]) -> list[Tensor | None]:
     """Gradients of densities, channels and background that can be differentiated again."""
-    *tensors, n_samples, background, _ = ctx.saved_tensors
-    out, opacity, depth, _, *per_sample = integrate(*tensors, 0.0, *ctx.modes, n_samples, background)
+    densities, channels, t_starts, t_ends, offsets, n_samples, background, _ = ctx.saved_tensors
+    given_alphas, given_deltas = ctx.modes
+    out, opacity, depth, _, *per_sample = integrate(
+        densities, channels, t_starts, t_ends, offsets, 0.0, given_alphas, given_deltas, n_samples, background
+    )
     pairs = [
         (value, grad)
         for value, grad in zip((out, opacity, depth, *per_sample), given, strict=True)
         if grad is not None and value.requires_grad
     ]
     values, grads = zip(*pairs, strict=True)
-    inputs = [t if t is not None and t.requires_grad else None for t in (*tensors[:2], background)]
+    inputs = [t if t is not None and t.requires_grad else None for t in (densities, channels, background)]
     learned = [t for t in inputs if t is not None]
     found = iter(torch.autograd.grad(values, learned, grads, create_graph=True, allow_unused=True))
     return [None if t is None else next(found) for t in inputs]
