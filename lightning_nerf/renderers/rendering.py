@@ -91,13 +91,14 @@ def rendering(
     rgbs, absorbers, further = _returned(name, function(t_starts, t_ends, ray_indices), t_starts)
     n_channels = rgbs.shape[-1]
     behind = None if render_bkgd is None else _background(render_bkgd, rays, n_channels, t_starts.device)
-    flat = [c.reshape(t_starts.numel(), c.shape[-1]) for c in (rgbs, *further.values())]
+    flat, flat_absorbers, starts, ends = [rgbs, *further.values()], absorbers, t_starts, t_ends
+    if t_starts.ndim > 1:
+        flat = [c.reshape(t_starts.numel(), c.shape[-1]) for c in flat]
+        flat_absorbers, starts, ends = absorbers.reshape(-1), t_starts.reshape(-1), t_ends.reshape(-1)
     dtype = _result_dtype(t_starts, t_ends, absorbers, *flat)
     if dtype is torch.float64:
-        flat_absorbers, flat = absorbers.double().reshape(-1), [c.double() for c in flat]
-    else:
-        flat_absorbers = absorbers.reshape(-1)
-    starts, ends = t_starts.reshape(-1).to(dtype), t_ends.reshape(-1).to(dtype)
+        flat_absorbers, flat = flat_absorbers.double(), [c.double() for c in flat]
+    starts, ends = starts.to(dtype), ends.to(dtype)
     intervals: dict[str, Any] = {"t_starts": starts, "t_ends": ends}
     transformed = is_transformed()
     learned = transformed or needs_grad(starts, ends)
@@ -129,10 +130,15 @@ def rendering(
         depths = depths / opacities.clamp_min(torch.finfo(torch.float32).eps)
 
     extras = {"weights": out.weights, "trans": out.trans, "alphas": out.alphas}
-    extras = {key: value.view(t_starts.shape) for key, value in extras.items() if value is not None}
+    extras = {key: value for key, value in extras.items() if value is not None} | dict(zip(further, integrals, strict=True))
+    if ray_indices is None:  # packed ones have their shapes: each view takes a microsecond
+        extras = {
+            key: value.view(*(rays if key in further else t_starts.shape), *value.shape[1:])
+            for key, value in extras.items()
+        }
+        colors, opacities, depths = (value.view(*rays, value.shape[1]) for value in (colors, opacities, depths))
     extras |= {"alphas" if rgb_sigma_fn is None else "sigmas": absorbers, "rgbs": rgbs}
-    extras |= {key: value.view(*rays, value.shape[1]) for key, value in zip(further, integrals, strict=True)}
-    return colors.view(*rays, n_channels), opacities.view(*rays, 1), depths.view(*rays, 1), extras
+    return colors, opacities, depths, extras
 
 
 def layout(
