@@ -28,7 +28,7 @@ def from_alpha(
     """Weights and transmittance, in the shape of alphas."""
     _check_samples("alphas", alphas, packed_info, ray_indices, prefix_trans)
     offsets = _offsets(alphas, packed_info, ray_indices, n_rays)
-    flat = alphas.reshape(-1)
+    flat = alphas.reshape(-1) if alphas.ndim > 1 else alphas
     out = composite_alphas(
         flat, flat.new_empty(len(flat), 0), None, None, offsets, ts=_places(flat), return_weights=True, return_trans=True
     )
@@ -53,8 +53,10 @@ def from_density(
     offsets = _offsets(sigmas, packed_info, ray_indices, n_rays)
     double = torch.float64 in (sigmas.dtype, t_starts.dtype, t_ends.dtype)
     dtype = torch.float64 if double else torch.float32
-    flat = sigmas.reshape(-1).double() if double else sigmas.reshape(-1)
-    starts, ends = t_starts.reshape(-1).to(dtype), t_ends.reshape(-1).to(dtype)
+    flat, starts, ends = sigmas, t_starts.to(dtype), t_ends.to(dtype)
+    if sigmas.ndim > 1:  # else each would be a view, which takes the host a microsecond
+        flat, starts, ends = flat.reshape(-1), starts.reshape(-1), ends.reshape(-1)
+    flat = flat.double() if double else flat
     intervals: dict[str, Any] = {"t_starts": starts, "t_ends": ends}
     if needs_grad(starts, ends) or is_transformed():
         flat, intervals = in_unit_steps(flat, starts, ends)
@@ -177,8 +179,11 @@ def _places(absorbers: Tensor) -> Tensor:
 def _with_prefix(out: Composite, shape: torch.Size, prefix_trans: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     assert out.weights is not None
     assert out.trans is not None
-    weights, trans = out.weights.view(shape), out.trans.view(shape)
+    weights, trans, alphas = out.weights, out.trans, out.alphas
+    if len(shape) > 1:
+        weights, trans = weights.view(shape), trans.view(shape)
+        alphas = None if alphas is None else alphas.view(shape)
     if prefix_trans is not None:
         prefix_trans = prefix_trans.to(trans.dtype)
         weights, trans = weights * prefix_trans, trans * prefix_trans
-    return weights, trans, None if out.alphas is None else out.alphas.view(shape)
+    return weights, trans, alphas
