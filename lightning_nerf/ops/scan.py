@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._segments import check_packed_info, ranks
+from lightning_nerf.ops.transforms import is_transformed
 
 
 def segmented_sum(
@@ -101,7 +102,7 @@ def _scan(
         check_tensor("ray_indices", ray_indices, (n,), (torch.int64, torch.int32))
         segments = ray_indices.long()
     segments = segments.contiguous()
-    if values.dtype == torch.float64:
+    if values.dtype == torch.float64 or is_transformed():
         return reference(values, segments, product, exclusive, reverse)
     out = torch.ops.lightning_nerf.scan(values.float().contiguous(), segments, product, exclusive, reverse)
     return out.to(values.dtype)
