@@ -37,6 +37,14 @@ class SceneBox(NamedTuple):
     aabb: Tensor  # [2, 3] float32, minimum and maximum corner, world units
     contraction: str = "none"
 
+    def unit_length(self) -> float:
+        """A third of the longest side, in world units: 1 for the box [-1.5, 1.5]^3. Waits for a device.
+
+        Lengths that are not given, and the density of a fresh field, are measured in it: then the unit in which a scene's
+        cameras are given does not matter.
+        """
+        return float((self.aabb[1] - self.aabb[0]).max()) / 3
+
     def affine(self) -> Tensor:
         """[2, 3], factor and summand that map the box to the unit cube, without contraction."""
         scale = 1 / (self.aabb[1] - self.aabb[0])
