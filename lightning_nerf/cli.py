@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -28,10 +29,12 @@ from lightning_nerf.cli_quiet import drop_warnings, quiet
 from lightning_nerf.cli_runs import find_latest, refused_runs_leave_nothing, require_latest
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
-from lightning_nerf.recipes import resolve_recipe
+from lightning_nerf.recipes import checked_loader, resolve_recipe
 
 # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+# For the files that a recipe or an argument names in place of a value, too.
+set_loader("yaml", checked_loader(get_loader("yaml")), exceptions=(yaml.YAMLError,))
 
 _EPILOG = """--resume (fit): go on from the newest checkpoint of this recipe's runs. --allow PACKAGE (repeatable): a
 checkpoint may name classes of this package. --ckpt_path takes a file, a run's folder (its newest checkpoint) or, in a fit,
@@ -131,7 +134,7 @@ class NeRFCLI(LightningCLI):
             if found is not None:
                 print(f"going on from {found}")
                 config.ckpt_path = str(found)
-        elif isinstance(given, (str, Path)) and given not in _KEYWORDS and "://" not in str(given):
+        elif isinstance(given, (str, Path)) and str(given).split(":")[0] not in _KEYWORDS and "://" not in str(given):
             config.ckpt_path = str(cli_words.checkpoint_in(Path(given)))
             if not Path(config.ckpt_path).is_file():
                 raise MissingFile(f"ckpt_path: no file {given}")

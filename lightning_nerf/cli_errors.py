@@ -41,6 +41,7 @@ _LIGHTNING_CHECKS = (  # what reads the Trainer's flags and checkpoints
     "lightning.fabric.utilities.seed",
     "lightning.pytorch.trainer.connectors.accelerator_connector",
 )
+_LONGEST = 300  # of a reason: some repeat the whole value, which may be a whole model
 _LOGGERS = ("lightning.pytorch.loggers.", "lightning.fabric.loggers.")
 # A full disk, a read-only folder and the like: of the machine, wherever it is noticed.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -68,7 +69,10 @@ class BriefParser(LightningArgumentParser):
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         """Parse, and know afterwards what was typed."""
         self.typed = sys.argv[1:] if args is None else args
-        return super().parse_args(args, *others, **options)
+        try:
+            return super().parse_args(args, *others, **options)
+        except UnicodeDecodeError as error:
+            self.error(f"a file that the configuration names is no UTF-8 text ({error.reason}, byte {error.start})", error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with code 2, or raise where the parser was told to."""
@@ -118,7 +122,10 @@ def brief(message: str, keys: Iterable[str] = ()) -> str:
             where = ".".join(key for _, key in path)
             with suppress(Exception):  # a name that a user made up leads anywhere; the reason itself says enough
                 text = _explained(text, class_path, keys)
+            text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
             reasons.append(f"{where}: {text}" if where else text)
+    if not reasons and path:
+        reasons.append(f"{'.'.join(key for _, key in path)}: expected a class, as class_path and init_args")
     return "\n  ".join(dict.fromkeys(reasons)) or message
 
 
@@ -160,7 +167,8 @@ def _arguments(class_path: str) -> list[str]:
     """Of the constructor, and of those that it may hand others on to."""
     module, _, name = class_path.rpartition(".")
     kinds = getattr(getattr(importlib.import_module(module), name, None), "__mro__", ())
-    return [argument for kind in kinds[:-1] for argument in inspect.signature(kind.__init__).parameters]
+    parameters = [p for kind in kinds[:-1] for p in list(inspect.signature(kind.__init__).parameters.values())[1:]]
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _names(module: str) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-MAX_BYTES, MAX_NODES, MAX_DEPTH = 2**18, 5000, 50  # a run's whole config.yaml: 10 kB, 300 nodes, 8 levels
+MAX_SIZE, MAX_NODES, MAX_DEPTH = 2**18, 5000, 50  # a run's whole config.yaml: 10 kB, 300 nodes, 8 levels
 
 
 def recipes_folder() -> Path:
@@ -28,7 +30,8 @@ def resolve_recipe(name: str) -> str:
         ValueError: the file is no recipe, see :func:`check_recipe`.
     """
     if _is_file(name):
-        check_recipe(name, Path(name).read_bytes())
+        with open(name, "rb") as file:
+            check_recipe(name, file.read(4 * MAX_SIZE + 1))
         return name
     shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
     if _is_file(str(shipped)):
@@ -42,8 +45,6 @@ def resolve_recipe(name: str) -> str:
 def check_recipe(name: str, content: bytes) -> None:
     """Refuse a file whose reading could fail without a reason or never end.
 
-    Aliases count as what they stand for: a few lines of them can stand for billions of values.
-
     Raises:
         ValueError: it is too large, no UTF-8 text, no YAML, nested too deeply, or holds no keys.
     """
@@ -51,27 +52,56 @@ def check_recipe(name: str, content: bytes) -> None:
 
     from lightning_nerf.checks import BadArgument
 
-    def refusal(got: str) -> BadArgument:
-        return BadArgument(f"config {name!r}: expected a recipe in YAML, got {got}")
-
-    if len(content) > MAX_BYTES:
-        raise refusal(f"{len(content)} bytes, more than {MAX_BYTES}")
+    what = f"config {name!r}: expected a recipe in YAML, got"
     try:
         text = content.decode("utf-8-sig")
-        # The parser in Python: libyaml's gives the same events, and is not there on all machines.
-        nodes, is_mapping = _count_nodes(yaml.parse(text, Loader=yaml.SafeLoader))
+        is_mapping = check_text(text, what)
     except UnicodeDecodeError as error:
-        raise refusal(f"a file that is no UTF-8 text (byte {error.start})") from error
+        raise BadArgument(f"{what} a file that is no UTF-8 text (byte {error.start})") from error
     except yaml.MarkedYAMLError as error:
         where = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
-        raise refusal(f"an error{where}: {error.problem or error.context}") from error
-    except (yaml.YAMLError, ValueError) as error:
-        raise refusal(str(error).split("\n")[0]) from error
-    if nodes and not is_mapping:
-        raise refusal("a text without keys")
+        raise BadArgument(f"{what} an error{where}: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise BadArgument(f"{what} {str(error).splitlines()[0]}") from error
+    if not is_mapping:
+        raise BadArgument(f"{what} a text without keys")
 
 
-def _count_nodes(events: object) -> tuple[int, bool]:
+def check_text(text: str, what: str = "a value: expected YAML, got") -> bool:
+    """Refuse a text in YAML that would take too long; is it empty or a mapping?
+
+    Aliases count as what they stand for: a few lines of them can stand for billions of values.
+
+    Raises:
+        ValueError: it is too large, or nested too deeply.
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml
+
+    from lightning_nerf.checks import BadArgument
+
+    if len(text) > MAX_SIZE:
+        raise BadArgument(f"{what} {len(text)} characters, more than {MAX_SIZE}")
+    try:
+        # The parser in Python: libyaml's gives the same events, and is not there on all machines.
+        count, is_mapping = _count_nodes(yaml.parse(text, Loader=yaml.SafeLoader))
+    except ValueError as error:
+        raise BadArgument(f"{what} {error}") from error
+    return is_mapping or count == 0
+
+
+def checked_loader(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A loader of YAML that refuses what :func:`check_text` refuses; short texts need no check."""
+
+    def load_checked(text: str) -> Any:
+        if len(text) > 200 or "*" in text:
+            check_text(text)
+        return load(text)
+
+    return load_checked
+
+
+def _count_nodes(events: Any) -> tuple[int, bool]:
     """Nodes of a document with its aliases written out, and whether it is a mapping.
 
     Raises:
@@ -82,7 +112,7 @@ def _count_nodes(events: object) -> tuple[int, bool]:
     sizes: dict[str, int] = {}
     open_nodes: list[tuple[str | None, int]] = []  # the anchor of each, and the count at its start
     count, is_mapping = 0, False
-    for event in events:  # type: ignore[attr-defined]
+    for event in events:
         if isinstance(event, yaml.AliasEvent):
             if any(anchor == event.anchor for anchor, _ in open_nodes):
                 raise ValueError(f"an alias, *{event.anchor}, within what it stands for")

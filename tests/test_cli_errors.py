@@ -32,6 +32,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> SystemExit:
         ("--model.samples_per_stp=3", "model: lightning_nerf.modules.InstantNGP has no argument 'samples_per_stp'; did you"
          " mean 'samples_per_step'?"),
         ("--trainer.max_stepz=3", "no key 'trainer.max_stepz'; did you mean 'trainer.max_steps'?"),
+        ("--model.field=[1]", "model.field: expected a class, as class_path and init_args"),
         ("--model.field=InstantNGPFeild", "model.field: no class 'InstantNGPFeild'; did you mean 'InstantNGPField'?"),
         ("--data=lightning_nref.data.BlenderData", "data: class_path 'lightning_nref.data.BlenderData': No module named"
          " 'lightning_nref'; did you mean 'lightning_nerf'?"),

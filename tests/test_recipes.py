@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from lightning_nerf.checks import BadArgument
-from lightning_nerf.recipes import MAX_BYTES, check_recipe, recipe_names, resolve_recipe
+from lightning_nerf.cli import build
+from lightning_nerf.cli_errors import refusals_in_a_line
+from lightning_nerf.recipes import MAX_SIZE, check_recipe, recipe_names, resolve_recipe
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
@@ -33,7 +35,7 @@ MERGES = "m0: &m0 {a: 1}\n" + "".join(f"m{i}: &m{i} {{<<: [{', '.join([f'*m{i - 
         (b"a: *b\n", ""),
         (b"just words", "a text without keys"),
         (b"- 1\n- 2\n", "a text without keys"),
-        (b"#" * (MAX_BYTES + 1), f"{MAX_BYTES + 1} bytes, more than {MAX_BYTES}"),
+        (b"#" * (MAX_SIZE + 1), f"{MAX_SIZE + 1} characters, more than {MAX_SIZE}"),
     ],
     ids=range(17),
 )  # fmt: skip
@@ -48,6 +50,25 @@ def test_what_is_no_recipe_is_refused_soon(content: bytes, said: str, tmp_path: 
         assert said in str(caught.value)
         assert "\n" not in str(caught.value)
     assert time.perf_counter() - started < 10
+
+
+@pytest.mark.parametrize("content", [BOMB.encode(), b"[" * 50_000, b"\x00\x01\xff", b"a: {", b"x"], ids=range(5))
+@pytest.mark.parametrize("key", ["trainer", "model", "data", "trainer.logger", "model.field"])
+def test_a_file_that_a_recipe_or_an_argument_names_is_refused_soon(
+    content: bytes, key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("part.yaml").write_bytes(content)
+    *parents, last = key.split(".")
+    Path("recipe.yaml").write_text(f"{parents[0]}: {{{last}: part.yaml}}" if parents else f"{last}: part.yaml")
+    for words in (["-c", "recipe.yaml"], [f"--{key}", "part.yaml"]):
+        started = time.perf_counter()
+        with pytest.raises(SystemExit) as caught, refusals_in_a_line():
+            build(["-c", "synthetic/instant_ngp", *words])
+        said = f"{capsys.readouterr().err}{caught.value.code}"
+        assert said.startswith("lightning-nerf: ")
+        assert len(said) < 2000
+        assert time.perf_counter() - started < 10
 
 
 @pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "", "/dev/zero", "."])
