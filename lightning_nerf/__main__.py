@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from lightning_nerf.cli_words import TRAINER_COMMANDS, nearest, refuse
@@ -51,7 +52,8 @@ def run(command: str) -> None:
     try:
         importlib.import_module(COMMANDS.get(command, "lightning_nerf.cli")).main()
     except KeyboardInterrupt:
-        print(f"\nlightning-nerf {command}: interrupted", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of a fit's processes the first one speaks
+            print(f"\nlightning-nerf {command}: interrupted", file=sys.stderr)
         sys.exit(130)
 
 

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from lightning_nerf.callbacks.progress import NeRFProgressBar
 from lightning_nerf.callbacks.run_folder import check_run_folder, run_folder
 from lightning_nerf.checks import BadArgument, MissingFile, check_integer
 from lightning_nerf.cli_errors import BriefParser, refusals_in_a_line
-from lightning_nerf.cli_quiet import drop_warnings, quiet
+from lightning_nerf.cli_quiet import quiet
 from lightning_nerf.cli_runs import find_latest, refused_runs_leave_nothing, require_latest
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
@@ -249,10 +248,8 @@ def main(args: Sequence[str] | None = None) -> NeRFCLI:
     """Entry point of ``lightning-nerf`` and ``python -m lightning_nerf``."""
     typed = cli_words.read(sys.argv[1:] if args is None else args)
     with quiet(), refusals_in_a_line():
-        arguments = resolve_arguments(typed.words)
-        if args is None:  # LightningCLI warns where it is given arguments beside the command line's
-            sys.argv[1:] = arguments
-        return _command_line(args=None if args is None else arguments, typed=typed)
+        # sys.argv stays as it was typed: further processes of a fit are started with it.
+        return _command_line(args=resolve_arguments(typed.words), typed=typed)
 
 
 def build(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NeRFCLI:
@@ -265,14 +262,12 @@ def build(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NeRFCLI:
     Raises:
         FileNotFoundError: no such recipe.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+    with quiet():
         words = resolve_arguments(cli_words.configs_first(args))
         return _command_line(args=words, run=False, trainer_defaults={"callbacks": list(callbacks)})
 
 
 def _command_line(trainer_defaults: dict[str, Any] | None = None, **options: Any) -> NeRFCLI:
-    drop_warnings()
     return NeRFCLI(
         NeRFModule,
         NeRFDataModule,

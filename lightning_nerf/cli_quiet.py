@@ -11,6 +11,7 @@ _LINES = ("💡 Tip", "TPU available: False", "HPU available: False", "IPU avail
 _WARNINGS = (
     r".*does not have many workers",  # the loaders hand out step and view numbers: more workers only add processes
     r"`isinstance\(treespec, LeafSpec\)` is deprecated",  # Lightning 2.6 on torch 2.13
+    r"LightningCLI's args parameter is intended",  # it gets what was typed, in another order
     r"The dirpath has changed from",  # a resumed fit writes into a folder of its own, as the documentation says
 )
 _LOGGERS = ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.signal_connector")
@@ -24,17 +25,12 @@ def quiet() -> Iterator[None]:
         logger.addFilter(_is_wanted)
     try:
         with warnings.catch_warnings():
-            drop_warnings()
+            for message in _WARNINGS:
+                warnings.filterwarnings("ignore", message=message)
             yield
     finally:
         for logger in loggers:
             logger.removeFilter(_is_wanted)
-
-
-def drop_warnings() -> None:
-    """The warnings' part of :func:`quiet`, for good."""
-    for message in _WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
 
 
 def _is_wanted(record: logging.LogRecord) -> bool:

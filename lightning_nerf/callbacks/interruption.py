@@ -36,6 +36,7 @@ class Interruption(L.Callback):
     received: int | None = None
     path: Path | None = None
     _stepping: L.Trainer | None = None  # the Trainer between the start and the end of training
+    _listens = False
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -44,15 +45,21 @@ class Interruption(L.Callback):
             yield
             return
         former = {number: signal.signal(number, self._receive) for number in (signal.SIGINT, signal.SIGTERM)}
+        self._listens = True
         try:
             yield
         finally:
+            self._listens = False
             for number, handler in former.items():
                 signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From now on a signal waits for the end of the step."""
         self._stepping = trainer
+        if self._listens:  # in place of Lightning's handler: it tells each process by itself, and they may stop steps apart
+            signal.signal(signal.SIGTERM, self._receive)
+        if trainer.world_size > 1:
+            self._stop_together(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """From now on it does not."""
@@ -61,6 +68,8 @@ class Interruption(L.Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """Write the checkpoint, if a fit is ended by a signal."""
         self._stepping = None
+        if self.received is None and isinstance(exception, SIGTERMException):
+            self.received = signal.SIGTERM  # that the first process received
         is_fit = trainer.state.fn == TrainerFn.FITTING and not trainer.fast_dev_run  # type: ignore[attr-defined]
         if not isinstance(exception, SIGTERMException) or not is_fit or not trainer.global_step:
             return
@@ -76,6 +85,20 @@ class Interruption(L.Callback):
         trainer = self._stepping
         if trainer is None or not trainer.training:
             raise SIGTERMException
-        if trainer.is_global_zero:
-            # The loop reads it behind each step, and the first process's for all. Lightning has no public name for it.
+        if trainer.world_size == 1:
+            # Read by the loop behind each step. Lightning has no public name for it.
             trainer._signal_connector.received_sigterm = True
+
+    def _stop_together(self, trainer: L.Trainer) -> None:
+        """Have all processes stop in front of the same step: where Lightning asks the first one whether to."""
+        loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
+        ask = getattr(loop, "_broadcast_sigterm_tensor", None)  # since Lightning 2.6
+        if ask is None:
+            return
+
+        def ask_with_ours() -> None:
+            connector.received_sigterm = self.received is not None
+            ask()  # raises if so, unless the strategy asks seldom
+            connector.received_sigterm = False  # else the loop would stop this process alone
+
+        vars(loop)["_broadcast_sigterm_tensor"] = ask_with_ours

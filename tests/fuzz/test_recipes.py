@@ -196,3 +196,5 @@ if __name__ == "__main__":
         for i in range(first, first + count):
             if answer := attempt(i, Path(place)):
                 print(f"== {i}\n{answer}", flush=True)
+            if i % 100 == 99:
+                print(f"{i + 1 - first} recipes", flush=True)
