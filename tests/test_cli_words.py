@@ -11,6 +11,7 @@ import pytest
 from lightning_nerf import __version__, cli_words
 from lightning_nerf.__main__ import COMMANDS, main
 from lightning_nerf.cli_words import TRAINER_COMMANDS, Typed, checkpoint_in, configs_first, one_of, read
+from lightning_nerf.render.main import parse as parse_render
 
 RECIPE = "synthetic/instant_ngp"
 
@@ -101,6 +102,22 @@ def test_of_several_checkpoints_the_newest_is_taken(tmp_path: Path, capsys: pyte
     with pytest.raises(SystemExit):
         checkpoint_in(write(tmp_path / "none/x.txt", 1).parent)
     assert "expected a checkpoint or a folder that holds one" in capsys.readouterr().err
+
+
+def test_render_takes_a_runs_folder_and_several_checkpoints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    new, old = write(tmp_path / "run/checkpoints/a.ckpt", 200), write(tmp_path / "run/checkpoints/b.ckpt", 100)
+    for words in (
+        [str(tmp_path / "run")], [str(old), str(new)], ["--ckpt", str(old), str(new)], [f"--ckpt={tmp_path / 'run'}"],
+    ):  # fmt: skip
+        options, rest = parse_render([*words, "--path", "orbit", "--data.root", "x"])
+        assert options.ckpt == new
+        assert options.path == "orbit"
+        assert rest == ["--data.root", "x"]
+    assert parse_render([str(old)])[0].ckpt == old
+    assert parse_render(["--path", "orbit"])[0].ckpt is None
+    with pytest.raises(SystemExit):
+        parse_render([str(old), "--ckpt", str(new)])
+    assert "the checkpoint is given twice" in capsys.readouterr().err
 
 
 def run_main(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:

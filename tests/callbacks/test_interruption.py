@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -113,3 +114,21 @@ def test_before_the_first_step_a_signal_ends_the_run_without_a_checkpoint(
         fit(tmp_path, scene_cache, interruption, Sends(signal.SIGTERM, hook, 0))
     assert interruption.path is None
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_of_several_processes_the_first_one_stops_where_it_tells_the_others() -> None:
+    """Behind its step it would stop alone: there the flag has to be down."""
+    asked: list[bool] = []
+    connector = SimpleNamespace(received_sigterm=False)
+    loop = SimpleNamespace(_broadcast_sigterm_tensor=lambda: asked.append(connector.received_sigterm))
+    run: Any = SimpleNamespace(
+        world_size=2, training=True, fit_loop=SimpleNamespace(epoch_loop=loop), _signal_connector=connector
+    )
+    interruption = Interruption()
+    interruption.on_train_start(run, tiny_module())
+    loop._broadcast_sigterm_tensor()
+    interruption._receive(signal.SIGINT, None)
+    assert not connector.received_sigterm
+    loop._broadcast_sigterm_tensor()
+    assert asked == [False, True]
+    assert not connector.received_sigterm
