@@ -40,10 +40,12 @@ checkpoint may name classes of this package. --ckpt_path takes a file, a run's f
 "last": as --resume, or from the beginning if there is none."""
 _KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes in place of a checkpoint's path
 _LEAST = {  # of settings that Lightning does not check: the least value of each
+    "max_steps": -1,
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "log_every_n_steps": 0,
 }
+_NEVER_NONE = ("max_steps", "accumulate_grad_batches")  # a recipe's null passes as "not given"
 
 
 def resolve_arguments(args: Sequence[str]) -> list[str]:
@@ -104,7 +106,8 @@ class NeRFCLI(LightningCLI):
         if not isinstance(seed, bool) and seed is not None:
             check_integer("seed_everything", seed, 0, 2**32 - 1)
         for name, least in _LEAST.items():
-            if (value := config.trainer.get(name)) is not None:
+            value = config.trainer.get(name)
+            if value is not None or name in _NEVER_NONE:
                 check_integer(f"trainer.{name}", value, least)
 
     def _parse_ckpt_path(self) -> None:

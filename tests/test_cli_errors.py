@@ -69,6 +69,7 @@ def test_no_key_of_another_command_is_suggested(
         ("--model.estimator.step_size=0", "step_size: expected a number in (0, inf), got 0.0"),  # wrapped by jsonargparse
         ("--trainer.devices=0", "`Trainer(devices='0')` value is not a valid input"),
         ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: expected an integer >= 1, got 0"),
+        ("--trainer.max_steps=-2", "trainer.max_steps: expected an integer >= -1, got -2"),
         ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: expected an integer >= 1, got 0"),
         ("--trainer.log_every_n_steps=-1", "trainer.log_every_n_steps: expected an integer >= 0, got -1"),
         ("--seed_everything=-1", "seed_everything: expected an integer from 0 to 4294967295, got -1"),
@@ -84,6 +85,14 @@ def test_a_wrong_value_is_one_line(argument: str, message: str, tmp_path: Path, 
     assert text.startswith("lightning-nerf: ")
     assert message in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("key", ["max_steps", "accumulate_grad_batches"])
+def test_a_recipes_null_is_one_line(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nulls.yaml").write_text(f"trainer: {{{key}: null}}\n")
+    text = str(fit(monkeypatch, "-c", str(tmp_path / "nulls.yaml")).code)
+    assert text.startswith(f"lightning-nerf: trainer.{key}: expected an integer >= ")
+    assert text.endswith(", got None")
 
 
 @pytest.mark.parametrize("logger", ["CSVLogger", "WandbLogger"])
