@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -13,6 +13,7 @@ import lightning as L
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.run_folder import run_folder
 
 
@@ -86,19 +87,14 @@ class Interruption(L.Callback):
         if trainer is None or not trainer.training:
             raise SIGTERMException
         if trainer.world_size == 1:
-            # Read by the loop behind each step. Lightning has no public name for it.
-            trainer._signal_connector.received_sigterm = True
+            lightning_names.set_received_sigterm(trainer, True)
 
     def _stop_together(self, trainer: L.Trainer) -> None:
         """Have all processes stop in front of the same step: where Lightning asks the first one whether to."""
-        loop, connector = trainer.fit_loop.epoch_loop, trainer._signal_connector
-        ask = getattr(loop, "_broadcast_sigterm_tensor", None)  # since Lightning 2.6
-        if ask is None:
-            return
 
-        def ask_with_ours() -> None:
-            connector.received_sigterm = self.received is not None
+        def ask_with_ours(ask: Callable[[], None]) -> None:
+            lightning_names.set_received_sigterm(trainer, self.received is not None)
             ask()  # raises if so, unless the strategy asks seldom
-            connector.received_sigterm = False  # else the loop would stop this process alone
+            lightning_names.set_received_sigterm(trainer, False)  # else the loop would stop this process alone
 
-        vars(loop)["_broadcast_sigterm_tensor"] = ask_with_ours
+        lightning_names.ask_for_sigterm_through(trainer, ask_with_ours)
