@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 from lightning.pytorch.utilities import rank_zero_info
@@ -74,6 +76,16 @@ class SyntheticScene(BlenderData):
         self.resolution = resolution
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
         self.seed = seed
+
+    @classmethod
+    def arguments_of_file(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Keep a recorded ``cache_dir`` only where the scene already lies there: then nothing is written to it."""
+        names = inspect.signature(SyntheticScene.__init__).parameters
+        try:
+            scene = SyntheticScene(**{name: value for name, value in arguments.items() if name in names})
+        except (TypeError, ValueError, OSError):
+            return super().arguments_of_file(arguments)
+        return arguments if scene.root.is_dir() else super().arguments_of_file(arguments)
 
     @property
     def scene_name(self) -> str:
