@@ -16,6 +16,8 @@ from torch.optim import Optimizer
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.callbacks.resume import CheckedResume
+from lightning_nerf.callbacks.wandb_run import WandbRun
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
 from lightning_nerf.data.views import Views, checked_batch, image_rays, image_truth
@@ -151,7 +153,7 @@ class NeRFModule(SteppedModule):
     def configure_callbacks(self) -> list[Callback]:
         """What training needs, unless the user brought it: grid updates, the ray budget, averaged weights."""
         given = {type(c) for c in self.trainer.callbacks}  # type: ignore[attr-defined]
-        kinds: list[type[Callback]] = [OccupancyGridUpdate, RayBudget]
+        kinds: list[type[Callback]] = [OccupancyGridUpdate, RayBudget, CheckedResume, WandbRun]
         if self._optimizer is adam:  # another optimizer may keep no average
             kinds.append(EMAWeights)
         return [kind() for kind in kinds if not any(issubclass(g, kind) for g in given)]
