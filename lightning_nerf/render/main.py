@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lightning_nerf.checkpoint_io import is_url
 from lightning_nerf.checks import BadArgument, MissingFile
 from lightning_nerf.cli_errors import refusals_in_a_line, unknown
 from lightning_nerf.data.base import BACKGROUNDS
@@ -40,7 +41,7 @@ def main(args: Sequence[str] | None = None) -> list[Path]:
     with refusals_in_a_line("lightning-nerf render"):
         check(options)
         try:
-            scene = load(options.ckpt, options.config, rest)
+            scene = load(options.ckpt, options.config, rest, options.allow)
             views, names = choose_views(options, scene)
         except FileNotFoundError as error:
             if options.config or str(error).startswith("--"):
@@ -63,7 +64,9 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     add("-c", "--config", action="append", default=[], metavar="RECIPE", help="a recipe's short name or file; repeatable")
-    add("--ckpt", type=Path, metavar="CKPT", help="the checkpoint with the weights")
+    add("--ckpt", metavar="CKPT", help="the checkpoint with the weights: a file, or a URL")
+    add("--allow", action="append", default=[], metavar="PACKAGE", help="""a package whose classes the checkpoint may name;
+        repeatable. Without it a checkpoint is made of this package's classes alone""")  # fmt: skip
     add("--path", default="test", metavar="test|orbit|spiral|FILE.json", help="""the cameras: held-out views (default); a
         turn around the scene that loops; two turns that rise from the lowest training camera to the highest; or the
         cameras of a transforms.json, whose pictures need not exist""")  # fmt: skip
@@ -95,7 +98,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if positional and options.ckpt is not None:
         parser.error(f"--ckpt: the checkpoint is given twice, as {positional[0]} and as {options.ckpt}")
     if positional:
-        options.ckpt = Path(positional[0])
+        options.ckpt = positional[0]
     if options.out is None:
         options.out = Path("renders", Path(options.path).stem)
     return options, rest
@@ -105,7 +108,7 @@ def check(options: argparse.Namespace) -> None:
     """What can be said before anything is loaded."""
     if options.ckpt is None:
         raise BadArgument("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
-    if not options.ckpt.is_file():
+    if not is_url(options.ckpt) and not Path(options.ckpt).is_file():
         raise MissingFile(f"--ckpt: no file {options.ckpt}")
     if options.path not in ("test", "orbit", "spiral"):
         if not options.path.endswith(".json"):
