@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -60,38 +61,40 @@ def check_sections(content: Mapping[str, Any]) -> None:
             raise BadArgument(f"{name}: expected names as keys, got {odd!r:.100}")
 
 
-def resembling(value: Any, model: Any, name: str, *, more: Callable[[str], bool] = lambda name: False) -> Any:
+def resembling(value: Any, model: Any, name: str) -> Any:
     """``value`` in the structure of ``model``: a dict with its keys, and numbers where it has numbers.
 
     Args:
         value: of a checkpoint.
         model: what the part that is to take ``value`` says of itself now; None stands for anything plain.
         name: of ``value`` in messages.
-        more: whether a dict of this name may have keys beyond the model's. Elsewhere they are left out: what takes the
-            value would set attributes by them. A key that is missing gets the model's value.
+
+    Keys beyond the model's are left out: what takes the value may set attributes by them. A missing key gets the model's.
 
     Raises:
         BadArgument: something is of another kind.
     """
     if isinstance(model, dict):
         _expect(isinstance(value, dict), name, "a dict", value)
-        own = {key: resembling(value.get(key, m), m, f"{name}.{key}", more=more) for key, m in model.items()}
-        return {**value, **own} if more(name) else own
+        return {key: resembling(value.get(key, m), m, f"{name}.{key}") for key, m in model.items()}
     if isinstance(model, (list, tuple)):
         _expect(isinstance(value, (list, tuple)) and len(value) == len(model), name, f"{len(model)} values", value)
         pairs = zip(value, model, strict=True)
-        return type(model)(resembling(v, m, f"{name}[{i}]", more=more) for i, (v, m) in enumerate(pairs))
+        return type(model)(resembling(v, m, f"{name}[{i}]") for i, (v, m) in enumerate(pairs))
     if isinstance(model, bool):
         _expect(isinstance(value, bool), name, "true or false", value)
+    elif isinstance(model, float) and isinstance(value, Tensor):
+        _expect(value.numel() == 1, name, "a number", value)
     elif isinstance(model, (int, float)):
         _expect(isinstance(value, (int, float)) and not isinstance(value, bool), name, "a number", value)
-        _expect(abs(value) <= 2**53, name, "a number that is not NaN or beyond 2^53", value)
+        unbounded = model in (math.inf, -math.inf) and value == value  # such as the best of no values
+        _expect(abs(value) <= 2**53 or unbounded, name, "a number that is not NaN or beyond 2^53", value)
         _expect(isinstance(value, int) or isinstance(model, float), name, "an integer", value)
-        _expect(value >= 0 or not isinstance(model, int), name, "a number >= 0", value)
+        _expect(value >= 0 or model < 0 or isinstance(model, float), name, "a number >= 0", value)
     elif isinstance(model, str):
         _expect(isinstance(value, str), name, "a string", value)
     elif isinstance(model, Tensor):
-        _expect(isinstance(value, (Tensor, int, float)), name, "a tensor or a number", value)
+        _expect(isinstance(value, Tensor) and value.numel() == model.numel(), name, "a tensor of its size", value)
     return value
 
 

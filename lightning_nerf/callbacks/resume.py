@@ -185,9 +185,9 @@ def check_training_state(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None
         _check_optimizer(optimizer, checkpoint["optimizer_states"][i], f"optimizer_states[{i}]")
     for i, config in enumerate(configs):
         name, scheduler = f"lr_schedulers[{i}]", config.scheduler
-        state = resembling(checkpoint["lr_schedulers"][i], scheduler.state_dict(), name)
+        state = _scheduler_state(checkpoint["lr_schedulers"][i], scheduler.state_dict(), name)
         with _refusing(name):
-            copy.deepcopy(scheduler).load_state_dict(copy.deepcopy(state))
+            scheduler.load_state_dict(copy.deepcopy(state))
         checkpoint["lr_schedulers"][i] = state
 
 
@@ -216,9 +216,27 @@ def _check_optimizer(optimizer: Optimizer, state: Any, name: str) -> None:
         resembling(group, numbers, f"{name}.param_groups[{i}]")
 
 
+def _scheduler_state(state: Any, own: dict[str, Any], name: str) -> dict[str, Any]:
+    """A scheduler's state with the keys that it has itself. Settings such as milestones may be other ones."""
+    if not isinstance(state, dict):
+        raise BadArgument(f"{name}: expected a dict, got {type(state).__name__}")
+    kept: dict[str, Any] = {}
+    for key, model in own.items():
+        value = state.get(key, model)
+        if key not in ("last_epoch", "_step_count"):
+            model = _float(model)
+        if isinstance(model, (bool, int, float, str)) or (isinstance(model, list) and all(type(m) is float for m in model)):
+            value = resembling(value, model, f"{name}.{key}")
+        elif model is not None and type(value) is not type(model):
+            raise BadArgument(f"{name}.{key}: expected a {type(model).__name__}, got {type(value).__name__}")
+        kept[key] = value
+    return kept
+
+
 def _float(value: Any) -> Any:
     """A learning rate may have been an integer."""
-    return float(value) if type(value) is int else tuple(map(_float, value)) if isinstance(value, tuple) else value
+    many = isinstance(value, (list, tuple))
+    return float(value) if type(value) is int else type(value)(map(_float, value)) if many else value
 
 
 def _check_weight(state: Any, weight: Tensor, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import warnings
 from collections.abc import Callable
@@ -13,8 +14,18 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.demos.boring_classes import BoringModel
+from torch.optim.lr_scheduler import (
+    ConstantLR,
+    CosineAnnealingWarmRestarts,
+    LambdaLR,
+    LinearLR,
+    MultiStepLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
 from lightning_nerf.callbacks.resume import CheckedResume, is_within
+from lightning_nerf.checkpoint_content import resembling
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.estimators import OccupancyGrid
@@ -322,6 +333,38 @@ def test_keys_that_no_loop_and_no_schedule_has_are_left_out(run: Path, tmp_path:
     stop = EarlyStopping("score", patience=100)
     fit = fitted(tmp_path, scene_cache, 4, callbacks=[stop], ckpt_path=tmp_path / "it.ckpt")
     assert fit.global_step == 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        functools.partial(MultiStepLR, milestones=[1, 3]),
+        functools.partial(LambdaLR, lr_lambda=lambda step: 0.5**step),
+        lambda o: SequentialLR(o, [LinearLR(o, total_iters=2), ConstantLR(o)], milestones=[2]),
+        functools.partial(OneCycleLR, max_lr=0.1, total_steps=9),
+        functools.partial(CosineAnnealingWarmRestarts, T_0=2),
+    ],
+)
+@pytest.mark.parametrize("rate", [1, 0.5])
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+def test_torchs_schedulers_go_on_where_they_were(tmp_path: Path, scene_cache: Path, make: Any, rate: float) -> None:
+    rates: list[list[float]] = []
+    for steps, ckpt_path in ((6, None), (3, None), (6, tmp_path / "3.ckpt")):
+        optimizer: Any = functools.partial(SGD, lr=rate)
+        fit = trainer(tmp_path, max_steps=steps)
+        fit.fit(tiny_module(optimizer=optimizer, lr_scheduler=make), tiny_scene(scene_cache), ckpt_path=ckpt_path)
+        fit.save_checkpoint(tmp_path / f"{steps}.ckpt")
+        rates.append(fit.lr_scheduler_configs[0].scheduler.get_last_lr())
+    assert rates[0] == rates[2]
+
+
+def test_the_best_of_no_values_is_infinite() -> None:
+    best = {"best": float("inf"), "sentinel": -1}
+    assert resembling({"best": 0.5, "sentinel": 3}, best, "x") == {"best": 0.5, "sentinel": 3}
+    assert resembling(dict(best), best, "x") == best
+    for odd in (float("nan"), "x", None):
+        with pytest.raises(BadArgument, match=r"x\.best: expected a number"):
+            resembling({"best": odd}, best, "x")
 
 
 def test_another_optimizers_state_is_taken_or_refused_as_before(tmp_path: Path, scene_cache: Path) -> None:
