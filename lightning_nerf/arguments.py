@@ -119,7 +119,9 @@ class _Builder:
             return self.named(target, path, name)
         arguments = _arguments(value, name)
         if is_for_training(target):
-            self.check_names(target, arguments, name)
+            supplied = self.check_names(target, arguments, name)[0].name
+            if supplied in arguments:
+                raise BadArgument(f"{name}.{supplied}: expected none, since it is given later")
             return functools.partial(target, **{k: self.made(v, f"{name}.{k}") for k, v in arguments.items()})
         if not (inspect.isclass(target) and issubclass(target, Recorded)):
             raise BadArgument(f"{name}: expected a field, estimator, renderer, optimizer or the like, got {path!r}")
@@ -131,7 +133,8 @@ class _Builder:
             return target
         if not inspect.isclass(target):
             raise BadArgument(f"{name}: the checkpoint names {path!r}; functions are never taken from one; {_advice(name)}")
-        own = issubclass(target, (Recorded, Optimizer, LRScheduler, enum.Enum)) or _is_in(target.__module__, _OURS)
+        layer = issubclass(target, torch.nn.Module) and _is_in(target.__module__, ("torch.nn",))
+        own = layer or issubclass(target, (Recorded, Optimizer, LRScheduler, enum.Enum))
         if not own and not _is_in(target.__module__, self.allow):
             raise BadArgument(f"{name}: the checkpoint names the class {path!r}, which it may not; {_advice(name)}")
         return target

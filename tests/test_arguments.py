@@ -195,7 +195,14 @@ def test_a_constructors_own_function_is_its_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["subprocess.Popen", "tempfile.TemporaryDirectory", "pathlib.Path", "lightning_nerf.files.Path"]
+    "path",
+    [
+        "subprocess.Popen",
+        "tempfile.TemporaryDirectory",
+        "lightning_nerf.cli.NeRFCLI",
+        "pathlib.Path",
+        "lightning_nerf.files.Path",
+    ],
 )
 def test_a_class_that_would_do_something_when_called_is_not_handed_on(path: str) -> None:
     with pytest.raises(BadArgument, match=r"^act: the checkpoint names "):
@@ -234,6 +241,7 @@ MALFORMED_SPECS = {
     "abstract": {"class_path": "lightning_nerf.fields.base.RadianceField", "init_args": {}},
     "an inner one": whole({"class_path": f"{HERE}.Part", "init_args": None}),
     "an inner list": whole({"class_path": [1], "init_args": {}}),
+    "parameters": whole({"class_path": "torch.optim.SGD", "init_args": {"params": [1]}}),
     "an option": whole({"class_path": "torch.optim.SGD", "init_args": {"x": 1}}),
     "unnamed": {"unnamed": 3}, "unnamed list": {"unnamed": [[]]},
     "digits": {"class_path": f"{HERE}.Raises", "init_args": {"value": 10**5000}},
