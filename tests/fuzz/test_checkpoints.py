@@ -1,4 +1,7 @@
-"""10^4 malformed and hostile checkpoints were read once; a failure names its seed, and the seed makes the file again."""
+"""Malformed and hostile checkpoints: a failure names its seed, and the seed makes the file again.
+
+``LIGHTNING_NERF_FUZZ_EXAMPLES=10000 pytest -s tests/fuzz/test_checkpoints.py`` reads as many; ``…_FIRST`` is the first seed.
+"""
 
 from __future__ import annotations
 
