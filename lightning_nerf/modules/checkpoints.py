@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -200,9 +200,9 @@ def refuse_another(module: CheckpointedModule, checkpoint: dict[str, Any]) -> No
     """Raise a ValueError that says how a checkpoint's architecture or scene box differs from a module's, if it does."""
     came, expected = checkpoint["state_dict"], module.state_dict()
     shapes = [
-        f"state_dict[{key!r}]: came {_shape(came.get(key))}, expected {_shape(expected.get(key))}"
+        f"state_dict[{key!r}]: came {_shape_in(came, key)}, expected {_shape_in(expected, key)}"
         for key in {**expected, **came}
-        if _shape(came.get(key)) != _shape(expected.get(key))
+        if _shape_in(came, key) != _shape_in(expected, key)
     ]
     theirs = checkpoint.get(PARTS_KEY, {})
     if not isinstance(theirs, dict):
@@ -227,5 +227,9 @@ def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
         raise BadArgument(f"scene_box: {whose} is {came.tolist()}, expected {expected.tolist()}")
 
 
-def _shape(value: Tensor | None) -> list[int] | str:
-    return "nothing" if value is None else list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+def _shape_in(weights: Mapping[str, Any], key: str) -> list[int] | str:
+    return _shape(weights[key]) if key in weights else "nothing"
+
+
+def _shape(value: Any) -> list[int] | str:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__

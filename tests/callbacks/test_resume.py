@@ -293,6 +293,7 @@ MALFORMED = {
     "box": (put("state_dict", "field.aabb", torch.tensor([[0.0, 0, 0], [1, float("nan"), 1]])), r"field.aabb: .*corner"),
     "weights": (put("state_dict", None), "state_dict: expected a dict"),
     "no weights": (put("state_dict", GONE), "state_dict: expected the weights, got none"),
+    "a key of nothing": (put("state_dict", "reset", None), r"state_dict\['reset'\]: came NoneType, expected nothing"),
     "a key": (put("state_dict", 5, torch.zeros(1)), "state_dict: expected names as keys, got 5"),
     "parts": (put("nerf_parts", "field", [1]), "."),
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """Malformed and hostile checkpoints: a failure names its seed, and the seed makes the file again.
 
-``LIGHTNING_NERF_FUZZ_EXAMPLES=10000 pytest -s tests/fuzz/test_checkpoints.py`` reads that many; ``…_FIRST`` names the first.
+``LIGHTNING_NERF_FUZZ_EXAMPLES=10000 pytest -s tests/fuzz/test_checkpoints.py`` reads so many, from seed ``…_FIRST`` on.
 """
 
 from __future__ import annotations
