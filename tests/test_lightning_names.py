@@ -17,7 +17,7 @@ from lightning_nerf.optim import FusedAdam
 
 PACKAGE = Path(lightning_nerf.__file__).parent
 PRIVATE = re.compile(
-    r"(?:trainer|loop|pl_module|strategy|call|connector)\._[a-z]\w+|from lightning(?:\.[\w.]*)? import [^\n]*\b_[a-z]\w+"
+    r"self\._trainer\b|(?:trainer|loop|pl_module|strategy|call|connector)\._[a-z]\w+|from lightning(?:\.[\w.]*)? import [^\n]*\b_[a-z]\w+"
 )
 
 

@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.optim import FusedAdam
 
 RAW_WEIGHTS = "raw_weights"  # their key in a checkpoint
@@ -156,7 +157,7 @@ class EMAWeights(L.Callback):
         saved = checkpoint.get(RAW_WEIGHTS, {})
         unknown = [name for name in saved if name not in parameters]
         if unknown and pl_module.strict_loading:
-            raise RuntimeError(
+            raise BadArgument(
                 f"EMAWeights: the checkpoint has {RAW_WEIGHTS!r} that {type(pl_module).__name__} has no parameters for: "
                 f"{', '.join(unknown)}; rename them as in 'state_dict', or set strict_loading=False on the module"
             )

@@ -95,6 +95,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         checkpoint_path: str | Path | IO[bytes],
         map_location: Any = None,
         weights_only: bool | None = None,
+        allow: Sequence[str] = (),
         **kwargs: Any,
     ) -> Self:
         """The data module that a checkpoint was trained on, of the class that it names: this one or a subclass.
@@ -102,6 +103,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         Args:
             checkpoint_path: a file, local or remote, or an open one.
             map_location, weights_only: as of :func:`torch.load`.
+            allow: packages whose classes the checkpoint may have imported.
             kwargs: arguments of the constructor in place of the recorded ones, such as where the pictures are now.
 
         Raises:
@@ -111,7 +113,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         spec = read_checkpoint(checkpoint_path, map_location, weights_only).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
         if spec is None:
             raise BadArgument(f"checkpoint_path: {checkpoint_path} names no data module; build {cls.__name__} yourself")
-        return build(spec, cls, **kwargs)
+        return build(spec, cls, allow=allow, **kwargs)
 
     @property
     def scene_name(self) -> str:

@@ -18,6 +18,8 @@ from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.callbacks.resume import CheckedResume
+from lightning_nerf.callbacks.wandb_run import WandbRun
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
@@ -168,6 +170,8 @@ class NeRFModule(EvaluatedModule):
             (OccupancyGridUpdate, self.estimator.needs_update),
             (RayBudget, self.estimator.fixed_count is None),
             (EMAWeights, has(self._make_optimizer, "averages")),
+            (CheckedResume, True),
+            (WandbRun, True),
         ]
         given = lightning_names.callbacks(self.trainer)
         return [kind() for kind, needed in wanted if needed and not any(isinstance(c, kind) for c in given)]

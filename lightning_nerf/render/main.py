@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.cameras.paths import box_distances, orbit, resized, spiral
+from lightning_nerf.checkpoint_io import is_url
 from lightning_nerf.checks import BadArgument, MissingFile
 from lightning_nerf.cli_errors import refusals_in_a_line, unknown
 from lightning_nerf.cli_quiet import quiet
@@ -44,7 +45,7 @@ def main(args: Sequence[str] | None = None) -> list[Path]:
     with quiet(), refusals_in_a_line("lightning-nerf render"):
         check(options)
         try:
-            scene = load(options.ckpt, options.config, rest)
+            scene = load(options.ckpt, options.config, rest, options.allow)
             cameras, names = choose_cameras(options, scene)
         except FileNotFoundError as error:
             if options.config or str(error).startswith("--"):
@@ -67,7 +68,9 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     )
     add = parser.add_argument
     add("-c", "--config", action="append", default=[], metavar="RECIPE", help="a recipe's short name or file; repeatable")
-    add("--ckpt", nargs="+", metavar="CKPT", help="the checkpoint with the weights, or a run's folder: its newest one")
+    add("--ckpt", nargs="+", metavar="CKPT", help="the checkpoint: a file, a URL, or a run's folder")
+    add("--allow", action="append", default=[], metavar="PACKAGE", help="""a package whose classes the checkpoint may name;
+        repeatable. Without it a checkpoint is made of this package's classes alone""")  # fmt: skip
     add("--path", default="test", metavar="test|orbit|spiral|FILE.json", help="""the cameras: held-out views (default); a
         turn around the scene that loops; two turns that rise from the lowest training camera to the highest; or the
         cameras of a transforms.json, whose pictures need not exist""")  # fmt: skip
@@ -99,17 +102,21 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if positional and options.ckpt is not None:
         parser.error(f"--ckpt: the checkpoint is given twice, as {positional[0]} and as {options.ckpt[0]}")
     given = positional or options.ckpt
-    options.ckpt = checkpoint_in(Path(one_of("--ckpt", given))) if given else None
+    options.ckpt = _checkpoint(one_of("--ckpt", given)) if given else None
     if options.out is None:
         options.out = Path("renders", Path(options.path).stem)
     return options, rest
+
+
+def _checkpoint(given: str) -> Path | str:
+    return given if is_url(given) else checkpoint_in(Path(given))
 
 
 def check(options: argparse.Namespace) -> None:
     """What can be said before anything is loaded."""
     if options.ckpt is None:
         raise BadArgument("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
-    if not options.ckpt.is_file():
+    if not is_url(str(options.ckpt)) and not Path(options.ckpt).is_file():
         raise MissingFile(f"--ckpt: no file {options.ckpt}")
     if options.path not in ("test", "orbit", "spiral"):
         if not options.path.endswith(".json"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import imageio.v3 as iio
 import torch
@@ -62,6 +64,11 @@ class SyntheticSource(BlenderSource):
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
         self.seed = seed
 
+    @classmethod
+    def arguments_of_file(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Keep a recorded ``cache_dir`` only where the scene already lies there: then nothing is written to it."""
+        return arguments if is_cached(arguments) else super().arguments_of_file(arguments)
+
     @property
     def name(self) -> str:
         """ "synthetic", whatever the cache folder is called."""
@@ -106,6 +113,16 @@ class SyntheticSource(BlenderSource):
                 frames.append({"file_path": f"./{split}/r_{i}", "transform_matrix": matrix})
             content = {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames}
             (folder / f"transforms_{split}.json").write_text(json.dumps(content, indent=1))
+
+
+def is_cached(arguments: dict[str, Any]) -> bool:
+    """Whether the pictures of these arguments, some of a file's, lie in their ``cache_dir``."""
+    names = inspect.signature(SyntheticSource.__init__).parameters
+    try:
+        source = SyntheticSource(**{name: value for name, value in arguments.items() if name in names})
+        return source.root.is_dir()
+    except (TypeError, ValueError, OSError):
+        return False
 
 
 def _default_cache() -> Path:
