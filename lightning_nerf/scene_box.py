@@ -31,7 +31,7 @@ class SceneBox(NamedTuple):
     >>> from lightning_nerf import SceneBox
     >>> box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]), "linf")
     >>> box.to_unit(torch.tensor([[0.0, 1.0, -4.0]]))
-    tensor([[0.5000, 0.5625, 0.0625]])
+    tensor([[0.5000, 0.6094, 0.0625]])
     """
 
     aabb: Tensor  # [2, 3] float32, minimum and maximum corner, world units
