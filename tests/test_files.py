@@ -80,7 +80,11 @@ def dead_process() -> int:
         (name_of(dead_process(), path="it2"), 100, True),  # another file's
         ("it.part", 100, True),
     ],
-)
+    ids=[
+        "one that lives", "the parent", "a number used again", "a dead one", "no number", "another host, young",
+        "another host, old", "an earlier version, young", "an earlier version, old", "another file's", "no part of ours",
+    ],
+)  # fmt: skip
 def test_what_dead_processes_left_is_removed_and_nothing_else(tmp_path: Path, name: str, hours: int, stays: bool) -> None:
     left = tmp_path / name
     left.write_text("half")
