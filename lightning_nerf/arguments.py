@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_nerf.checks import BadArgument
-from lightning_nerf.recorded import Recorded, described, full_name, importable_path, is_for_training
+from lightning_nerf.recorded import Plain, Recorded, described, full_name, importable_path, is_for_training
 
 __all__ = ["Recorded", "build", "checked_packages", "described", "differences"]
 
@@ -70,7 +70,7 @@ def checked_packages(allow: Sequence[str]) -> tuple[str, ...]:
     return tuple(packages)
 
 
-def differences(came: Any, expected: Any, name: str) -> list[str]:
+def differences(came: object, expected: object, name: str) -> list[str]:
     """How a description differs from the expected one, in a line per argument; where something has no name, nothing."""
     if isinstance(came, dict) and isinstance(expected, dict):
         if "unnamed" in came or "unnamed" in expected:
@@ -139,7 +139,7 @@ class _Builder:
             raise BadArgument(f"{name}: the checkpoint names the class {path!r}, which it may not; {_advice(name)}")
         return target
 
-    def called(self, target: type[T], init_args: dict[str, Any], name: str, instead: Container[str] = ()) -> T:
+    def called(self, target: type[T], init_args: Plain, name: str, instead: Container[str] = ()) -> T:
         """An instance; ``instead`` are the arguments that the caller gave as they are."""
         parameters = self.check_names(target, init_args, name)
         by_name = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
@@ -174,7 +174,7 @@ class _Builder:
         default = by_name[key].default if key in by_name else None
         return self.made(value, _inner(name, key), None if default is inspect.Parameter.empty else default)
 
-    def check_names(self, target: type, init_args: dict[str, Any], name: str) -> list[inspect.Parameter]:
+    def check_names(self, target: type, init_args: Plain, name: str) -> list[inspect.Parameter]:
         """The constructor's parameters, which ``init_args`` must all be among."""
         parameters = list(inspect.signature(target.__init__).parameters.values())[1:]
         names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
@@ -242,14 +242,14 @@ def _is_in(path: str, packages: Sequence[str]) -> bool:
     return any(f"{path}.".startswith(f"{package}.") for package in packages)
 
 
-def _arguments(spec: dict[str, Any], name: str) -> dict[str, Any]:
+def _arguments(spec: Plain, name: str) -> Plain:
     arguments = spec.get("init_args", {})
     if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
         raise BadArgument(f"{_inner(name, 'init_args')}: expected a dict of names and values, got {_shown(arguments)}")
     return arguments
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value in a message, cut short; of what may be large only the kind."""
     plain = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
     try:
@@ -258,7 +258,7 @@ def _shown(value: Any) -> str:
         return "a number of very many digits"
 
 
-def _words(value: Any) -> str:
+def _words(value: object) -> str:
     return f"{' '.join(value.split()):.200}" if isinstance(value, str) else _shown(value)
 
 
@@ -266,7 +266,7 @@ def _inner(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def _as_written(value: Any, parameter: inspect.Parameter | None) -> Any:
+def _as_written(value: object, parameter: inspect.Parameter | None) -> Any:
     """Plain data knows no tuples and paths; the parameter's annotation or default tells."""
     annotation = "" if parameter is None else str(parameter.annotation)
     default = None if parameter is None else parameter.default
@@ -282,7 +282,7 @@ def _advice(name: str) -> str:
     return "import its module first" if argument == "class_path" else f"pass {argument}=... where you load the checkpoint"
 
 
-def _same_class(came: Any, expected: Any) -> bool:
+def _same_class(came: object, expected: object) -> bool:
     """A script's classes are in ``__main__`` when it runs, and in its module when it is imported."""
     if not (isinstance(came, str) and isinstance(expected, str)):
         return type(came) is type(expected) and came is expected

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities.migration.utils import migrate_checkpoint
 from lightning_nerf.checkpoint_content import check_content, check_sections
 from lightning_nerf.checks import BadArgument, BadFile, MissingFile
 from lightning_nerf.files import whole_file
+from lightning_nerf.recorded import Plain
 
 _VERSION = "pytorch-lightning_version"  # its key in a checkpoint
 _SECONDS = 60.0  # without a byte from a server
@@ -46,7 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self._written: set[str] = set()
         self._folders: set[tuple[str, str]] = set()  # where it has written, and the ending
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: Plain, path: str | Path, storage_options: object = None) -> None:
         """Write ``checkpoint`` to ``path``; what an earlier write that was killed has left there is removed.
 
         Raises:
@@ -63,7 +64,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
-    ) -> dict[str, Any]:
+    ) -> Plain:
         """As :func:`read_checkpoint`; tensors come on the CPU unless ``map_location`` says otherwise.
 
         What an older Lightning wrote is brought up to date, as the Trainer does it.
@@ -101,9 +102,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         rank_zero_warn(f"{path} is not removed: it is no checkpoint of this run")
 
 
-def read_checkpoint(
-    path: str | Path | IO[bytes], map_location: Any = None, weights_only: bool | None = None
-) -> dict[str, Any]:
+def read_checkpoint(path: str | Path | IO[bytes], map_location: Any = None, weights_only: bool | None = None) -> Plain:
     """What a checkpoint holds: of a file, local or remote, or of an open one, which is left where it was.
 
     Only tensors and plain values are read, no code that a file brings, unless ``weights_only`` is False. ``map_location``

@@ -29,6 +29,7 @@ from lightning_nerf.cli_runs import find_latest, refused_runs_leave_nothing, req
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.recipes import checked_loader, resolve_recipe
+from lightning_nerf.recorded import Plain
 
 # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
@@ -270,7 +271,7 @@ def build(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NeRFCLI:
         return _command_line(args=words, run=False, trainer_defaults={"callbacks": list(callbacks)})
 
 
-def _command_line(trainer_defaults: dict[str, Any] | None = None, **options: Any) -> NeRFCLI:
+def _command_line(trainer_defaults: Plain | None = None, **options: Any) -> NeRFCLI:
     return NeRFCLI(
         NeRFModule,
         NeRFDataModule,

@@ -13,11 +13,12 @@ import yaml
 
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.cli_words import newest
+from lightning_nerf.recorded import Plain
 
 _OF_NO_WEIGHT = ("config.yaml", "hparams.yaml", "metrics.csv")  # what a run leaves before its first check
 
 
-def find_latest(run_config: dict[str, Any]) -> Path | None:
+def find_latest(run_config: Plain) -> Path | None:
     """The newest checkpoint that a fit of this configuration would go on from; None: there is none.
 
     It is looked for in the folder of ModelCheckpoint, if one is given, or of the logger's run, if its id or version is
@@ -39,7 +40,7 @@ def find_latest(run_config: dict[str, Any]) -> Path | None:
     return next((file for file in files if _identity(_config_of(root, file)) == wanted), None)
 
 
-def require_latest(run_config: dict[str, Any]) -> Path:
+def require_latest(run_config: Plain) -> Path:
     """:func:`find_latest`, or a ValueError that says where it was looked for."""
     found = find_latest(run_config)
     if found is None:
@@ -51,7 +52,7 @@ def require_latest(run_config: dict[str, Any]) -> Path:
     return found
 
 
-def runs_folder(trainer: dict[str, Any]) -> tuple[Path, str | None]:
+def runs_folder(trainer: Plain) -> tuple[Path, str | None]:
     """The folder of all runs of a Trainer's first logger, and the name of this run if the configuration gives it."""
     loggers = _listed(trainer.get("logger") or [])
     given = (loggers[0].get("init_args") or {}) if loggers else {}
@@ -91,16 +92,16 @@ def _is_empty(folder: Path) -> bool:
     return all(file.is_dir() or file.name in _OF_NO_WEIGHT for file in folder.rglob("*"))
 
 
-def _listed(value: Any) -> list[dict[str, Any]]:
+def _listed(value: object) -> list[Plain]:
     return [part for part in (value if isinstance(value, list) else [value]) if isinstance(part, dict)]
 
 
-def _identity(config: dict[str, Any]) -> Any:
+def _identity(config: Plain) -> Any:
     model, data = config.get("model"), config.get("data")
     return (model or {}).get("class_path"), data
 
 
-def _config_of(root: Path, checkpoint: Path) -> dict[str, Any]:
+def _config_of(root: Path, checkpoint: Path) -> Plain:
     folder = root / checkpoint.relative_to(root).parts[0]
     try:
         content = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _RECORD = "_constructor_arguments"
 _NUMBERS = (bool, int, float)
+Plain = dict[str, Any]  # plain data by name, as files and checkpoints hold them
 
 
 class Recorded:
@@ -51,7 +52,7 @@ class Recorded:
         return instance
 
     @classmethod
-    def arguments_of_file(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+    def arguments_of_file(cls, arguments: Plain) -> Plain:
         """The arguments that a file may decide: all but ``cache_dir``, which would have this machine written to.
 
         Override it where other arguments name places to write to.
@@ -59,17 +60,17 @@ class Recorded:
         return {name: value for name, value in arguments.items() if name != "cache_dir"}
 
 
-def described(value: Recorded) -> dict[str, Any]:
+def described(value: Recorded) -> Plain:
     """``{"class_path": ..., "init_args": {...}}`` of an object, or ``{"unnamed": "what it is"}``; a copy."""
     return _plain(value)
 
 
-def _record(instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _record(instance: Any, args: tuple[Any, ...], kwargs: Plain) -> Plain:
     signature = inspect.signature(type(instance).__init__)
     bound = signature.bind(instance, *args, **kwargs)
     explicit = set(bound.arguments)
     bound.apply_defaults()
-    record: dict[str, Any] = {}
+    record: Plain = {}
     for (name, parameter), value in list(zip(signature.parameters.items(), bound.arguments.values(), strict=True))[1:]:
         if parameter.kind is parameter.VAR_KEYWORD:
             record |= {key: _plain(item) for key, item in value.items()}
@@ -80,7 +81,7 @@ def _record(instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dic
     return record
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if value is None or type(value) in (*_NUMBERS, str):
         return value
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
@@ -111,7 +112,7 @@ def _plain(value: Any) -> Any:
     return {"unnamed": f"an object of class {full_name(type(value))}"}
 
 
-def _plain_partial(value: functools.partial[Any]) -> dict[str, Any]:
+def _plain_partial(value: functools.partial[Any]) -> Plain:
     target, positional = value.func, list(value.args)
     if getattr(target, "__module__", "").startswith("jsonargparse"):  # what LightningCLI makes: func(instantiator, class)
         classes = [a for a in positional if inspect.isclass(a)]
@@ -122,7 +123,7 @@ def _plain_partial(value: functools.partial[Any]) -> dict[str, Any]:
     return {"class_path": path, "init_args": {key: _plain(item) for key, item in value.keywords.items()}}
 
 
-def _unnamed(plain: Any) -> bool:
+def _unnamed(plain: object) -> bool:
     return isinstance(plain, dict) and "unnamed" in plain
 
 

@@ -21,6 +21,7 @@ from lightning_nerf.checkpoint_content import resembling
 from lightning_nerf.checkpoint_io import is_url
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.files import check_writable
+from lightning_nerf.recorded import Plain
 
 _LOOPS = {
     TrainerFn.FITTING: "fit_loop",
@@ -43,9 +44,9 @@ class CheckedResume(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._checkpoint: dict[str, Any] | None = None
+        self._checkpoint: Plain | None = None
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Plain) -> None:
         """Put callbacks' and loops' states in order. Lightning asks all callbacks this before it restores the first."""
         checkpoint["callbacks"] = cleaned_callbacks(trainer, checkpoint.get("callbacks", {}))
         fn = trainer.state.fn
@@ -73,13 +74,13 @@ class CheckedResume(L.Callback):
 # -- paths -------------------------------------------------------------------------------------------------------------
 
 
-def cleaned_callbacks(trainer: L.Trainer, states: Any) -> dict[str, Any]:
+def cleaned_callbacks(trainer: L.Trainer, states: Plain) -> Plain:
     """The callbacks' states of a checkpoint without paths outside of the folders that this run writes to."""
     checkpoints = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
     folders = [str(c.dirpath) for c in checkpoints if getattr(c, "dirpath", None)]  # type: ignore[attr-defined]
     run = existing_run_folder(trainer)
     everywhere = folders if run is None else [*folders, str(run)]
-    cleaned: dict[str, Any] = {key: _without_paths(state, everywhere) for key, state in states.items()}
+    cleaned: Plain = {key: _without_paths(state, everywhere) for key, state in states.items()}
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         key = callback.state_key
         if states.get(key) is None:
@@ -95,7 +96,7 @@ def cleaned_callbacks(trainer: L.Trainer, states: Any) -> dict[str, Any]:
     return cleaned
 
 
-def _own_state(callback: ModelCheckpoint, state: dict[str, Any], folders: Sequence[str]) -> dict[str, Any] | None:
+def _own_state(callback: ModelCheckpoint, state: Plain, folders: Sequence[str]) -> Plain | None:
     """A ModelCheckpoint's state with the checkpoints of this run; None if it wrote to another folder.
 
     In a folder of its own a run has no best checkpoint yet, and nothing to remove.
@@ -121,12 +122,12 @@ def _own_state(callback: ModelCheckpoint, state: dict[str, Any], folders: Sequen
     return state
 
 
-def _score(value: Any) -> float | None:
+def _score(value: object) -> float | None:
     """The number that a tensor holds, if it does."""
     return float(value) if isinstance(value, Tensor) and value.numel() == 1 and not value.is_complex() else None
 
 
-def _without_paths(value: Any, folders: Sequence[str]) -> Any:
+def _without_paths(value: object, folders: Sequence[str]) -> Any:
     if isinstance(value, str):
         return "" if _is_path(value) and not is_within(value, folders) else value
     if isinstance(value, dict):
@@ -169,7 +170,7 @@ def is_within(path: str, folders: Sequence[str]) -> bool:
 # -- what training goes on from ----------------------------------------------------------------------------------------
 
 
-def check_training_state(trainer: L.Trainer, checkpoint: dict[str, Any]) -> None:
+def check_training_state(trainer: L.Trainer, checkpoint: Plain) -> None:
     """Raise a BadArgument unless the Trainer's optimizers and schedulers can take the states of a checkpoint.
 
     Schedulers' states are reduced to what schedulers say of themselves.
@@ -216,11 +217,11 @@ def _check_optimizer(optimizer: Optimizer, state: Any, name: str) -> None:
         resembling(group, numbers, f"{name}.param_groups[{i}]")
 
 
-def _scheduler_state(state: Any, own: dict[str, Any], name: str) -> dict[str, Any]:
+def _scheduler_state(state: Any, own: Plain, name: str) -> Plain:
     """A scheduler's state with the keys that it has itself. Settings such as milestones may be other ones."""
     if not isinstance(state, dict):
         raise BadArgument(f"{name}: expected a dict, got {type(state).__name__}")
-    kept: dict[str, Any] = {}
+    kept: Plain = {}
     for key, model in own.items():
         value = state.get(key, model)
         if key not in ("last_epoch", "_step_count"):
@@ -233,7 +234,7 @@ def _scheduler_state(state: Any, own: dict[str, Any], name: str) -> dict[str, An
     return kept
 
 
-def _float(value: Any) -> Any:
+def _float(value: object) -> object:
     """A learning rate may have been an integer."""
     many = isinstance(value, (list, tuple))
     return float(value) if type(value) is int else type(value)(map(_float, value)) if many else value

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
@@ -12,6 +11,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_nerf.checkpoint_io import read_checkpoint
+from lightning_nerf.recorded import Plain
 
 WANDB_RUN_KEY = "wandb_run_id"  # in a checkpoint
 _ID = re.compile(r"\w[\w.-]{0,127}")  # it becomes the name of a folder, so nothing that leads elsewhere
@@ -23,12 +23,12 @@ class WandbRun(L.Callback):
     Every :class:`~lightning_nerf.modules.NeRFModule` brings it. Without a WandbLogger it does nothing.
     """
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Plain) -> None:
         """Save the id."""
         if (run := _run(trainer)) is not None:
             checkpoint[WANDB_RUN_KEY] = run
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Plain) -> None:
         """Compare the ids."""
         former, run = _id_in(checkpoint), _run(trainer)
         if None not in (former, run) and former != run and trainer.state.fn == TrainerFn.FITTING:
@@ -58,6 +58,6 @@ def _run(trainer: L.Trainer) -> str | None:
     return next((logger.version for logger in trainer.loggers if isinstance(logger, WandbLogger)), None)
 
 
-def _id_in(checkpoint: dict[str, Any]) -> str | None:
+def _id_in(checkpoint: Plain) -> str | None:
     run = checkpoint.get(WANDB_RUN_KEY)
     return run if isinstance(run, str) and _ID.fullmatch(run) else None

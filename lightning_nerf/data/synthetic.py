@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.sources.synthetic import BOX, SyntheticSource, is_cached
+from lightning_nerf.recorded import Plain
 
 
 class SyntheticScene(NeRFDataModule):
@@ -52,6 +52,6 @@ class SyntheticScene(NeRFDataModule):
         super().__init__(source, BOX if aabb is None else aabb, near, far, background, eval_background, contraction)
 
     @classmethod
-    def arguments_of_file(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+    def arguments_of_file(cls, arguments: Plain) -> Plain:
         """As of :class:`~lightning_nerf.data.sources.SyntheticSource`: a recorded ``cache_dir`` is never written to."""
         return arguments if is_cached(arguments) else super().arguments_of_file(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -30,6 +29,7 @@ from lightning_nerf.losses.photometric import Photometric
 from lightning_nerf.modules.checkpoints import refuse_another_box
 from lightning_nerf.modules.evaluation import EvaluatedModule
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
+from lightning_nerf.recorded import Plain
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
 from lightning_nerf.types import RayBatch, Step
@@ -181,7 +181,7 @@ class NeRFModule(EvaluatedModule):
         parts = [("field", self.field), ("estimator", self.estimator), ("losses", self.losses)]
         return configure(self.trainer, parameter_groups(parts), self._make_optimizer, self._make_scheduler)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Plain) -> None:
         """Refuse another architecture's or another scene's checkpoint; take one of a version without contraction."""
         if isinstance(weights := checkpoint.get("state_dict"), dict) and "field.aabb" in weights:
             weights.setdefault("field.contraction", torch.zeros((), dtype=torch.int8))

@@ -22,6 +22,7 @@ from lightning_nerf.checkpoint_content import check_sections
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import NeRFDataModule
+from lightning_nerf.recorded import Plain
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -59,7 +60,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
                 own["init_args"][name] = described(getattr(self, name))
         super().save_hyperparameters(own)
 
-    def save_hyperparameters(self, *args: Any, ignore: Any = None, frame: Any = None, logger: bool = True) -> None:
+    def save_hyperparameters(self, *args: Any, ignore: object = None, frame: object = None, logger: bool = True) -> None:
         """Nothing is left to do: arguments are recorded anyway. ``logger=False`` keeps them from loggers.
 
         A dict adds its entries to ``hparams``.
@@ -68,14 +69,14 @@ class CheckpointedModule(Recorded, L.LightningModule):
         if args and not all(isinstance(a, str) for a in args):
             super().save_hyperparameters(*args, logger=logger)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: Plain) -> None:
         """Say what the module was made of, for ``on_load_checkpoint`` to compare, and of which data this is."""
         checkpoint[PARTS_KEY] = {name: described(getattr(self, name)) for name in PARTS}
         datamodule = lightning_names.datamodule(lightning_names.attached_trainer(self))
         if isinstance(datamodule, NeRFDataModule):
             checkpoint[NeRFDataModule.CHECKPOINT_HYPER_PARAMS_KEY] = described(datamodule)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Plain) -> None:
         """Refuse another architecture's or another scene's checkpoint, and one that is malformed.
 
         Raises:
@@ -144,7 +145,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
 
     @classmethod
     def _load_as_lightning(
-        cls, checkpoint: dict[str, Any], hparams_file: str | Path | None, strict: bool | None, **kwargs: Any
+        cls, checkpoint: Plain, hparams_file: str | Path | None, strict: bool | None, **kwargs: Any
     ) -> Self:
         """The module of a checkpoint whose arguments others saved, or nobody."""
         buffer = io.BytesIO()  # of what was read: Lightning would fetch a URL again, and then run what it brings
@@ -166,7 +167,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
             ) from error
 
 
-def load_weights(module: torch.nn.Module, weights: dict[str, Any], strict: bool) -> Any:
+def load_weights(module: torch.nn.Module, weights: Plain, strict: bool) -> Any:
     """``module.load_state_dict``, whose errors are the checkpoint's fault.
 
     Raises:
@@ -178,7 +179,7 @@ def load_weights(module: torch.nn.Module, weights: dict[str, Any], strict: bool)
         raise BadArgument(f"state_dict: does not fit {type(module).__name__} ({' '.join(str(error).split())})") from error
 
 
-def check_weights(module: CheckpointedModule, checkpoint: dict[str, Any]) -> None:
+def check_weights(module: CheckpointedModule, checkpoint: Plain) -> None:
     """Raise a BadArgument where something that is no tensor, or of another shape, would take a weight's place."""
     expected = module.state_dict()
     raw = checkpoint.get(RAW_WEIGHTS, {})
@@ -197,7 +198,7 @@ def check_weights(module: CheckpointedModule, checkpoint: dict[str, Any]) -> Non
                 raise BadArgument(f"{key}: expected a minimum corner and a maximum corner above it, got {box.tolist()}")
 
 
-def refuse_another(module: CheckpointedModule, checkpoint: dict[str, Any]) -> None:
+def refuse_another(module: CheckpointedModule, checkpoint: Plain) -> None:
     """Raise a ValueError that says how a checkpoint's architecture or scene box differs from a module's, if it does."""
     came, expected = checkpoint["state_dict"], module.state_dict()
     shapes = [
@@ -232,5 +233,5 @@ def _shape_in(weights: Mapping[str, Any], key: str) -> list[int] | str:
     return _shape(weights[key]) if key in weights else "nothing"
 
 
-def _shape(value: Any) -> list[int] | str:
+def _shape(value: object) -> list[int] | str:
     return list(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._library import Context, Inputs
 from lightning_nerf.ops.composite_reference import backward_reference, integrate, reference
 from lightning_nerf.ops.transforms import is_transformed
 
@@ -220,7 +221,7 @@ def _fake_backward(*args: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
     *tensors, _, alphas_given, deltas_given, weights, trans, alphas, background = inputs
     ctx.modes, ctx.wanted = (alphas_given, deltas_given), (weights, trans, alphas)
     learned = background is not None and background.requires_grad
@@ -228,7 +229,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(
-    ctx: Any, channels: Tensor | None, opacity: Tensor | None, depth: Tensor | None, _: Any, *per_sample: Tensor | None
+    ctx: Context, channels: Tensor | None, opacity: Tensor | None, depth: Tensor | None, _: Any, *per_sample: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     given = [channels, opacity, depth, *(g if w else None for g, w in zip(per_sample, ctx.wanted, strict=True))]
     if all(g is None for g in given):
@@ -249,7 +250,7 @@ def _backward(
     return grad_densities, grad_channels if channels_wanted else None, *(None,) * 9, grad_background
 
 
-def _backward_by_reference(ctx: Any, given: list[Tensor | None]) -> list[Tensor | None]:
+def _backward_by_reference(ctx: Context, given: list[Tensor | None]) -> list[Tensor | None]:
     """Gradients of densities, channels and background that can be differentiated again."""
     densities, channels, t_starts, t_ends, offsets, n_samples, background, _ = ctx.saved_tensors
     given_alphas, given_deltas = ctx.modes

@@ -253,7 +253,7 @@ def importance_reference(
 
 
 def _fake_searchsorted(
-    keys: Tensor, packed_info: Tensor | None, n_rays: int, queries: Tensor, *_: Any
+    keys: Tensor, packed_info: Tensor | None, n_rays: int, queries: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(queries, dtype=torch.int64), torch.empty_like(queries, dtype=torch.int64)
 

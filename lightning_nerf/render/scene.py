@@ -21,6 +21,7 @@ from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.modules.checkpoints import load_weights
 from lightning_nerf.recipes import resolve_recipe
+from lightning_nerf.recorded import Plain
 
 _OF_SUBCOMMANDS = ("ckpt_path", "return_predictions", "verbose", "weights_only")
 
@@ -32,7 +33,7 @@ class TrainedScene(NamedTuple):
     data: NeRFDataModule
     trainer: L.Trainer  # for its precision
 
-    def precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[object]:
         """The Trainer's, as in its evaluation."""
         return self.trainer.precision_plugin.forward_context()
 
@@ -89,9 +90,9 @@ def _by_recipes(recipes: Sequence[str], rest: Sequence[str]) -> TrainedScene:
     return TrainedScene(cli.model, cli.datamodule, cli.trainer)
 
 
-def _by_itself(path: Path | str, content: dict[str, Any], rest: Sequence[str], allow: Sequence[str]) -> TrainedScene:
+def _by_itself(path: Path | str, content: Plain, rest: Sequence[str], allow: Sequence[str]) -> TrainedScene:
     """As the checkpoint describes itself, on one device of this machine."""
-    kinds: dict[str, Any] = {"model": NeRFModule, "data": NeRFDataModule}
+    kinds: Plain = {"model": NeRFModule, "data": NeRFDataModule}
     specs = {name: content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}) for name, kind in kinds.items()}
     for name, spec in specs.items():
         if not isinstance(spec, dict) or not isinstance(spec.get("init_args", {}), dict):
@@ -104,7 +105,7 @@ def _by_itself(path: Path | str, content: dict[str, Any], rest: Sequence[str], a
         )
     parser = BriefParser(prog="lightning-nerf render")
     for name in kinds:
-        parser.add_argument(f"--{name}", type=dict[str, Any], default={})
+        parser.add_argument(f"--{name}", type=Plain, default={})
     parser.add_class_arguments(L.Trainer, "trainer", fail_untyped=False)
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
     trainer = {"devices": 1, "precision": precision, "logger": False, "enable_checkpointing": False}
@@ -115,14 +116,14 @@ def _by_itself(path: Path | str, content: dict[str, Any], rest: Sequence[str], a
     return TrainedScene(module, data, options.trainer)
 
 
-def _built(spec: dict[str, Any], kind: type[Any], values: dict[str, Any], allow: Sequence[str]) -> Any:
+def _built(spec: Plain, kind: type, values: Plain, allow: Sequence[str]) -> Any:
     """What a description says, with other arguments. Those that the user names are taken whatever they are."""
     replaced = _replaced(spec, values)
     whole = {name: value for name, value in values.items() if not isinstance(value, dict)}
     return build(replaced, kind, allow=allow, **whole)
 
 
-def _replaced(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _replaced(spec: Plain, values: Plain) -> Plain:
     """A description with other arguments, also of the parts in it."""
     arguments = dict(spec.get("init_args", {}))
     for name, value in values.items():

@@ -7,7 +7,6 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as iio
 import torch
@@ -19,6 +18,7 @@ from lightning_nerf.data.analytic import AnalyticScene
 from lightning_nerf.data.scene import Scene
 from lightning_nerf.data.sources.blender import BlenderSource
 from lightning_nerf.files import named_errors
+from lightning_nerf.recorded import Plain
 from lightning_nerf.scene_box import SceneBox
 
 VERSION = 1  # of the pictures: whatever changes them must change it
@@ -65,7 +65,7 @@ class SyntheticSource(BlenderSource):
         self.seed = seed
 
     @classmethod
-    def arguments_of_file(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+    def arguments_of_file(cls, arguments: Plain) -> Plain:
         """Keep a recorded ``cache_dir`` only where the scene already lies there: then nothing is written to it."""
         return arguments if is_cached(arguments) else super().arguments_of_file(arguments)
 
@@ -115,7 +115,7 @@ class SyntheticSource(BlenderSource):
             (folder / f"transforms_{split}.json").write_text(json.dumps(content, indent=1))
 
 
-def is_cached(arguments: dict[str, Any]) -> bool:
+def is_cached(arguments: Plain) -> bool:
     """Whether the pictures of these arguments, some of a file's, lie in their ``cache_dir``."""
     names = inspect.signature(SyntheticSource.__init__).parameters
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 
@@ -25,10 +25,10 @@ class VDBEstimator(AbstractEstimator):
     lightning_nerf.nerfacc.estimators.vdb.MissingVDB: lightning_nerf.nerfacc has no VDBEstimator and no traverse_vdbs: ...
     """
 
-    def __init__(self, *_: Any, **__: Any) -> None:
+    def __init__(self, *_: object, **__: object) -> None:
         raise MissingVDB(WHY)
 
 
-def traverse_vdbs(*_: Any, **__: Any) -> NoReturn:
+def traverse_vdbs(*_: object, **__: object) -> NoReturn:
     """Raise :class:`MissingVDB`; see :class:`VDBEstimator`."""
     raise MissingVDB(WHY)
