@@ -81,6 +81,7 @@ def rendering(
     >>> extras["weights"].shape
     torch.Size([2, 64])
     """
+    # One function of 70 lines: the host is what a plain loop waits for, and each call in here would be felt.
     if (rgb_sigma_fn is None) == (rgb_alpha_fn is None):
         raise BadArgument("rgb_sigma_fn, rgb_alpha_fn: expected exactly one of them")
     offsets, rays = layout(t_starts, t_ends, ray_indices, n_rays)
