@@ -109,8 +109,9 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("WANDB_MODE", "offline")
     scene = SyntheticScene(**TINY_SCENE)
     scene.prepare_data()
+    folder = scene.source.root  # type: ignore[attr-defined]
     for place in sorted(set(re.findall(r"path/to/\w+", read(page)))):
-        shutil.copytree(scene.root, place)
+        shutil.copytree(folder, place)
     for block in filter(lambda block: block.is_run, blocks(page, "yaml", "json")):
         path = Path(block.comment.removeprefix("file: "))
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -292,7 +292,7 @@ def test_a_checkpoint_does_not_say_where_pictures_are_written_to(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     content = torch.load(own, weights_only=True)
     data = content["datamodule_hyper_parameters"]["init_args"]
-    assert load(Path(own), [], []).data.root.parent == scene_cache
+    assert load(Path(own), [], []).data.source.root.parent == scene_cache
     data["cache_dir"] = str(tmp_path / "elsewhere")
     torch.save(content, "moved.ckpt")
     main(["moved.ckpt", "--n_frames=1"])
