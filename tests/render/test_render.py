@@ -297,7 +297,7 @@ def test_a_checkpoint_does_not_say_where_pictures_are_written_to(
     torch.save(content, "moved.ckpt")
     main(["moved.ckpt", "--n_frames=1"])
     assert [p.name for p in (tmp_path / "home/lightning-nerf").iterdir()] == ["synthetic-1-seed0-24px-6-5-2"]
-    assert NeRFDataModule.load_from_checkpoint("moved.ckpt").root.parent == tmp_path / "home/lightning-nerf"
+    assert NeRFDataModule.load_from_checkpoint("moved.ckpt").source.root.parent == tmp_path / "home/lightning-nerf"
     main(["moved.ckpt", "--n_frames=1", f"--data.cache_dir={tmp_path / 'mine'}"])
     assert (tmp_path / "mine").is_dir()
     assert not (tmp_path / "elsewhere").exists()
