@@ -12,7 +12,7 @@ from torch import Tensor
 from lightning_nerf.capabilities import has, states
 from lightning_nerf.checks import check_integer, check_number
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
-from lightning_nerf.fields.activations import truncated_exp
+from lightning_nerf.fields.activations import leaky_sigmoid, truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import FusedMLP, mlp
 from lightning_nerf.ops import instant_ngp
@@ -27,8 +27,8 @@ class InstantNGPField(RadianceField):
     """Density from hashed features of the position; colour from that network's features and the direction.
 
     Position -> hash grid -> perceptron -> ``geometry_features``, the first of them the log density; these and the spherical
-    harmonics of the direction -> perceptron -> sigmoid -> rgb. Density is 0 outside the scene's box, unless the box has a
-    contraction: then the field is defined everywhere.
+    harmonics of the direction -> perceptron -> :func:`~lightning_nerf.fields.activations.leaky_sigmoid` -> rgb. Density is
+    0 outside the scene's box, unless the box has a contraction: then the field is defined everywhere.
 
     >>> import torch
     >>> from lightning_nerf import InstantNGPField, SceneBox
@@ -133,8 +133,8 @@ class InstantNGPField(RadianceField):
             return self._fused(dtype, self.unit_positions(positions), directions)
         density, features = self.geometry(positions)
         encoded = self.direction_encoding(directions)
-        rgb = self.color_net(torch.cat([encoded.to(features.dtype), features], dim=-1)).float().sigmoid()
-        return FieldOutput(density, rgb)
+        logits = self.color_net(torch.cat([encoded.to(features.dtype), features], dim=-1))
+        return FieldOutput(density, leaky_sigmoid(logits))
 
     # -- in one kernel -----------------------------------------------------------------------------------------------
 
