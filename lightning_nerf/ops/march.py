@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._exact import write_exactly
+from lightning_nerf.ops._memory import check_capacity_fits, check_fits
 from lightning_nerf.ops.pack import MAX_COUNT, check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
 from lightning_nerf.types import PackedSamples, Rays
@@ -21,6 +22,7 @@ _MAX_LEVELS = 8
 _MAX_RESOLUTION = 2**18
 _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST_STEP = 2.0**-149  # the smallest float32
+_BYTES = 40  # of the list 12; the rest is what the least user of it makes: a position, a direction, a density
 
 _per_ray: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # occupancy -> samples a ray in its last exact march on CUDA
 
@@ -65,7 +67,8 @@ def march(
         Samples in the order of rays and t. Not differentiable.
 
     Raises:
-        ValueError: a wrong argument; with ``capacity=None`` also where 2^31 - 1 samples do not hold all rays.
+        ValueError: a wrong argument; with ``capacity=None`` also where 2^31 - 1 samples do not hold all rays, or
+            memory does not hold the samples.
 
     Source: the lattice and the cells are those of Müller et al., "Instant neural graphics primitives", SIGGRAPH 2022,
     appendix E, and of ``traverse_grids`` in Li et al., "NerfAcc", ICCV 2023.
@@ -140,6 +143,7 @@ def _march(
     )
     if capacity is not None:
         check_capacity(capacity)
+        check_capacity_fits(capacity, occupancy.device)
     if limit is None and capacity is not None:
         return PackedSamples(*count_pack_write(*arguments, capacity))
     if limit is not None and limit < 0:
@@ -149,22 +153,29 @@ def _march(
     if capacity is not None:
         return PackedSamples(*write(*arguments, counts, plan, offsets, capacity), offsets, kept)
     per_ray = _per_ray.get(occupancy)
-    total, complete, lists = write_exactly(
+    total, _, lists = write_exactly(
         offsets,
         kept,
         lambda size: write(*arguments, counts, plan, offsets, size),
         None if per_ray is None else min(int(1.125 * per_ray * n) + 1024, MAX_COUNT),
+        lambda total, complete: _check_total(total, complete, kept, step_size),
     )
-    if not complete:
-        excess = int((~kept).sum())
-        raise BadArgument(
-            f"step_size: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
-            f"expected a larger one than {step_size}, or near and far closer together"
-        )
     if occupancy.is_cuda and n > 0:
         _per_ray[occupancy] = total / n
     t_starts, t_ends, ray_indices = lists
     return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
+
+
+def _check_total(total: int, complete: bool, kept: Tensor, step_size: float) -> None:
+    """Raise a BadArgument where the exact list would not fit in the index or in the memory."""
+    if not complete:
+        n, excess = len(kept), int((~kept).sum())
+        raise BadArgument(
+            f"step_size: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
+            f"expected a larger one than {step_size}, or near and far closer together"
+        )
+    advice = f"a larger one than {step_size}, fewer rays, or near and far closer together"
+    check_fits("step_size", total, _BYTES, kept.device, advice)
 
 
 # The reference looks up each lattice sample by itself, with the same float operations as csrc/march.cuh. Candidates, those

@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._exact import write_exactly
+from lightning_nerf.ops._memory import check_capacity_fits
 from lightning_nerf.ops._segments import exclusive_sum
 from lightning_nerf.ops.pack import check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
@@ -80,6 +81,7 @@ def prune_from(
         kept = kept & samples.kept
     else:
         check_capacity(capacity)
+        check_capacity_fits(capacity, densities.device)
         survivors = ops.visibility_pack(*contiguous, samples.kept.contiguous(), *thresholds, capacity)
         t_starts, t_ends, ray_indices, offsets, kept, sources = survivors
     return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept), sources
