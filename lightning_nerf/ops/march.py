@@ -107,32 +107,8 @@ def _march(
     capacity: int | None,
     limit: int | None,
 ) -> PackedSamples:
+    _check(rays, occupancy, aabb, step_size, cone_angle, jitter)
     n = rays.origins.shape[0]
-    check_tensor("rays.origins", rays.origins, ("R", 3), torch.float32)
-    check_tensor("rays.directions", rays.directions, (n, 3), torch.float32)
-    check_tensor("rays.near", rays.near, (n,), torch.float32)
-    check_tensor("rays.far", rays.far, (n,), torch.float32)
-    check_tensor("occupancy", occupancy, ("L", "X", "Y", "Z"), torch.bool)
-    check_tensor("aabb", aabb, (2, 3), torch.float32)
-    if jitter is not None:
-        check_tensor("jitter", jitter, (n,), torch.float32)
-    check_same_device(
-        **{"rays.origins": rays.origins, "rays.directions": rays.directions, "rays.near": rays.near, "rays.far": rays.far},
-        occupancy=occupancy,
-        aabb=aabb,
-        jitter=jitter,
-    )
-    n_levels, *resolution = occupancy.shape
-    if not 1 <= n_levels <= _MAX_LEVELS or not all(1 <= cells <= _MAX_RESOLUTION for cells in resolution):
-        expected = "1 to 8 levels of 1 to 2**18 cells on each axis"
-        raise BadArgument(f"occupancy: expected {expected}, got {list(occupancy.shape)}")
-    if not _SMALLEST_STEP <= step_size <= _LARGEST:
-        raise BadArgument(f"step_size: expected a positive float32, got {step_size}")
-    if not 0 <= cone_angle <= _LARGEST:
-        raise BadArgument(f"cone_angle: expected a float32 >= 0, got {cone_angle}")
-    if aabb.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((aabb[0] < aabb[1]).all()):
-        raise BadArgument(f"aabb: expected minimum < maximum on each axis, got {aabb.tolist()}")
-
     arguments = (
         *(a.detach().contiguous() for a in (rays.origins, rays.directions, rays.near, rays.far)),
         None if jitter is None else jitter.detach().contiguous(),
@@ -176,6 +152,34 @@ def _check_total(total: int, complete: bool, kept: Tensor, step_size: float) -> 
         )
     advice = f"a larger one than {step_size}, fewer rays, or near and far closer together"
     check_fits("step_size", total, _BYTES, kept.device, advice)
+
+
+def _check(rays: Rays, occupancy: Tensor, aabb: Tensor, step_size: float, cone_angle: float, jitter: Tensor | None) -> None:
+    n = rays.origins.shape[0]
+    check_tensor("rays.origins", rays.origins, ("R", 3), torch.float32)
+    check_tensor("rays.directions", rays.directions, (n, 3), torch.float32)
+    check_tensor("rays.near", rays.near, (n,), torch.float32)
+    check_tensor("rays.far", rays.far, (n,), torch.float32)
+    check_tensor("occupancy", occupancy, ("L", "X", "Y", "Z"), torch.bool)
+    check_tensor("aabb", aabb, (2, 3), torch.float32)
+    if jitter is not None:
+        check_tensor("jitter", jitter, (n,), torch.float32)
+    check_same_device(
+        **{"rays.origins": rays.origins, "rays.directions": rays.directions, "rays.near": rays.near, "rays.far": rays.far},
+        occupancy=occupancy,
+        aabb=aabb,
+        jitter=jitter,
+    )
+    n_levels, *resolution = occupancy.shape
+    if not 1 <= n_levels <= _MAX_LEVELS or not all(1 <= cells <= _MAX_RESOLUTION for cells in resolution):
+        expected = "1 to 8 levels of 1 to 2**18 cells on each axis"
+        raise BadArgument(f"occupancy: expected {expected}, got {list(occupancy.shape)}")
+    if not _SMALLEST_STEP <= step_size <= _LARGEST:
+        raise BadArgument(f"step_size: expected a positive float32, got {step_size}")
+    if not 0 <= cone_angle <= _LARGEST:
+        raise BadArgument(f"cone_angle: expected a float32 >= 0, got {cone_angle}")
+    if aabb.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((aabb[0] < aabb[1]).all()):
+        raise BadArgument(f"aabb: expected minimum < maximum on each axis, got {aabb.tolist()}")
 
 
 # The reference looks up each lattice sample by itself, with the same float operations as csrc/march.cuh. Candidates, those
