@@ -35,13 +35,13 @@ def truncated_exp(x: Tensor) -> Tensor:
 
 class _LeakySigmoid(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
+    def forward(ctx: Context, x: Tensor) -> Tensor:
         y = x.sigmoid()
         ctx.save_for_backward(y)
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Context, grad: Tensor) -> Tensor:  # type: ignore[override]
         (y,) = ctx.saved_tensors
         returns = grad * (y - 0.5) > 0  # descent goes against the gradient
         floored = returns & (y * (1 - y) < _LEAST_SLOPE)
