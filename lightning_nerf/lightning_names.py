@@ -169,6 +169,16 @@ def set_received_sigterm(trainer: L.Trainer, received: bool) -> None:
     trainer._signal_connector.received_sigterm = received
 
 
+def set_logs_hyperparams(module: L.LightningModule, logs: bool) -> None:
+    """Whether loggers are given the module's hyper-parameters."""
+    module._log_hyperparams = logs
+
+
+def set_root_device(strategy: object, device: torch.device) -> None:
+    """Where a strategy for one device puts the module."""
+    strategy._root_device = device  # type: ignore[attr-defined]
+
+
 def device_of(trainer: L.Trainer) -> torch.device:
     """Where the Trainer's strategy puts the module."""
     return trainer.strategy.root_device

@@ -210,7 +210,7 @@ class Step(NamedTuple):
 
     @property
     def counts(self) -> Tensor:
-        """[R] bool: rays that count in a loss, those that are active and whose samples fit."""
+        """[R] bool: rays that count in a loss, those of the batch's mask whose samples fit."""
         kept, mask = self.placement.samples.kept, self.batch.mask
         return kept if mask is None else kept & mask
 

@@ -247,7 +247,7 @@ def test_the_other_recipes_render_frames_of_any_camera(
 
 def test_outer_levels_are_filled_by_what_stands_there(other: Path) -> None:
     if other.parent.name != "outside":
-        return
+        pytest.skip("one level")
     state = torch.load(other / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     binaries, aabb = state["estimator.binaries"], state["estimator.aabb"]
     assert binaries.shape[0] == 3
@@ -336,8 +336,24 @@ def test_every_method_is_replayed_from_cuda_graphs(method: str, tmp_path: Path) 
     same(trained["auto"], trained["nerf_cuda_graph"], "state_dict")
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", METHODS)
+def test_replayed_fits_resume_and_render(method: str, tmp_path: Path) -> None:
+    """To the bit what an uninterrupted one trains, and frames from its checkpoint."""
+    options = {"accelerator": "gpu", "devices": 1, "deterministic": True, "strategy": "nerf_cuda_graph"}
+    whole, _, _ = fitted(tmp_path, method, 24, **options)
+    fitted(tmp_path, method, 12, **options)
+    resumed, data, path = fitted(tmp_path, method, 24, ckpt_path=tmp_path / "12.ckpt", **options)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value.cpu(), resumed.state_dict()[name].cpu()), name
+    loaded = NeRFModule.load_from_checkpoint(path).cuda()
+    frame = loaded.render_camera(data.scene("test").cameras, 1, torch.ones(3, device="cuda"))
+    assert frame.rgb.shape[:2] == data.scene("test").cameras.shape(1)
+    assert bool(frame.rgb.isfinite().all())
+
+
 def test_each_loss_is_logged_and_weighted(tmp_path: Path) -> None:
-    for method, name in (("labels", "label_loss"), ("rounds", "agreeingrounds")):
+    for method, name in (("labels", "label_loss"), ("rounds", "agreeing_rounds")):
         module, data, _ = fitted(tmp_path, method, 2)
         module.trainer.datamodule = data  # type: ignore[attr-defined]
         weighted, logs = module.render_loss()

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 
 from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.trained import TrainedModule, trained
@@ -13,7 +14,9 @@ from lightning_nerf.cameras.cameras import checked_bounds
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import check_integer
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
+from lightning_nerf.estimators.query import DensityFn
 from lightning_nerf.executors import EAGER
+from lightning_nerf.fields.base import RadianceField
 
 
 class OccupancyGridUpdate(L.Callback):
@@ -82,8 +85,19 @@ class OccupancyGridUpdate(L.Callback):
                 name = f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
                 executor = module.executor
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            executor.run(name, lambda: estimator.update(module.field.density, step=step, key=module.key, **options))
+            executor.run(name, lambda: estimator.update(_density(module.field), step=step, key=module.key, **options))
 
 
 def _times(module: TrainedModule) -> dict[str, Any]:
     return {"times": module.datamodule.time_range()} if "times" in module.field.wants else {}
+
+
+def _density(field: RadianceField) -> DensityFn:
+    """The field's density as an estimator asks for it: times by position; a field takes them by keyword."""
+    if "times" not in field.wants:
+        return field.density
+
+    def density(positions: Tensor, times: Tensor) -> Tensor:
+        return field.density(positions, times=times)  # type: ignore[call-arg]
+
+    return density

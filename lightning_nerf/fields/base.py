@@ -84,6 +84,11 @@ class RadianceField(Recorded, nn.Module, ABC):
         self.bind(SceneBox(self.aabb.clone(), CONTRACTIONS[int(self.contraction)]))
 
     @property
+    def is_bound(self) -> bool:
+        """Whether the field knows its scene's box."""
+        return self._box is not None
+
+    @property
     def scene_box(self) -> SceneBox:
         """The box that the field is bound to. An error while no scene is bound."""
         if self._box is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
@@ -30,7 +31,7 @@ class Loss(Recorded, nn.Module, ABC):
 
     Args:
         weight: of this term in the sum, >= 0.
-        name: in logs; default the class's, in lower case.
+        name: in logs; default the class's, in snake case.
     """
 
     needs_weights: bool = False
@@ -41,7 +42,7 @@ class Loss(Recorded, nn.Module, ABC):
         check_number("weight", weight, "[0, inf)")
         check_instance("name", name, str, type(None))
         self.weight = float(weight)
-        self.name = type(self).__name__.lower() if name is None else name
+        self.name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower() if name is None else name
         if self.name in RESERVED:
             raise BadArgument(f"name: expected another one than {', '.join(RESERVED)}, got {self.name!r}")
 

@@ -13,12 +13,11 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lightning_nerf import lightning_names
+from lightning_nerf.callbacks.always import ALWAYS
 from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
-from lightning_nerf.callbacks.resume import CheckedResume
-from lightning_nerf.callbacks.wandb_run import WandbRun
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
@@ -139,6 +138,9 @@ class NeRFModule(EvaluatedModule):
             raise BadArgument(f"overfit_batches: expected a number of batches, since epochs are endless, got {repeated}")
         box = self.datamodule.scene_box
         refuse_another_box(box.aabb, self.field.aabb, "the data module's")
+        if self.field.is_bound and self.field.scene_box.contraction != box.contraction:
+            known = self.field.scene_box.contraction
+            raise BadArgument(f"contraction: the data module's is {box.contraction!r}, expected the field's, {known!r}")
         self.write_atomically()
         self.field.bind(box)
         self.estimator.bind(box)
@@ -156,7 +158,7 @@ class NeRFModule(EvaluatedModule):
             raise BadArgument(f"data: {name} wants times, but these training views have none")
         if timed and "times" not in self.field.wants:
             rank_zero_warn(f"the training views have times, but {name} does not want any: the scene is taken for static")
-        n_levels = getattr(self.estimator, "n_levels", 1)
+        n_levels = self.estimator.n_levels
         if n_levels > 1 and self.field.ends_at_box and self.field.scene_box.contraction == "none":
             rank_zero_warn(
                 f"n_levels: of {n_levels} levels only the first can be filled, because {name} is empty outside of its "
@@ -170,8 +172,7 @@ class NeRFModule(EvaluatedModule):
             (OccupancyGridUpdate, self.estimator.needs_update),
             (RayBudget, self.estimator.fixed_count is None),
             (EMAWeights, has(self._make_optimizer, "averages")),
-            (CheckedResume, True),
-            (WandbRun, True),
+            *((kind, True) for kind in ALWAYS),
         ]
         given = lightning_names.callbacks(self.trainer)
         return [kind() for kind, needed in wanted if needed and not any(isinstance(c, kind) for c in given)]

@@ -23,6 +23,7 @@ from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.recorded import Plain
+from lightning_nerf.scene_box import CONTRACTIONS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,7 +66,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
 
         A dict adds its entries to ``hparams``.
         """
-        self._log_hyperparams = logger
+        lightning_names.set_logs_hyperparams(self, logger)
         if args and not all(isinstance(a, str) for a in args):
             super().save_hyperparameters(*args, logger=logger)
 
@@ -220,6 +221,8 @@ def refuse_another(module: CheckpointedModule, checkpoint: Plain) -> None:
     for key in ("field.aabb", "estimator.aabb"):
         if key in came and key in expected:
             refuse_another_box(came[key], expected[key], "the checkpoint's")
+    if module.field.is_bound:
+        refuse_another_contraction(came.get("field.contraction"), expected.get("field.contraction"))
 
 
 def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
@@ -227,6 +230,17 @@ def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
     came, expected = came.float().cpu(), expected.float().cpu()
     if came.isfinite().all() and expected.isfinite().all() and not torch.equal(came, expected):
         raise BadArgument(f"scene_box: {whose} is {came.tolist()}, expected {expected.tolist()}")
+
+
+def refuse_another_contraction(came: object, expected: object) -> None:
+    """Raise a ValueError if both are contractions [] int8 and differ; other shapes and types are refused elsewhere."""
+    if not (isinstance(came, Tensor) and isinstance(expected, Tensor)):
+        return
+    if came.shape == expected.shape and came.dtype == expected.dtype and int(came) != int(expected):
+        names = dict(enumerate(CONTRACTIONS))
+        raise BadArgument(
+            f"contraction: the checkpoint's is {names.get(int(came), int(came))!r}, expected {names[int(expected)]!r}"
+        )
 
 
 def _shape_in(weights: Mapping[str, Any], key: str) -> list[int] | str:

@@ -49,10 +49,10 @@ def configure(
 ) -> OptimizerLRScheduler:
     """The optimizer and a scheduler that is stepped every training step.
 
-    An optimizer that skips no steps by itself (it has no attribute ``skipped``) gets a :class:`StepGuard`.
+    An optimizer that does not state ``skips_bad_steps`` gets a :class:`StepGuard`.
     """
     optimizer = make_optimizer(groups)
-    if not hasattr(optimizer, "skipped"):
+    if not getattr(optimizer, "skips_bad_steps", False):
         StepGuard(optimizer)
     averages = any(group.get("ema_decay") is not None for group in optimizer.param_groups)
     if averages and not any(isinstance(c, EMAWeights) for c in lightning_names.callbacks(trainer)):

@@ -58,6 +58,7 @@ class FusedAdam(torch.optim.Optimizer):
     """
 
     _step_supports_amp_scaling = True  # a GradScaler then sets grad_scale and found_inf before step
+    skips_bad_steps = True  # so that it gets no StepGuard
     writes_mirrors = True  # or they would be taken for stale after each step
 
     idle: Tensor | None = None

@@ -22,8 +22,8 @@ class StepGuard:
     Numbers that an optimizer keeps on the host, such as the step counts of a torch optimizer on CUDA that is not
     ``capturable``, go on. LBFGS keeps its history in lists, which are not copied.
 
-    The optimizer gets the two attributes that ``FusedAdam`` has: ``skipped``, how many steps were, 0-d int32; and ``idle``,
-    a 0-d tensor or None.
+    The optimizer gets the attributes that ``FusedAdam`` has: ``skips_bad_steps``, True; ``skipped``, how many steps were
+    skipped, 0-d int32; and ``idle``, a 0-d tensor or None.
 
     Args:
         optimizer: any, its parameters on their device already.
@@ -31,6 +31,7 @@ class StepGuard:
 
     def __init__(self, optimizer: Optimizer) -> None:
         device = optimizer.param_groups[0]["params"][0].device
+        optimizer.skips_bad_steps = True  # type: ignore[attr-defined]
         optimizer.idle = None  # type: ignore[attr-defined]
         optimizer.skipped = torch.zeros((), dtype=torch.int32, device=device)  # type: ignore[attr-defined]
         optimizer.register_step_pre_hook(self._before)

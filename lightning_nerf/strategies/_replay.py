@@ -23,6 +23,7 @@ class ReplayedSteps(Strategy):
     """What the two strategies share. Automatic optimisation, all hooks and all flags keep their meaning or are refused."""
 
     executor: Executor = EAGER
+    _graphs: CUDAGraphExecutor | None = None  # the executor of a fit on CUDA
     strategy_name: str
     warmup_steps: int
     _plain_batches = False
@@ -32,7 +33,7 @@ class ReplayedSteps(Strategy):
     def setup(self, trainer: L.Trainer) -> None:
         """See :meth:`Strategy.setup`; refuses what cannot work."""
         fits = trainer.state.fn == TrainerFn.FITTING
-        self.executor = EAGER
+        self.executor, self._graphs = EAGER, None
         if fits and not _has_graphs(self.root_device):
             rank_zero_info(
                 f"{self.strategy_name}: every step runs eagerly, because CUDA graphs need a CUDA device, not "
@@ -43,12 +44,12 @@ class ReplayedSteps(Strategy):
         super().setup(trainer)
         if fits and _has_graphs(self.root_device):
             refuse_optimizers(self.strategy_name, self.optimizers)
-            self.executor = CUDAGraphExecutor(self.warmup_steps)
+            self.executor = self._graphs = CUDAGraphExecutor(self.warmup_steps)
 
     def on_train_start(self) -> None:
         """Begin capturing: everything that a checkpoint holds has been restored."""
         super().on_train_start()
-        if isinstance(self.executor, CUDAGraphExecutor):
+        if self._graphs is not None:
             module = self.trained_module()
             optimizer, plugin = self.optimizers[0], self.precision_plugin
             reason = why_eager(optimizer, plugin)
@@ -57,7 +58,7 @@ class ReplayedSteps(Strategy):
             self._clips = not is_overridden("configure_gradient_clipping", module)
             scaler = lightning_names.scaler_of(plugin)
             program = cast(StepProgram, module)
-            self.executor.begin(program, optimizer, self._update, scaler, capture_update=reason is None)
+            self._graphs.begin(program, optimizer, self._update, scaler, capture_update=reason is None)
             self._skip_bookkeeping(module.trainer)
 
     def trained_module(self) -> L.LightningModule:
@@ -74,9 +75,9 @@ class ReplayedSteps(Strategy):
 
     def teardown(self) -> None:
         """Give back graphs and memory before the module leaves the device."""
-        if isinstance(self.executor, CUDAGraphExecutor):
-            self.executor.close()
-            self.executor = EAGER
+        if self._graphs is not None:
+            self._graphs.close()
+            self.executor, self._graphs = EAGER, None
         self._plain_batches = False
         if (trainer := lightning_names.attached_trainer(self.lightning_module)) is not None:
             lightning_names.restore_profiler(trainer)
@@ -112,8 +113,8 @@ class ReplayedSteps(Strategy):
         self, optimizer: Optimizer, closure: Callable[[], object], model: nn.Module | None = None, **kwargs: Any
     ) -> object:
         """See :meth:`Strategy.optimizer_step`; replays the update where the batch was replayed."""
-        executor = self.executor
-        if not isinstance(executor, CUDAGraphExecutor) or executor.stopped:
+        executor = self._graphs
+        if executor is None or executor.stopped:
             return super().optimizer_step(optimizer, closure, model, **kwargs)
         result = closure()
         if not executor.steps:

@@ -59,7 +59,8 @@ class ExecutorStrategy(SingleDeviceStrategy):
             raise BadArgument(
                 f"{one} drives one device, got {len(devices)}: set devices=1, or {all_of_them} for all of them"
             )
-        self._devices, self._root_device = list(devices), devices[0]
+        self._devices = list(devices)
+        lightning_names.set_root_device(self, devices[0])
 
     def setup(self, trainer: L.Trainer) -> None:
         """See :meth:`Strategy.setup`; refuses several nodes."""

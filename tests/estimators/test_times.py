@@ -60,6 +60,18 @@ class TimedField(PlainField):
         return super().forward(self._at(positions, times), directions)
 
 
+class KeywordField(TimedField):
+    """Takes what it wants by keyword, as :class:`RadianceField` says, in an order of its own."""
+
+    wants = ("footprints", "times")
+
+    def density(self, positions: Tensor, footprints: Tensor | None = None, *, times: Tensor) -> Tensor:  # type: ignore[override]
+        return super().density(positions, times)
+
+    def forward(self, positions: Tensor, directions: Tensor, *, footprints: Tensor, times: Tensor) -> FieldOutput:  # type: ignore[override]
+        return super().forward(positions, directions, times)
+
+
 # -- the grid's update ------------------------------------------------------------------------------------------------
 
 
@@ -133,9 +145,12 @@ def test_in_the_course_of_updates_a_cell_is_occupied_if_it_is_at_any_time() -> N
 # -- fits -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_field_that_wants_times_learns_from_data_that_have_them(tmp_path: Path, scene_cache: Path) -> None:
+@pytest.mark.parametrize("kind", [TimedField, KeywordField])
+def test_a_field_that_wants_times_learns_from_data_that_have_them(
+    kind: type[TimedField], tmp_path: Path, scene_cache: Path
+) -> None:
     torch.manual_seed(0)
-    field = TimedField()
+    field = kind()
     module, scene = tiny_module(field=field), timed_scene(scene_cache)
     run = trainer(tmp_path, max_steps=20)
     with warnings.catch_warnings():
