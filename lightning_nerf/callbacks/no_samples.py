@@ -53,8 +53,8 @@ def why_no_samples(module: TrainedModule, rays: Rays | None = None) -> str:
     if share is not None and float(share) == 0:
         return "all cells of the occupancy grid are empty; the field's density is too low to open one, or they were closed"
     return (
-        f"samples_per_step = {module.samples_per_step} is less than the samples of one ray, or all cells on the rays' way are "
-        "empty; give the module more samples_per_step, or the estimator a longer step_size"
+        f"samples_per_step = {module.samples_per_step} is less than the samples of one ray, or all cells on the rays' way "
+        "are empty; give the module more samples_per_step, or the estimator a longer step_size"
     )
 
 

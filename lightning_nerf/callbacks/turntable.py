@@ -12,6 +12,7 @@ import numpy as np
 
 from lightning_nerf.callbacks.colors import to_uint8
 from lightning_nerf.callbacks.loggers import log_video, run_goes_on
+from lightning_nerf.callbacks.progress import shown
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained
 from lightning_nerf.cameras.paths import orbit
@@ -47,8 +48,9 @@ class Turntable(WritesRunFiles):
         module = trained(pl_module)
         data, background = module.datamodule, module.eval_background()
         cameras = orbit(data.scene("train").cameras, data.scene_box.aabb, self.n_frames, self.elevation)
+        views = shown(trainer, range(self.n_frames), "turntable", "frame")
         with trainer.precision_plugin.forward_context():
-            frames = [to_uint8(module.render_camera(cameras, i, background).rgb).numpy() for i in range(self.n_frames)]
+            frames = [to_uint8(module.render_camera(cameras, i, background).rgb).numpy() for i in views]
         with run_goes_on("turntable"):
             log_video(trainer, "test/turntable", save_video(folder / "turntable", np.stack(frames), self.fps))
 
