@@ -89,6 +89,8 @@ class NeRFProgressBar(TQDMProgressBar):
         bar = self.train_progress_bar
         if self._should_update(batch_idx + 1, -1 if bar.total is None else int(bar.total)):
             self._draw(trainer, pl_module, batch_idx + 1)
+        if 0 <= trainer.max_steps <= trainer.global_step:
+            bar.close()  # ends its line: what Lightning says of the end of a fit comes before `on_train_end`
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Redraw."""
@@ -112,6 +114,7 @@ class NeRFProgressBar(TQDMProgressBar):
         """What stands behind the bar."""
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
+        items = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in items.items()}
         telemetry = next((c for c in lightning_names.callbacks(trainer) if isinstance(c, Telemetry)), None)
         latest = {} if telemetry is None else telemetry.latest
         shown = {}

@@ -90,7 +90,7 @@ def test_a_resumed_fit_has_its_total_and_the_speed_of_its_own_steps(
 @pytest.mark.parametrize(
     ("width", "words"),
     [
-        (200, ["fit", "%|", "28.15 dB", "1.23M rays/s", "262M samples/s", "12% occupied"]),
+        (200, ["fit", "%|", "28.15 dB", "1.23M rays/s", "262M samples/s", "12% occupied, val/psnr=27.12]"]),
         (80, ["20000/20000", "28.15dB", "1.23Mrays/s", "262Msmp/s", "12%occ"]),
         (66, ["20000/20000", "28.15dB", "1.23Mrays/s"]),
         (30, ["20000/20000"]),
@@ -103,7 +103,8 @@ def test_columns_are_whole_or_left_out(width: int, words: list[str], monkeypatch
     }  # fmt: skip
     lines: list[str] = []
     fit: Any = SimpleNamespace(callbacks=[telemetry], progress_bar_metrics={}, loggers=[])
-    monkeypatch.setattr(L.pytorch.callbacks.TQDMProgressBar, "get_metrics", lambda *_: {})
+    logged = {"val/psnr": 27.123456789} if width == 200 else {}
+    monkeypatch.setattr(L.pytorch.callbacks.TQDMProgressBar, "get_metrics", lambda *_: dict(logged))
     bar.train_progress_bar = bar.init_train_tqdm()
     meter = bar.train_progress_bar
     meter.reset(20000)
@@ -117,6 +118,23 @@ def test_columns_are_whole_or_left_out(width: int, words: list[str], monkeypatch
     if width > 30:
         assert lines[0].endswith("]")
     meter.disable = True
+
+
+class EndsLine(L.Callback):
+    """What stands on the screen when the last step is over."""
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        print("what follows", flush=True)
+
+
+def test_the_bar_ends_its_line_with_the_last_step(
+    tmp_path: Path, scene_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = bar_and_run(tmp_path, NeRFProgressBar(refresh_seconds=0), EndsLine(), max_steps=3)
+    run.fit(tiny_module(), tiny_scene(scene_cache))
+    before, _, after = capsys.readouterr().out.partition("what follows")
+    assert re.search(r"3/3 [^\n\r]*\n$", before)
+    assert "/3" not in after
 
 
 class Fails(L.Callback):
