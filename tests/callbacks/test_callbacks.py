@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-import re
 import time
-import warnings
-from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,16 +10,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
 
-from lightning_nerf.callbacks import OccupancyGridUpdate, Preview, PSNRLogger, RayBudget, Telemetry
-from lightning_nerf.callbacks.clock import clock_of
-from lightning_nerf.callbacks.colors import colorize, to_uint8
-from lightning_nerf.callbacks.image_logger import GAP, Panel, comparison, labelled
+from lightning_nerf.callbacks import OccupancyGridUpdate, PSNRLogger, RayBudget, Telemetry
+from lightning_nerf.callbacks.colors import colorize
+from lightning_nerf.callbacks.image_logger import comparison
 from lightning_nerf.callbacks.psnr import psnr
-from lightning_nerf.callbacks.run_folder import run_folder
 from lightning_nerf.callbacks.turntable import save_video
-from lightning_nerf.estimators import Estimator, OccupancyGrid
+from lightning_nerf.estimators import Estimator
 from lightning_nerf.executors import EAGER
 from lightning_nerf.types import PackedSamples, Placement, Rays
 from tests.scenes import tiny_module, tiny_scene, trainer
@@ -197,152 +191,3 @@ def test_bad_arguments_are_named(every: int) -> None:
         RayBudget(every_n_steps=every)
     with pytest.raises(ValueError, match="fill"):
         RayBudget(fill=float(every))
-
-
-NOTHING_SEEN: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
-    "a box elsewhere": ({"aabb": [[50.0, 50, 50], [51, 51, 51]]}, {}, r"no ray meets the scene's box, \(50, 50, 50\)"),
-    "near beyond the scene": ({"near": 100.0, "far": 200.0}, {}, r"none between near = 100 and far = 200; .*near <= \d"),
-    "far before the scene": ({"near": 0.01, "far": 0.1}, {}, r"none between near = 0.01 and far = 0.1; .*far >= \d"),
-    "step longer than the box": ({}, {"step_size": 50.0}, r"step_size = 50 is longer than .* step_size = 0.00\d"),
-    "capacity": ({}, {"samples_per_step": 1}, r"samples_per_step = 1 is less"),
-}
-
-
-@pytest.mark.parametrize("row", NOTHING_SEEN)
-@pytest.mark.parametrize("steps", [3, 30])
-def test_a_fit_that_sees_nothing_is_told_why_early_and_once(
-    row: str, steps: int, tmp_path: Path, scene_cache: Path
-) -> None:
-    data, model, said = NOTHING_SEEN[row]
-    if "step_size" in model:
-        model = {"estimator": OccupancyGrid(resolution=16, warmup_steps=16, **model)}
-
-    class Steps(L.Callback):
-        done = 0
-        told: int | None = None
-
-        def on_train_batch_end(self, *_: Any) -> None:
-            self.done += 1
-            if any("no step had a sample" in str(w.message) for w in caught) and self.told is None:
-                self.told = self.done
-
-    counted = Steps()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit = trainer(tmp_path, max_steps=steps, callbacks=[RayBudget(), counted])
-        fit.fit(tiny_module(**model), tiny_scene(scene_cache, **data))
-    (message,) = [str(w.message) for w in caught if "no step had a sample" in str(w.message)]
-    assert re.search(said, message), message
-    assert counted.told == (8 if steps == 30 else None)
-
-
-@pytest.mark.parametrize("side", [5, 64, 400])
-def test_panels_have_names_gaps_and_scales(side: int) -> None:
-    colors = [torch.tensor([0.1 * i, 0.5, 0.25]) for i in range(1, 4)]
-    row = [
-        Panel(name, color.expand(side, side, 3), scale)
-        for name, color, scale in zip(["prediction", "truth", "error"], colors, [None, None, (0.0, 0.2)], strict=True)
-    ]
-    picture = labelled(row)
-    assert picture.dtype == torch.uint8
-    white = (picture == 255).all(-1)
-    place = []
-    for panel in row:
-        inside = (picture == to_uint8(panel.image)[0, 0]).all(-1)
-        ys, xs = inside.nonzero().unbind(1)
-        top, bottom, left, right = (int(v) for v in (ys.min(), ys.max(), xs.min(), xs.max()))
-        assert (bottom - top + 1, right - left + 1) == (side, side)  # as it is, and whole
-        assert not white[:top, left : left + 40].all()  # its name
-        place.append((left, right, bottom))
-    for (_, right, bottom), (left, _, _) in pairwise(place):
-        assert left - right - 1 >= GAP
-        assert white[: bottom + 1, right + 1 : left].any(0).all()
-    left, _, bottom = place[-1]
-    below = picture[bottom + 1 :, left:]
-    for end in colorize(torch.tensor([0.0, 1.0])):  # the error's colors, from 0 to 0.2
-        assert (below == to_uint8(end)).all(-1).any()
-    assert white[bottom + 1 :, : place[1][1]].all()  # the others have no scale
-
-
-class Watch(L.Callback):
-    """The preview's file after each step."""
-
-    def __init__(self) -> None:
-        self.seen: list[bytes | None] = []
-
-    def on_train_batch_start(self, *_: Any) -> None:
-        time.sleep(0.1)
-
-    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
-        path = run_folder(trainer) / "preview.png"
-        self.seen.append(path.read_bytes() if path.exists() else None)
-
-
-class Album(CSVLogger):
-    """A logger that takes pictures."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(folder)
-        self.pictures: list[tuple[str, int]] = []
-
-    def log_image(self, key: str, images: list[Any], step: int) -> None:
-        self.pictures.append((key, step))
-
-
-@pytest.mark.parametrize("split", ["test", "train"])
-def test_a_preview_shows_the_run_and_changes_nothing(
-    split: str, tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    plain, previewed = tiny_module(), tiny_module()
-    previewed.load_state_dict(plain.state_dict())
-    trainer(tmp_path, max_steps=6).fit(plain, tiny_scene(scene_cache))
-
-    monkeypatch.setattr("lightning_nerf.callbacks.preview.SHARE", 1.0)
-    render, modes = type(previewed).render_view, []
-
-    def slow(module: Any, *args: Any) -> Any:
-        modes.append(module.training)
-        time.sleep(0.3)
-        return render(module, *args)
-
-    monkeypatch.setattr(type(previewed), "render_view", slow)
-    watch, album = Watch(), Album(tmp_path)
-    fit = trainer(tmp_path, max_steps=6, callbacks=[Preview(1e-6, view=1, split=split), watch], logger=album)
-    fit.fit(previewed, tiny_scene(scene_cache))
-    assert all(watch.seen)
-    assert len(set(watch.seen)) > 1
-    assert album.pictures == [(f"preview/r_{1}", step) for step in range(6)]
-    torch.testing.assert_close(previewed.state_dict(), plain.state_dict(), rtol=0, atol=0)
-    assert modes == [False] * 6  # as in evaluation
-    assert 0.6 <= float(clock_of(fit).training_seconds or 0) < 1.8  # six pauses of 0.3 s are not in it
-
-
-def test_previews_take_a_tenth_of_the_time(tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = [0.0]
-    monkeypatch.setattr("lightning_nerf.callbacks.preview.time.monotonic", lambda: now[0])
-    monkeypatch.setattr("lightning_nerf.callbacks.preview.clock_of", lambda _: SimpleNamespace(halt=int, resume=int))
-    shown: list[float] = []
-
-    def slow(*_: Any) -> None:
-        shown.append(now[0])
-        now[0] += 5.0
-
-    preview = Preview(every_seconds=10)
-    monkeypatch.setattr(preview, "_show", slow)
-    module: Any = SimpleNamespace(datamodule=SimpleNamespace(scene=lambda _: SimpleNamespace(n_views=1)))
-    run: Any = SimpleNamespace(is_global_zero=True)
-    monkeypatch.setattr("lightning_nerf.callbacks.preview.run_folder", lambda _: tmp_path)
-    preview.on_fit_start(run, module)
-    for _ in range(120):
-        now[0] += 1.0
-        preview.on_train_batch_end(run, module, None, None, 0)
-    assert shown == [10.0, 60.0, 110.0]
-
-
-def test_a_preview_of_no_view_is_refused(tmp_path: Path, scene_cache: Path) -> None:
-    fit = trainer(tmp_path, max_steps=1, callbacks=[Preview(view=7)])
-    with pytest.raises(ValueError, match="view: expected one of the 2 views of the test split, got 7"):
-        fit.fit(tiny_module(), tiny_scene(scene_cache))
-    for options in ({"every_seconds": 0}, {"view": -1}, {"split": "all"}):
-        with pytest.raises(ValueError, match=next(iter(options))):
-            Preview(**options)
