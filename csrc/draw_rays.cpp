@@ -16,7 +16,8 @@ void run_background(const Tensor&, const Background& background, int64_t n) {
 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
-      "draw_rays(Tensor colors, Tensor offsets, Tensor? drawable, Tensor c2w, Tensor intrinsics, Tensor size, Tensor bounds, "
+      "draw_rays(Tensor colors, Tensor offsets, Tensor? drawable, Tensor c2w, Tensor intrinsics, Tensor size, Tensor "
+      "bounds, "
       "Tensor? times, Tensor key, Tensor? n_rays, int capacity) "
       "-> (Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor ray_times, Tensor footprint, Tensor rgb, "
       "Tensor alpha, Tensor mask, Tensor camera)");

@@ -39,8 +39,7 @@ struct Drawn {
 
 // Row `row` of stream "rays": the two numbers that random_uniform shows make a 48-bit fraction, exact in float64.
 LN_HD int64_t draw_index(const int64_t* key, int64_t row, int64_t size) {
-  const Philox random =
-      philox(uint32_t(row), 0u, uint32_t(key[2]), kStreamRays, uint32_t(key[0]), uint32_t(key[1]));
+  const Philox random = philox(uint32_t(row), 0u, uint32_t(key[2]), kStreamRays, uint32_t(key[0]), uint32_t(key[1]));
   const uint64_t fraction = (uint64_t(random.word[0] >> 8) << 24) | (random.word[1] >> 8);
   return int64_t(double(fraction) * (1.0 / 281474976710656.0) * double(size));  // one rounding, in the last product
 }

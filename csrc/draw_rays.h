@@ -27,9 +27,18 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   const int64_t n_drawable = drawable.has_value() ? drawable->size(0) : colors.size(0);
   STD_TORCH_CHECK(capacity == 0 || (n_drawable > 0 && colors.numel() > 0 && n_views > 0), "there is no pixel to draw");
 
-  const Pixels pixels{data<uint8_t>(colors), data<int64_t>(offsets), drawable.has_value() ? data<int64_t>(*drawable) : nullptr,
-                      data<float>(c2w), data<float>(intrinsics), data<int64_t>(size), data<float>(bounds),
-                      times.has_value() ? data<float>(*times) : nullptr, n_views, n_channels, n_drawable};
+  const Pixels pixels{
+      data<uint8_t>(colors),
+      data<int64_t>(offsets),
+      drawable.has_value() ? data<int64_t>(*drawable) : nullptr,
+      data<float>(c2w),
+      data<float>(intrinsics),
+      data<int64_t>(size),
+      data<float>(bounds),
+      times.has_value() ? data<float>(*times) : nullptr,
+      n_views,
+      n_channels,
+      n_drawable};
   const Draw draw{data<int64_t>(key), n_rays.has_value() ? data<int32_t>(*n_rays) : nullptr};
   const bool has_alpha = n_channels == 4;
   Tensor origins = empty(c2w, {capacity, 3}, ScalarType::Float);
@@ -42,11 +51,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   Tensor alpha = empty(c2w, {has_alpha ? capacity : 0}, ScalarType::Float);
   Tensor mask = empty(c2w, {draw.n_rays ? capacity : 0}, ScalarType::Bool);
   Tensor camera = empty(c2w, {capacity}, ScalarType::Long);
-  const Drawn drawn{mutable_data<float>(origins), mutable_data<float>(directions), mutable_data<float>(near),
-                    mutable_data<float>(far), pixels.times ? mutable_data<float>(ray_times) : nullptr,
-                    mutable_data<float>(footprint), mutable_data<float>(rgb),
-                    has_alpha ? mutable_data<float>(alpha) : nullptr, draw.n_rays ? mutable_data<bool>(mask) : nullptr,
-                    mutable_data<int64_t>(camera)};
+  const Drawn drawn{
+      mutable_data<float>(origins),
+      mutable_data<float>(directions),
+      mutable_data<float>(near),
+      mutable_data<float>(far),
+      pixels.times ? mutable_data<float>(ray_times) : nullptr,
+      mutable_data<float>(footprint),
+      mutable_data<float>(rgb),
+      has_alpha ? mutable_data<float>(alpha) : nullptr,
+      draw.n_rays ? mutable_data<bool>(mask) : nullptr,
+      mutable_data<int64_t>(camera)};
   run(colors, pixels, draw, drawn, capacity);
   return {origins, directions, near, far, ray_times, footprint, rgb, alpha, mask, camera};
 }

@@ -197,6 +197,14 @@ __device__ __forceinline__ bool inside_box(const float (&x)[3]) {
   return inside_unit(x[0]) && inside_unit(x[1]) && inside_unit(x[2]);
 }
 
+// Gradient of a logit from that of its color y = sigmoid(logit). Where descent brings the logit closer to 0, the slope is at
+// least that at 4: a saturated logit has no gradient in float, and could never return.
+constexpr float kLeastSlope = 0.01766270621f;
+__device__ __forceinline__ float logit_gradient(float y, float grad) {
+  const float slope = y * (1.0f - y);
+  return grad * (grad * (y - 0.5f) > 0.0f ? fmaxf(slope, kLeastSlope) : slope);
+}
+
 constexpr float kLargestLogDensity = 15.0f;  // of truncated_exp: its derivative is that of exp(clamp(x, -15, 15))
 
 }  // namespace lightning_nerf::instant_ngp

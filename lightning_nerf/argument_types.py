@@ -53,7 +53,7 @@ def _complaint(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     return None
 
 
-def _fits(value: Any, hint: Any) -> bool:
+def _fits(value: object, hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, each) for each in typing.get_args(hint))

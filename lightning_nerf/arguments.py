@@ -1,241 +1,272 @@
-"""Objects that know, as plain data, what their constructor was given; and objects made from such data."""
+"""Objects made from plain data that says what their constructor was given, and may stand in a stranger's file."""
 
 from __future__ import annotations
 
-import copy
 import enum
 import functools
-import importlib
+import importlib.util
 import inspect
-import os
 import sys
-from collections.abc import Container
+import types
+from collections.abc import Container, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_nerf.checks import BadArgument
+from lightning_nerf.recorded import Plain, Recorded, described, full_name, importable_path, is_for_training
+
+__all__ = ["Recorded", "build", "checked_packages", "described", "differences"]
 
 T = TypeVar("T")
 
-_RECORD = "_constructor_arguments"
-_NUMBERS = (bool, int, float)
+_OURS = ("lightning_nerf", "torch.optim", "torch.nn")  # imported for a checkpoint without being asked
 
 
-class Recorded:
-    """Base of classes whose instances know what their constructor was given, in the form that LightningCLI writes.
+def build(spec: Any, kind: type[T], /, *, allow: Sequence[str] = (), **instead: Any) -> T:
+    """An object from what :func:`described` said, which may stand in a stranger's file.
 
-    Subclasses do nothing for it. The record is taken before ``__init__`` runs, of the outermost call, with defaults:
-    what the constructor does to its arguments does not show. It holds numbers, strings, lists, dicts and None;
-
-    ==========================================  ====================================================================
-    another :class:`Recorded`                   ``{"class_path": ..., "init_args": {...}}``, as for the object itself
-    ``functools.partial`` of an optimizer or    the same, without the argument that the caller is to supply
-    learning-rate scheduler
-    a class, function, dtype or enum member     ``{"class_path": ...}`` alone
-    a path, a device                            a string
-    whatever has no name: a lambda, a class     ``{"unnamed": "what it is"}``
-    within a function, a tensor, another
-    module
-    ==========================================  ====================================================================
-    """
-
-    # Here and not around __init__: signatures stay as written, and no subclass has to call anything.
-    def __new__(cls: type[T], *args: Any, **kwargs: Any) -> T:
-        """Take the record."""
-        instance = cast(T, object.__new__(cls))
-        try:
-            record = _record(instance, args, kwargs)
-        except TypeError:  # __init__ will say it better; or this is a copy, which gets the original's record
-            record = None
-        instance.__dict__[_RECORD] = record
-        return instance
-
-
-def described(value: Recorded) -> dict[str, Any]:
-    """``{"class_path": ..., "init_args": {...}}`` of an object, or ``{"unnamed": "what it is"}``; a copy."""
-    return _plain(value)
-
-
-def build(spec: dict[str, Any], kind: type[T], **instead: Any) -> T:
-    """An object from what :func:`described` said.
-
-    Classes are imported where need be, and only subclasses of :class:`Recorded`, optimizers and schedulers are ever called:
-    a file from a stranger cannot have anything else run.
+    Only classes are ever called: subclasses of :class:`Recorded`, optimizers and schedulers, that are imported already, are
+    this package's or torch's, or are of a package that the caller allows. No other module is imported, and functions are
+    not taken from a file at all, but for a constructor's own default.
 
     Args:
         spec: what :func:`described` returned.
         kind: what the result has to be an instance of.
+        allow: packages whose modules may be imported too, such as ``["nerf_plugin"]``.
         instead: objects to give the constructor in place of recorded arguments.
 
     Raises:
-        ValueError: the class, or something that its constructor was given, has no name, is not to be found, or is something
-            else than expected.
+        BadArgument: the class, or something that its constructor was given, has no name, is not to be found, is something
+            else than expected, or of a package that is not allowed; or the constructor refuses its arguments.
     """
+    builder = _Builder(checked_packages(allow))
+    if not isinstance(spec, dict):
+        raise BadArgument(f"class_path: expected a description with class_path and init_args, got {_shown(spec)}")
     if "unnamed" in spec:
         raise BadArgument(
-            f"class_path: the checkpoint has none, it is of {spec['unnamed']}; build that and load its state_dict"
+            f"class_path: the checkpoint has none, it is of {_words(spec['unnamed'])}; build that and load its state_dict"
         )
-    target = _resolved(spec["class_path"], "class_path")
+    target = builder.resolved(spec.get("class_path"), "class_path")
     if not (inspect.isclass(target) and issubclass(target, kind) and issubclass(target, Recorded)):
-        raise BadArgument(f"class_path: expected a subclass of {_path(kind)}, got {spec['class_path']!r}")
-    return _called(target, {**spec.get("init_args", {}), **instead}, "", instead)
+        raise BadArgument(f"class_path: expected a subclass of {full_name(kind)}, got {_shown(spec.get('class_path'))}")
+    arguments = target.arguments_of_file(_arguments(spec, ""))
+    return builder.called(target, {**arguments, **instead}, "", instead)
 
 
-def differences(came: Any, expected: Any, name: str) -> list[str]:
+def checked_packages(allow: Sequence[str]) -> tuple[str, ...]:
+    """The packages of ``allow`` or ``--allow``.
+
+    Raises:
+        BadArgument: something is no package's name.
+    """
+    packages = [allow] if isinstance(allow, str) else list(allow)
+    for package in packages:
+        if not isinstance(package, str) or not all(part.isidentifier() for part in package.split(".")):
+            raise BadArgument(f"allow: expected names of packages, such as 'nerf_plugin', got {_shown(package)}")
+    return tuple(packages)
+
+
+def differences(came: object, expected: object, name: str) -> list[str]:
     """How a description differs from the expected one, in a line per argument; where something has no name, nothing."""
     if isinstance(came, dict) and isinstance(expected, dict):
         if "unnamed" in came or "unnamed" in expected:
             return []
         if not _same_class(came.get("class_path"), expected.get("class_path")):
-            return [f"{name}: came {came.get('class_path', came)}, expected {expected.get('class_path', expected)}"]
+            kinds = [side.get("class_path", f"{side!r:.100}") for side in (came, expected)]
+            return [f"{name}: came {kinds[0]}, expected {kinds[1]}"]
         came, expected = came.get("init_args", came), expected.get("init_args", expected)
+        if not (isinstance(came, dict) and isinstance(expected, dict)):
+            return [f"{name}: came {_shown(came)}, expected {_shown(expected)}"]
         keys = [k for k in expected if k != "class_path"] + [k for k in came if k not in expected]
         missing = object()
         pairs = [(k, came.get(k, missing), expected.get(k, missing)) for k in keys]
         # An argument that one of them lacks is newer, or older, than the other: nothing to compare.
         return [d for k, a, b in pairs if missing not in (a, b) for d in differences(a, b, f"{name}.{k}")]
-    same = came == expected or (came != came and expected != expected)
-    return [] if same else [f"{name}: came {came!r}, expected {expected!r}"]
+    if isinstance(came, torch.Tensor) or isinstance(expected, torch.Tensor):  # no record holds one
+        same = False
+    else:
+        same = came == expected or (came != came and expected != expected)
+    return [] if same else [f"{name}: came {_shown(came)}, expected {_shown(expected)}"]
 
 
-# -- to plain data -----------------------------------------------------------------------------------------------------
+class _Builder:
+    """Makes objects from a file's descriptions, with the classes that the user trusts."""
 
+    def __init__(self, allow: tuple[str, ...]) -> None:
+        self.allow = allow
 
-def _record(instance: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(type(instance).__init__)
-    bound = signature.bind(instance, *args, **kwargs)
-    explicit = set(bound.arguments)
-    bound.apply_defaults()
-    record: dict[str, Any] = {}
-    for (name, parameter), value in list(zip(signature.parameters.items(), bound.arguments.values(), strict=True))[1:]:
-        if parameter.kind is parameter.VAR_KEYWORD:
-            record |= {key: _plain(item) for key, item in value.items()}
-        elif parameter.kind is not parameter.VAR_POSITIONAL or value:
-            plain = _plain(value)
-            if name in explicit or not _unnamed(plain):  # a default needs no name
-                record[name] = plain
-    return record
+    def made(self, value: Any, name: str, default: Any = None) -> Any:
+        """An argument: what its description says, with the constructor's default for it."""
+        if isinstance(value, list):
+            return [self.made(item, f"{name}[{i}]") for i, item in enumerate(value)]
+        if not isinstance(value, dict):
+            return value
+        if "unnamed" in value:
+            raise BadArgument(
+                f"{name}: the checkpoint has no name for it, it was {_words(value['unnamed'])}; {_advice(name)}"
+            )
+        if "class_path" not in value:
+            return {key: self.made(item, f"{name}.{key}") for key, item in value.items()}
+        path = value["class_path"]
+        if default is not None and value.keys() == {"class_path"} and path == importable_path(default):
+            return default  # it may be a function
+        target = self.resolved(path, name)
+        if "init_args" not in value:
+            return self.named(target, path, name)
+        arguments = _arguments(value, name)
+        if is_for_training(target):
+            supplied = self.check_names(target, arguments, name)[0].name
+            if supplied in arguments:
+                raise BadArgument(f"{name}.{supplied}: expected none, since it is given later")
+            return functools.partial(target, **{k: self.made(v, f"{name}.{k}") for k, v in arguments.items()})
+        if not (inspect.isclass(target) and issubclass(target, Recorded)):
+            raise BadArgument(f"{name}: expected a field, estimator, renderer, optimizer or the like, got {path!r}")
+        return self.called(target, target.arguments_of_file(arguments), name)
 
-
-def _plain(value: Any) -> Any:
-    if value is None or type(value) in (*_NUMBERS, str):
-        return value
-    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
-        return [_plain(item) for item in value]
-    if type(value) is dict and not {"class_path", "unnamed"} & value.keys() and {type(k) for k in value} <= {str, int}:
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, Recorded):
-        record, path = vars(value).get(_RECORD), _importable(type(value))
-        if path is None or record is None:
-            return {"unnamed": f"an object of class {_path(type(value))}"}
-        return {"class_path": path, "init_args": copy.deepcopy(record)}
-    if isinstance(value, functools.partial):
-        return _plain_partial(value)
-    if isinstance(value, enum.Enum):
-        path = _importable(type(value))
-        return {"class_path": f"{path}.{value.name}"} if path else {"unnamed": repr(value)}
-    if isinstance(value, torch.dtype):
-        return {"class_path": str(value)}
-    if isinstance(value, (torch.device, os.PathLike)):
-        return str(value)
-    if hasattr(value, "__qualname__"):
-        path = _importable(value)
-        return {"class_path": path} if path else {"unnamed": _path(value)}
-    if isinstance(value, torch.Tensor):
-        return {"unnamed": f"a tensor of shape {list(value.shape)}"}
-    if isinstance(value, np.generic):
-        return value.item()
-    return {"unnamed": f"an object of class {_path(type(value))}"}
-
-
-def _plain_partial(value: functools.partial[Any]) -> dict[str, Any]:
-    target, positional = value.func, list(value.args)
-    if getattr(target, "__module__", "").startswith("jsonargparse"):  # what LightningCLI makes: func(instantiator, class)
-        classes = [a for a in positional if inspect.isclass(a)]
-        target, positional = (classes or [target])[0], []
-    path = _importable(target)
-    if path is None or positional or not _is_for_training(target):
-        return {"unnamed": f"a functools.partial of {_path(target)}"}
-    return {"class_path": path, "init_args": {key: _plain(item) for key, item in value.keywords.items()}}
-
-
-def _unnamed(plain: Any) -> bool:
-    return isinstance(plain, dict) and "unnamed" in plain
-
-
-def _is_for_training(target: Any) -> bool:
-    return inspect.isclass(target) and issubclass(target, (Optimizer, LRScheduler))
-
-
-def _path(value: Any) -> str:
-    return f"{getattr(value, '__module__', '?')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-
-
-def _importable(value: Any) -> str | None:
-    """Where a class or function can be imported from; None: nowhere."""
-    own, short = getattr(value, "__qualname__", ""), getattr(value, "__name__", "")
-    # torch's built-in functions do not know where they are.
-    for module, name in ((getattr(value, "__module__", None), own), ("torch", short), ("torch.nn.functional", short)):
-        found: Any = sys.modules.get(module or "")
-        for part in name.split("."):
-            found = getattr(found, part, None)
-        if found is value:
-            return f"{module}.{name}"
-    return None
-
-
-# -- from plain data ---------------------------------------------------------------------------------------------------
-
-
-def _made(value: Any, name: str) -> Any:
-    if isinstance(value, list):
-        return [_made(item, f"{name}[{i}]") for i, item in enumerate(value)]
-    if not isinstance(value, dict):
-        return value
-    if "unnamed" in value:
-        raise BadArgument(f"{name}: the checkpoint has no name for it, it was {value['unnamed']}; {_advice(name)}")
-    if "class_path" not in value:
-        return {key: _made(item, f"{name}.{key}") for key, item in value.items()}
-    target = _resolved(value["class_path"], name)
-    if "init_args" not in value:
+    def named(self, target: Any, path: str, name: str) -> Any:
+        """What a name alone stands for. Whoever gets it may call it, so it has to be harmless."""
+        if isinstance(target, (torch.dtype, enum.Enum)):
+            return target
+        if not inspect.isclass(target):
+            raise BadArgument(f"{name}: the checkpoint names {path!r}; functions are never taken from one; {_advice(name)}")
+        layer = issubclass(target, torch.nn.Module) and _is_in(target.__module__, ("torch.nn",))
+        own = layer or issubclass(target, (Recorded, Optimizer, LRScheduler, enum.Enum))
+        if not own and not _is_in(target.__module__, self.allow):
+            raise BadArgument(f"{name}: the checkpoint names the class {path!r}, which it may not; {_advice(name)}")
         return target
-    if _is_for_training(target):
-        return functools.partial(target, **{k: _made(v, f"{name}.{k}") for k, v in value["init_args"].items()})
-    if not (inspect.isclass(target) and issubclass(target, Recorded)):
-        raise BadArgument(
-            f"{name}: expected a field, estimator, renderer, optimizer or the like, got {value['class_path']!r}"
-        )
-    return _called(target, value["init_args"], name)
+
+    def called(self, target: type[T], init_args: Plain, name: str, instead: Container[str] = ()) -> T:
+        """An instance; ``instead`` are the arguments that the caller gave as they are."""
+        parameters = self.check_names(target, init_args, name)
+        by_name = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
+        values = {
+            key: _as_written(value if key in instead else self._given(value, name, key, by_name), by_name.get(key))
+            for key, value in init_args.items()
+        }
+        rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
+        positional: list[Any] = []
+        for p in parameters:
+            if p.name in values and (p.kind is p.POSITIONAL_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and rest in values)):
+                positional.append(values.pop(p.name))
+        more = values.pop(rest, ())
+        if not isinstance(more, (list, tuple)):
+            raise BadArgument(f"{_inner(name, rest)}: expected a list, got {_shown(more)}")
+        try:
+            return target(*positional, *more, **values)
+        except OSError:
+            raise
+        except Exception as error:  # of any kind: the file may have given it anything
+            if isinstance(error, BadArgument) and "\n" not in str(error):
+                raise BadArgument(
+                    str(error)
+                ) from error  # here, since the command line takes one from within an op for a bug
+            reason = (str(error).splitlines() or [""])[0]
+            raise BadArgument(
+                f"{name or 'init_args'}: {full_name(target)} does not take the checkpoint's arguments "
+                f"({type(error).__name__}: {reason:.200})"
+            ) from error
+
+    def _given(self, value: Any, name: str, key: str, by_name: dict[str, inspect.Parameter]) -> Any:
+        default = by_name[key].default if key in by_name else None
+        return self.made(value, _inner(name, key), None if default is inspect.Parameter.empty else default)
+
+    def check_names(self, target: type, init_args: Plain, name: str) -> list[inspect.Parameter]:
+        """The constructor's parameters, which ``init_args`` must all be among."""
+        parameters = list(inspect.signature(target.__init__).parameters.values())[1:]
+        names = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD}
+        unknown = [key for key in init_args if key not in names]
+        if unknown and len(names) == len(parameters):
+            raise BadArgument(
+                f"{_inner(name, unknown[0])}: expected an argument of {full_name(target)}, which takes no such"
+            )
+        return parameters
+
+    def resolved(self, path: Any, name: str) -> Any:
+        """What a path leads to, if that is imported or may be."""
+        parts = path.split(".") if isinstance(path, str) and len(path) <= 1000 else []
+        if len(parts) > 1 and all(part.isidentifier() for part in parts):
+            if _is_in(path, (*_OURS, *self.allow)):
+                _import(parts[:-1])
+            found, package = _imported(parts)
+            if found is not None:
+                return found
+            if package and not _is_in(path, (*_OURS, *self.allow)):
+                raise BadArgument(
+                    f"{name}: the checkpoint names {path!r}, and {parts[0]!r} is imported for it only if you trust it and "
+                    f"say --allow {parts[0]} (in Python allow=[{parts[0]!r}]); else {_advice(name)}"
+                )
+        where = " (the script that wrote it)" if parts[:1] == ["__main__"] else ""
+        raise BadArgument(f"{name}: the checkpoint names {_shown(path)}{where}, which is not to be found; {_advice(name)}")
 
 
-def _called(target: type[T], init_args: dict[str, Any], name: str, instead: Container[str] = ()) -> T:
-    parameters = list(inspect.signature(target.__init__).parameters.values())[1:]
-    by_name = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
-    unknown = [key for key in init_args if key not in by_name]
-    if unknown and len(by_name) == len(parameters):
-        raise BadArgument(f"{_inner(name, unknown[0])}: expected an argument of {_path(target)}, which takes no such")
-    values = {
-        key: value if key in instead else _as_written(_made(value, _inner(name, key)), by_name.get(key))
-        for key, value in init_args.items()
-    }
-    rest = next((p.name for p in parameters if p.kind is p.VAR_POSITIONAL), "")
-    positional: list[Any] = []
-    for p in parameters:
-        if p.name in values and (p.kind is p.POSITIONAL_ONLY or (p.kind is p.POSITIONAL_OR_KEYWORD and rest in values)):
-            positional.append(values.pop(p.name))
-    return target(*positional, *values.pop(rest, ()), **values)
+def _import(parts: list[str]) -> None:
+    """Import the longest part of a dotted name that is a module."""
+    for i in range(len(parts), 0, -1):
+        module = ".".join(parts[:i])
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
+                raise
+            continue
+        return
+
+
+def _imported(parts: list[str]) -> tuple[Any, bool]:
+    """What a dotted name is in the modules that are imported, or None; and whether importing more might find it.
+
+    Nothing is run to find it: no ``__getattr__`` of a module, no descriptor. Modules within modules are not gone through:
+    ``package.files.os`` is not the package's.
+    """
+    for i in range(len(parts) - 1, 0, -1):
+        module = sys.modules.get(".".join(parts[:i]))
+        if module is None:
+            continue
+        found: Any = vars(module).get(parts[i])
+        if found is None and _is_in(parts[0], _OURS[:1]):
+            found = getattr(module, parts[i], None)  # names that are loaded when they are asked for
+        for part in parts[i + 1 :]:
+            members = found.__members__ if inspect.isclass(found) and issubclass(found, enum.Enum) else {}
+            found = members.get(part) or (inspect.getattr_static(found, part, None) if inspect.isclass(found) else None)
+        if isinstance(found, types.ModuleType):
+            found = None
+        return found, found is None and hasattr(module, "__path__") and parts[0] != "__main__"
+    return None, parts[0] not in sys.modules and importlib.util.find_spec(parts[0]) is not None
+
+
+def _is_in(path: str, packages: Sequence[str]) -> bool:
+    return any(f"{path}.".startswith(f"{package}.") for package in packages)
+
+
+def _arguments(spec: Plain, name: str) -> Plain:
+    arguments = spec.get("init_args", {})
+    if not isinstance(arguments, dict) or not all(isinstance(key, str) for key in arguments):
+        raise BadArgument(f"{_inner(name, 'init_args')}: expected a dict of names and values, got {_shown(arguments)}")
+    return arguments
+
+
+def _shown(value: object) -> str:
+    """A value in a message, cut short; of what may be large only the kind."""
+    plain = value is None or isinstance(value, (bool, int, float, str, list, tuple, dict))
+    try:
+        return f"{' '.join(repr(value).split()):.200}" if plain else f"an object of class {full_name(type(value))}"
+    except ValueError:  # an integer of more digits than Python prints
+        return "a number of very many digits"
+
+
+def _words(value: object) -> str:
+    return f"{' '.join(value.split()):.200}" if isinstance(value, str) else _shown(value)
 
 
 def _inner(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def _as_written(value: Any, parameter: inspect.Parameter | None) -> Any:
+def _as_written(value: object, parameter: inspect.Parameter | None) -> Any:
     """Plain data knows no tuples and paths; the parameter's annotation or default tells."""
     annotation = "" if parameter is None else str(parameter.annotation)
     default = None if parameter is None else parameter.default
@@ -246,31 +277,15 @@ def _as_written(value: Any, parameter: inspect.Parameter | None) -> Any:
     return value
 
 
-def _resolved(path: Any, name: str) -> Any:
-    parts = path.split(".") if isinstance(path, str) else []
-    for i in range(len(parts) - 1, 0, -1):
-        module = ".".join(parts[:i])
-        try:
-            found = importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                raise
-            continue
-        try:
-            return functools.reduce(getattr, parts[i:], found)
-        except AttributeError:
-            break
-    where = " (the script that wrote it)" if parts[:1] == ["__main__"] else ""
-    raise BadArgument(f"{name}: the checkpoint names {path!r}{where}, which is not to be found; {_advice(name)}")
-
-
 def _advice(name: str) -> str:
     argument = name.split(".")[0].split("[")[0]
     return "import its module first" if argument == "class_path" else f"pass {argument}=... where you load the checkpoint"
 
 
-def _same_class(came: str | None, expected: str | None) -> bool:
+def _same_class(came: object, expected: object) -> bool:
     """A script's classes are in ``__main__`` when it runs, and in its module when it is imported."""
-    if came is None or expected is None or "__main__" not in (came.split(".")[0], expected.split(".")[0]):
+    if not (isinstance(came, str) and isinstance(expected, str)):
+        return type(came) is type(expected) and came is expected
+    if "__main__" not in (came.split(".")[0], expected.split(".")[0]):
         return came == expected
     return came.split(".")[-1] == expected.split(".")[-1]

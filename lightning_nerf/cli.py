@@ -4,25 +4,49 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
+import signal
 import sys
-import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import Namespace, get_loader, set_loader
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
+from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from lightning_nerf import cli_words
+from lightning_nerf.callbacks.interruption import Interruption
 from lightning_nerf.callbacks.loggers import wandb_run_id
+from lightning_nerf.callbacks.progress import NeRFProgressBar
 from lightning_nerf.callbacks.run_folder import check_run_folder, run_folder
+from lightning_nerf.checks import BadArgument, MissingFile, check_integer
 from lightning_nerf.cli_errors import BriefParser, refusals_in_a_line
+from lightning_nerf.cli_quiet import quiet
+from lightning_nerf.cli_runs import find_latest, refused_runs_leave_nothing, require_latest
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
-from lightning_nerf.recipes import resolve_recipe
+from lightning_nerf.recipes import checked_loader, resolve_recipe
+from lightning_nerf.recorded import Plain
 
 # LightningCLI 2.6 makes calls that jsonargparse has deprecated; a user can do nothing about it.
 os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+# For the files that a recipe or an argument names in place of a value, too.
+set_loader("yaml", checked_loader(get_loader("yaml")), exceptions=(yaml.YAMLError,))
+
+_EPILOG = """--resume (fit): go on from the newest checkpoint of this recipe's runs. --allow PACKAGE (repeatable): a
+checkpoint may name classes of this package. --ckpt_path takes a file, a run's folder (its newest checkpoint) or, in a fit,
+"last": as --resume, or from the beginning if there is none."""
+_KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes in place of a checkpoint's path
+_LEAST = {  # of settings that Lightning does not check: the least value of each
+    "max_steps": -1,
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "log_every_n_steps": 0,
+}
+_NEVER_NONE = ("max_steps", "accumulate_grad_batches")  # a recipe's null passes as "not given"
 
 
 def resolve_arguments(args: Sequence[str]) -> list[str]:
@@ -62,7 +86,30 @@ class SaveConfig(SaveConfigCallback):
 
 
 class NeRFCLI(LightningCLI):
-    """LightningCLI over any NeRFModule and any NeRFDataModule; ``fit`` ends with a test of the final weights."""
+    """LightningCLI over any NeRFModule and any NeRFDataModule; ``fit`` ends with a test of the final weights.
+
+    Args:
+        typed: the command line; None: that of ``args``.
+    """
+
+    def __init__(self, *args: Any, typed: cli_words.Typed | None = None, **options: Any) -> None:
+        self.typed = cli_words.Typed([], [], False) if typed is None else typed
+        self.allow: list[str] = self.typed.allow  # packages whose classes a checkpoint may name
+        super().__init__(*args, **options)
+
+    # -- the configuration ---------------------------------------------------------------------------------------------
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse, and check the settings that Lightning takes without a check."""
+        super().parse_arguments(parser, args)
+        config = self.config.get(self.config.get("subcommand") or "", self.config)
+        seed = config.get("seed_everything")
+        if not isinstance(seed, bool) and seed is not None:
+            check_integer("seed_everything", seed, 0, 2**32 - 1)
+        for name, least in _LEAST.items():
+            value = config.trainer.get(name)
+            if value is not None or name in _NEVER_NONE:
+                check_integer(f"trainer.{name}", value, least)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the model as the command line says; modules refuse a checkpoint that does not fit.
@@ -71,31 +118,72 @@ class NeRFCLI(LightningCLI):
         """
 
     def before_instantiate_classes(self) -> None:
-        """Have a resumed fit go on in the W&B run that wrote the checkpoint, unless another id is given."""
+        """Find the checkpoint that is meant; have a validation that is asked for take place."""
         self.resumed: list[Namespace] = []
-        if self.subcommand != "fit" or self.config.fit.ckpt_path is None or "WANDB_RUN_ID" in os.environ:
+        if self.subcommand is None:
             return
-        loggers = self.config.fit.trainer.logger
+        config = self.config[self.subcommand]
+        if self.subcommand == "validate" and config.trainer.get("limit_val_batches") == 0:
+            config.trainer.limit_val_batches = None  # recipes have 0: their fits do not validate
+        self._find_checkpoint(config)
+        if self.subcommand == "fit":
+            self._find_wandb_run(config)
+
+    def _find_checkpoint(self, config: Namespace) -> None:
+        given = config.get("ckpt_path")
+        if self.subcommand == "fit" and (self.typed.resume or given == "last"):
+            dumped = json.loads(self._parser("fit").dump(config, skip_none=False, format="json"))
+            found = require_latest(dumped) if self.typed.resume else find_latest(dumped)
+            if found is not None:
+                print(f"going on from {found}")
+                config.ckpt_path = str(found)
+        elif isinstance(given, (str, Path)) and str(given).split(":")[0] not in _KEYWORDS and "://" not in str(given):
+            config.ckpt_path = str(cli_words.checkpoint_in(Path(given)))
+            if not Path(config.ckpt_path).is_file():
+                raise MissingFile(f"ckpt_path: no file {given}")
+
+    def _find_wandb_run(self, config: Namespace) -> None:
+        """Have a resumed fit go on in the W&B run that wrote the checkpoint, unless another id is given."""
+        if config.ckpt_path is None or "WANDB_RUN_ID" in os.environ:
+            return
+        loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if getattr(logger, "class_path", "").endswith(".WandbLogger"):
                 given = logger.init_args
                 if given.get("id") is None and given.get("version") is None:
-                    given["id"] = wandb_run_id(self.config.fit.ckpt_path, self.config.fit.get("weights_only"))
+                    given["id"] = wandb_run_id(config.ckpt_path, config.get("weights_only"))
                     self.resumed.append(given)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Forget the ids that were looked up: loggers have them by now, and what is saved is as it was given."""
+        """A Trainer with a progress bar and, if a command is run, one that signals end with a checkpoint.
+
+        Forgets the W&B ids that were looked up: loggers have them by now, and what is saved is as it was given.
+        """
         for given in self.resumed:
             given["id"] = None
-        return super().instantiate_trainer(**kwargs)
+        config = self._get(self.config_init, "trainer", default={})
+        self.interruption = Interruption()
+        callbacks = with_bar(config.get("callbacks"), has_bar=_shows_bar(config))
+        callbacks += [self.interruption] if self.subcommand else []
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
-    def before_fit(self) -> None:
-        """See that the run's files can be written: loggers would be the first to try, and say less."""
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run it. That the run's files can be written is seen first: loggers would be the next to try, and say less."""
         check_run_folder(self.trainer)
+        try:
+            with self.interruption.listening(), refused_runs_leave_nothing(self.trainer):
+                super()._run_subcommand(subcommand)
+        except SystemExit:
+            if self.interruption.received is None:
+                raise
+        if self.interruption.received is not None:
+            self._end_interrupted()
 
     def after_fit(self) -> None:
         """Render the held-out views with the final weights; callbacks score and save them."""
-        if self.trainer.interrupted:
+        if self.trainer.interrupted or self.interruption.received is not None:
             return
         self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         path = run_folder(self.trainer) / "results.json"
@@ -109,35 +197,81 @@ class NeRFCLI(LightningCLI):
                 f"{results['images']} held-out views ({results['psnr_of_mean_image'] or float('nan'):.2f} dB by predicting "
                 f"the mean training image); {trained}{place}"
             )
+            if place and any(path.parent.rglob("*.ckpt")):
+                print(f"next: lightning-nerf render {shlex.quote(str(path.parent))} --path orbit --out orbit.gif")
+
+    def after_validate(self) -> None:
+        """Refuse a validation without views."""
+        if not sum(self.trainer.num_val_batches):
+            raise BadArgument(
+                "validate: nothing was scored, since the data have no validation views (transforms_val.json); "
+                "--data.holdout_every=10 makes some of the training views, lightning-nerf test scores the held-out ones"
+            )
+
+    def after_predict(self) -> None:
+        """Say where the pictures are."""
+        folder = run_folder(self.trainer) / "predictions"
+        if not self.trainer.is_global_zero:
+            return
+        if folder.is_dir():
+            print(folder)
+        else:
+            print("predict: no callback has saved the pictures; --trainer.callbacks+=ImageLogger does", file=sys.stderr)
+
+    def _end_interrupted(self) -> None:
+        """Exit as a shell expects of a process that a signal ended, and say how to go on."""
+        number = self.interruption.received or 0
+        if self.trainer.is_global_zero:
+            print(f"\nlightning-nerf {self.subcommand}: interrupted by {signal.Signals(number).name}", file=sys.stderr)
+            if self.subcommand == "fit":
+                print(self._how_to_go_on(), file=sys.stderr)
+        sys.exit(128 + number)
+
+    def _how_to_go_on(self) -> str:
+        checkpoint = self.interruption.path
+        if checkpoint is None and self.trainer.global_step and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            checkpoint = cli_words.newest(run_folder(self.trainer).rglob("*.ckpt"))  # of a fit that was complete
+        if checkpoint is None:
+            return "there is no checkpoint to go on from"
+        command = ["lightning-nerf", *cli_words.without(self.typed.words, "--ckpt_path"), f"--ckpt_path={checkpoint}"]
+        return f"step {self.trainer.global_step} is saved in {checkpoint}\nnext: {shlex.join(command)}"
+
+
+def with_bar(callbacks: Any, has_bar: bool) -> list[Callback]:
+    """The callbacks with one progress bar: the last of those that are given, else ours; or with none."""
+    given = callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
+    bars = [callback for callback in given if isinstance(callback, ProgressBar)] or [NeRFProgressBar()]
+    return [callback for callback in given if not isinstance(callback, ProgressBar)] + (bars[-1:] if has_bar else [])
+
+
+def _shows_bar(trainer: Any) -> bool:
+    return trainer.get("enable_progress_bar") is not False and not trainer.get("barebones")
 
 
 def main(args: Sequence[str] | None = None) -> NeRFCLI:
     """Entry point of ``lightning-nerf`` and ``python -m lightning_nerf``."""
-    with refusals_in_a_line():
-        arguments = resolve_arguments(sys.argv[1:] if args is None else args)
-        if args is None:  # LightningCLI warns where it is given arguments beside the command line's
-            sys.argv[1:] = arguments
-        return _command_line(args=None if args is None else arguments)
+    typed = cli_words.read(sys.argv[1:] if args is None else args)
+    with quiet(), refusals_in_a_line():
+        # sys.argv stays as it was typed: further processes of a fit are started with it.
+        return _command_line(args=resolve_arguments(typed.words), typed=typed)
 
 
 def build(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> NeRFCLI:
     """Trainer, model and data module of a command line without its subcommand, for scripts; nothing is run.
 
     Args:
-        args: such as ``["-c", "blender/instant_ngp", "--data.root", "lego"]``.
+        args: such as ``["-c", "blender/instant_ngp", "--data.root", "lego"]``; arguments win over configurations.
         callbacks: added to the recipe's.
 
     Raises:
         FileNotFoundError: no such recipe.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
-        return _command_line(args=resolve_arguments(args), run=False, trainer_defaults={"callbacks": list(callbacks)})
+    with quiet():
+        words = resolve_arguments(cli_words.configs_first(args))
+        return _command_line(args=words, run=False, trainer_defaults={"callbacks": list(callbacks)})
 
 
-def _command_line(trainer_defaults: dict[str, Any] | None = None, **options: Any) -> NeRFCLI:
-    # The loaders hand out step and view numbers; more workers would only add processes.
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+def _command_line(trainer_defaults: Plain | None = None, **options: Any) -> NeRFCLI:
     return NeRFCLI(
         NeRFModule,
         NeRFDataModule,
@@ -147,6 +281,6 @@ def _command_line(trainer_defaults: dict[str, Any] | None = None, **options: Any
         parser_class=BriefParser,
         save_config_callback=SaveConfig,
         trainer_defaults={"enable_autolog_hparams": False, **(trainer_defaults or {})},  # they are in what SaveConfig logs
-        parser_kwargs={"prog": "lightning-nerf", "epilog": "Also: lightning-nerf render | doctor | bench --help"},
+        parser_kwargs={"prog": "lightning-nerf", **{name: {"epilog": _EPILOG} for name in cli_words.TRAINER_COMMANDS}},
         **options,
     )

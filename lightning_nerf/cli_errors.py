@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import inspect
 import pkgutil
@@ -10,14 +11,15 @@ import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from difflib import get_close_matches
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
+import docstring_parser
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_nerf.checks import BadArgument
+from lightning_nerf.cli_words import nearest
 
 # What jsonargparse says beside the reason: the other members of a union, the whole value, what would have been accepted.
 _NOISE = re.compile(
@@ -31,22 +33,46 @@ _ATTRIBUTE = re.compile(r"module '(.+)' has no attribute '(.+)'")
 _MODULE = re.compile(r"No module named '([\w.]+)'")
 _SHORT = re.compile(r"Expected a dot import path string: (\w+)")
 _UNKNOWN = re.compile(r"(?:unrecognized arguments: |does not accept option ')(?:--)?([\w.]+)")
+_REQUIRED = re.compile(r"the following arguments are required: (.+)")
 _CHECKS = ("lightning_nerf.checks", "lightning_nerf.argument_types")
 _LIGHTNING_CHECKS = (  # what reads the Trainer's flags and checkpoints
     "lightning.fabric.accelerators.",
     "lightning.fabric.plugins.io.",
+    "lightning.fabric.utilities.seed",
     "lightning.pytorch.trainer.connectors.accelerator_connector",
 )
+_LONGEST = 300  # of a reason: some repeat the whole value, which may be a whole model
+_LOGGERS = ("lightning.pytorch.loggers.", "lightning.fabric.loggers.")
+# A full disk, a read-only folder and the like: of the machine, wherever it is noticed.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
 _CLASSES = ("", ".callbacks", ".modules", ".fields", ".estimators", ".renderers", ".data")  # where short names are from
 
 
 class BriefParser(LightningArgumentParser):
-    """LightningCLI's parser, with errors of one line for each reason in place of its usage and its arguments."""
+    """LightningCLI's parser, with errors of one line for each reason in place of its usage and its arguments.
+
+    Options have to be written out: an abbreviation that is one by chance would change another setting in silence.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"prog": "lightning-nerf", "allow_abbrev": False, **options})
+
+    def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
+        """Add them, with the help that a docstring gives for several at once (``near, far: bounds of the rays``)."""
+        added = super().add_class_arguments(theclass, *args, **options)
+        helps = _shared_helps(theclass)
+        for action in self._actions:
+            if not action.help and action.dest in added:
+                action.help = helps.get(action.dest.rpartition(".")[2], action.help)
+        return added
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
         """Parse, and know afterwards what was typed."""
         self.typed = sys.argv[1:] if args is None else args
-        return super().parse_args(args, *others, **options)
+        try:
+            return super().parse_args(args, *others, **options)
+        except UnicodeDecodeError as error:
+            self.error(f"a file that the configuration names is no UTF-8 text ({error.reason}, byte {error.start})", error)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Exit with code 2, or raise where the parser was told to."""
@@ -70,6 +96,7 @@ def refusals_in_a_line(command: str = "lightning-nerf") -> Iterator[None]:
         if refusal is None:
             raise
         text = f"{refusal.strerror}: {refusal.filename}" if isinstance(refusal, OSError) and refusal.filename else refusal
+        text = " ".join(str(text).split()) if isinstance(refusal, ModuleNotFoundError) else text
         sys.exit(f"{command}: {text}")
 
 
@@ -93,43 +120,55 @@ def brief(message: str, keys: Iterable[str] = ()) -> str:
             class_path = found[1]
         elif text and not _NOISE.match(text):
             where = ".".join(key for _, key in path)
-            reasons.append(
-                f"{where}: {_explained(text, class_path, keys)}" if where else _explained(text, class_path, keys)
-            )
+            with suppress(Exception):  # a name that a user made up leads anywhere; the reason itself says enough
+                text = _explained(text, class_path, keys)
+            text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+            reasons.append(f"{where}: {text}" if where else text)
+    if not reasons and path:
+        reasons.append(f"{'.'.join(key for _, key in path)}: expected a class, as class_path and init_args")
     return "\n  ".join(dict.fromkeys(reasons)) or message
 
 
 def _explained(reason: str, class_path: str, keys: Iterable[str]) -> str:
     if found := _OPTION.match(reason):
-        return f"{class_path} has no argument {found[1]!r}{_nearest(found[1].split('.')[0], _arguments(class_path))}"
+        return f"{class_path} has no argument {found[1]!r}{nearest(found[1].split('.')[0], _arguments(class_path))}"
     if found := _ATTRIBUTE.search(reason):
-        return f"class_path {class_path!r}: {found[0]}{_nearest(found[2], _names(found[1]))}"
+        return f"class_path {class_path!r}: {found[0]}{nearest(found[2], _names(found[1]))}"
     if found := _MODULE.search(reason):
-        return f"class_path {class_path!r}: {found[0]}{_nearest(found[1], ('lightning', 'lightning_nerf', 'torch'))}"
+        return f"class_path {class_path!r}: {found[0]}{nearest(found[1], ('lightning', 'lightning_nerf', 'torch'))}"
     if found := _SHORT.match(reason):
         names = [name for package in _CLASSES for name in _names(f"lightning_nerf{package}")]
-        return f"no class {found[1]!r}{_nearest(found[1], names)}"
+        return f"no class {found[1]!r}{nearest(found[1], names)}"
     if found := _UNKNOWN.search(reason):
         return unknown(found[1], keys)
+    if found := _REQUIRED.search(reason):
+        return f"required, but given by no configuration and no argument: {found[1]}; -c blender/instant_ngp names a recipe"
     return reason
+
+
+def _shared_helps(kind: Any) -> dict[str, str]:
+    """What the docstrings of a class and its bases say of arguments that they describe together."""
+    found: dict[str, str] = {}
+    for base in reversed(getattr(kind, "__mro__", ())):
+        for parameter in docstring_parser.parse(base.__doc__ or "").params:
+            names = parameter.arg_name.split(", ")
+            if len(names) > 1:
+                found.update(dict.fromkeys(names, parameter.description or ""))
+    return found
 
 
 def unknown(name: str, keys: Iterable[str]) -> str:
     """That there is no such key, and the nearest of those that there are."""
     keys = list(keys)
-    return f"no key {name!r}{_nearest(name, keys) or _nearest(name.split('.')[0], keys)}"
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    matches = get_close_matches(name, sorted({*names} - {name}), n=1)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    return f"no key {name!r}{nearest(name, keys) or nearest(name.split('.')[0], keys)}"
 
 
 def _arguments(class_path: str) -> list[str]:
     """Of the constructor, and of those that it may hand others on to."""
     module, _, name = class_path.rpartition(".")
     kinds = getattr(getattr(importlib.import_module(module), name, None), "__mro__", ())
-    return [argument for kind in kinds[:-1] for argument in inspect.signature(kind.__init__).parameters]
+    parameters = [p for kind in kinds[:-1] for p in list(inspect.signature(kind.__init__).parameters.values())[1:]]
+    return [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _names(module: str) -> list[str]:
@@ -156,10 +195,12 @@ def _causes(error: BaseException | None) -> Iterator[Any]:
 
 
 def _is_refusal(error: BaseException) -> bool:
-    if isinstance(error, MisconfigurationException):
+    if isinstance(error, MisconfigurationException) or (isinstance(error, OSError) and error.errno in _OF_THE_DISK):
         return True
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     asked = next((m for m in reversed(modules) if m not in _CHECKS), "")
     if isinstance(error, BadArgument):
         return not asked.startswith("lightning_nerf.ops.")  # an op's arguments are this package's own: a bug
+    if isinstance(error, ModuleNotFoundError):  # an optional package, such as wandb
+        return asked.startswith(_LOGGERS)
     return isinstance(error, (ValueError, TypeError, OSError)) and asked.startswith(_LIGHTNING_CHECKS)

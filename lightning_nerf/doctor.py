@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from importlib import metadata
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 # Ops without a CPU kernel by design: on a CPU their callers take other ops instead.
 CUDA_ONLY = frozenset(
@@ -240,7 +240,7 @@ def _version(distribution: str) -> str:
         return "of unknown version"
 
 
-def _first(error: Any) -> str:
+def _first(error: object) -> str:
     """The first line of a message, which may be pages long."""
     text = str(error).strip().splitlines()
     return (

@@ -144,21 +144,30 @@ def ask_for_sigterm_every(trainer: L.Trainer, batches: int) -> None:
 
     Lightning (2.6 and later) asks before each batch and reads the answer from the device, for which the host waits.
     """
-    loop = trainer.fit_loop.epoch_loop
-    ask: Callable[[], None] | None = getattr(loop, "_broadcast_sigterm_tensor", None)
-    if ask is None:
-        return
 
-    def ask_seldom() -> None:
-        if loop.total_batch_idx % batches == 0:  # on all ranks alike
+    def ask_seldom(ask: Callable[[], None]) -> None:
+        if batches_done(trainer) % batches == 0:  # on all ranks alike
             ask()
 
-    loop._broadcast_sigterm_tensor = ask_seldom
+    ask_for_sigterm_through(trainer, ask_seldom)
+
+
+def ask_for_sigterm_through(trainer: L.Trainer, through: Callable[[Callable[[], None]], None]) -> None:
+    """Have ``through(ask)`` called where Lightning, since 2.6, asks before each batch whether rank 0 got a SIGTERM."""
+    loop = trainer.fit_loop.epoch_loop
+    ask: Callable[[], None] | None = getattr(loop, "_broadcast_sigterm_tensor", None)
+    if ask is not None:
+        vars(loop)["_broadcast_sigterm_tensor"] = lambda: through(ask)
 
 
 def ask_for_sigterm_always(trainer: L.Trainer) -> None:
     """Undo :func:`ask_for_sigterm_every`."""
     vars(trainer.fit_loop.epoch_loop).pop("_broadcast_sigterm_tensor", None)
+
+
+def set_received_sigterm(trainer: L.Trainer, received: bool) -> None:
+    """Tell the loop, which looks behind each step, whether this process was asked to end."""
+    trainer._signal_connector.received_sigterm = received
 
 
 def device_of(trainer: L.Trainer) -> torch.device:

@@ -1,10 +1,12 @@
-"""The recipes that ship with the package, found by short name from any folder."""
+"""The recipes that ship with the package, found by short name from any folder. Needs neither torch nor Lightning."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from lightning_nerf.checks import MissingFile
+MAX_SIZE, MAX_NODES, MAX_DEPTH = 2**18, 5000, 50  # a run's whole config.yaml: 10 kB, 300 nodes, 8 levels
 
 
 def recipes_folder() -> Path:
@@ -25,10 +27,117 @@ def resolve_recipe(name: str) -> str:
 
     Raises:
         FileNotFoundError: it is neither; the message lists the shipped names.
+        ValueError: the file is no recipe, see :func:`check_recipe`.
     """
-    if Path(name).is_file():
+    if _is_file(name):
+        with open(name, "rb") as file:
+            check_recipe(name, file.read(4 * MAX_SIZE + 1))
         return name
     shipped = recipes_folder() / f"{name.removesuffix('.yaml')}.yaml"
-    if shipped.is_file():
+    if _is_file(str(shipped)):
         return str(shipped)
-    raise MissingFile(f"config {name!r}: no such file, nor a shipped recipe; those are {', '.join(recipe_names())}")
+    from lightning_nerf.checks import MissingFile
+
+    shown = name if len(name) < 200 else f"{name[:200]}..."
+    raise MissingFile(f"config {shown!r}: no such file, nor a shipped recipe; those are {', '.join(recipe_names())}")
+
+
+def check_recipe(name: str, content: bytes) -> None:
+    """Refuse a file whose reading could fail without a reason or never end.
+
+    Raises:
+        ValueError: it is too large, no UTF-8 text, no YAML, nested too deeply, or holds no keys.
+    """
+    import yaml
+
+    from lightning_nerf.checks import BadArgument
+
+    what = f"config {name!r}: expected a recipe in YAML, got"
+    try:
+        text = content.decode("utf-8-sig")
+        is_mapping = check_text(text, what)
+    except UnicodeDecodeError as error:
+        raise BadArgument(f"{what} a file that is no UTF-8 text (byte {error.start})") from error
+    except yaml.MarkedYAMLError as error:
+        where = "" if error.problem_mark is None else f" in line {error.problem_mark.line + 1}"
+        raise BadArgument(f"{what} an error{where}: {error.problem or error.context}") from error
+    except yaml.YAMLError as error:
+        raise BadArgument(f"{what} {str(error).splitlines()[0]}") from error
+    if not is_mapping:
+        raise BadArgument(f"{what} a text without keys")
+
+
+def check_text(text: str, what: str = "a value: expected YAML, got") -> bool:
+    """Refuse a text in YAML that would take too long; is it empty or a mapping?
+
+    Aliases count as what they stand for: a few lines of them can stand for billions of values.
+
+    Raises:
+        ValueError: it is too large, or nested too deeply.
+        yaml.YAMLError: it is no YAML.
+    """
+    import yaml
+
+    from lightning_nerf.checks import BadArgument
+
+    if len(text) > MAX_SIZE:
+        raise BadArgument(f"{what} {len(text)} characters, more than {MAX_SIZE}")
+    try:
+        # The parser in Python: libyaml's gives the same events, and is not there on all machines.
+        count, is_mapping = _count_nodes(yaml.parse(text, Loader=yaml.SafeLoader))
+    except ValueError as error:
+        raise BadArgument(f"{what} {error}") from error
+    return is_mapping or count == 0
+
+
+def checked_loader(load: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A loader of YAML that refuses what :func:`check_text` refuses; short texts need no check."""
+
+    def load_checked(text: str) -> Any:
+        if len(text) > 200 or "*" in text:
+            check_text(text)
+        return load(text)
+
+    return load_checked
+
+
+def _count_nodes(events: Any) -> tuple[int, bool]:
+    """Nodes of a document with its aliases written out, and whether it is a mapping.
+
+    Raises:
+        ValueError: they are too many, too deep, or one contains itself.
+    """
+    import yaml
+
+    sizes: dict[str, int] = {}
+    open_nodes: list[tuple[str | None, int]] = []  # the anchor of each, and the count at its start
+    count, is_mapping = 0, False
+    for event in events:
+        if isinstance(event, yaml.AliasEvent):
+            if any(anchor == event.anchor for anchor, _ in open_nodes):
+                raise ValueError(f"an alias, *{event.anchor}, within what it stands for")
+            count += sizes.get(event.anchor, 1)
+        elif isinstance(event, yaml.CollectionStartEvent):
+            is_mapping = is_mapping or (not open_nodes and isinstance(event, yaml.MappingStartEvent))
+            open_nodes.append((event.anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, start = open_nodes.pop()
+            if anchor is not None:
+                sizes[anchor] = count - start
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if event.anchor is not None:
+                sizes[event.anchor] = 1
+        if count > MAX_NODES:
+            raise ValueError(f"more than {MAX_NODES} values")
+        if len(open_nodes) > MAX_DEPTH:
+            raise ValueError(f"values nested deeper than {MAX_DEPTH}")
+    return count, is_mapping
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except (OSError, ValueError):  # a name that is too long, or holds a null character
+        return False

@@ -31,11 +31,19 @@ class SceneBox(NamedTuple):
     >>> from lightning_nerf import SceneBox
     >>> box = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]), "linf")
     >>> box.to_unit(torch.tensor([[0.0, 1.0, -4.0]]))
-    tensor([[0.5000, 0.5625, 0.0625]])
+    tensor([[0.5000, 0.6094, 0.0625]])
     """
 
     aabb: Tensor  # [2, 3] float32, minimum and maximum corner, world units
     contraction: str = "none"
+
+    def unit_length(self) -> float:
+        """A third of the longest side, in world units: 1 for the box [-1.5, 1.5]^3. Waits for a device.
+
+        Lengths that are not given, and the density of a fresh field, are measured in it: then the unit in which a scene's
+        cameras are given does not matter.
+        """
+        return float((self.aabb[1] - self.aabb[0]).max()) / 3
 
     def affine(self) -> Tensor:
         """[2, 3], factor and summand that map the box to the unit cube, without contraction."""

@@ -95,7 +95,7 @@ def test_a_resumed_fit_is_given_the_checkpoints_wandb_run(
     torch.save({"wandb_run_id": "a1b2"}, tmp_path / "last.ckpt")
     logger = Namespace(class_path=class_path, init_args=Namespace(given))
     fit = Namespace(ckpt_path=str(tmp_path / "last.ckpt"), trainer=Namespace(logger=[logger] if several else logger))
-    NeRFCLI.before_instantiate_classes(SimpleNamespace(subcommand="fit", config=Namespace(fit=fit)))  # type: ignore[arg-type]
+    NeRFCLI._find_wandb_run(SimpleNamespace(resumed=[]), fit)  # type: ignore[arg-type]
     assert logger.init_args.get("id") == expected
 
 
@@ -141,7 +141,7 @@ def test_a_runs_config_begins_a_run_of_its_own(tmp_path: Path, scene_cache: Path
 @pytest.mark.parametrize("logger", [None, True, False])
 def test_a_resumed_fit_needs_no_logger(logger: bool | None) -> None:
     fit = Namespace(ckpt_path="last", trainer=Namespace(logger=logger))
-    NeRFCLI.before_instantiate_classes(SimpleNamespace(subcommand="fit", config=Namespace(fit=fit)))  # type: ignore[arg-type]
+    NeRFCLI._find_wandb_run(SimpleNamespace(resumed=[]), fit)  # type: ignore[arg-type]
     assert fit.trainer.logger is logger
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,12 @@ def fit(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> SystemExit:
         ("--model.samples_per_stp=3", "model: lightning_nerf.modules.InstantNGP has no argument 'samples_per_stp'; did you"
          " mean 'samples_per_step'?"),
         ("--trainer.max_stepz=3", "no key 'trainer.max_stepz'; did you mean 'trainer.max_steps'?"),
+        ("--model.field=[1]", "model.field: expected a class, as class_path and init_args"),
         ("--model.field=InstantNGPFeild", "model.field: no class 'InstantNGPFeild'; did you mean 'InstantNGPField'?"),
         ("--data=lightning_nref.data.BlenderData", "data: class_path 'lightning_nref.data.BlenderData': No module named"
          " 'lightning_nref'; did you mean 'lightning_nerf'?"),
+        ("--trainer.max_step=3", "no key 'trainer.max_step'; did you mean 'trainer.max_steps'?"),  # no abbreviation
+        ("--data.n_tes=3", "data: lightning_nerf.data.BlenderData has no argument 'n_tes'; did you mean 'n_test'?"),
         ("--data.downscale=two", "data.downscale: Expected a <class 'int'>. Got value: two"),
     ],
 )  # fmt: skip
@@ -65,6 +69,13 @@ def test_no_key_of_another_command_is_suggested(
         ("--data.near=-1", r"near: expected a number in [0, inf), got -1.0"),
         ("--model.estimator.step_size=0", "step_size: expected a number in (0, inf), got 0.0"),  # wrapped by jsonargparse
         ("--trainer.devices=0", "`Trainer(devices='0')` value is not a valid input"),
+        ("--trainer.accumulate_grad_batches=0", "trainer.accumulate_grad_batches: expected an integer >= 1, got 0"),
+        ("--trainer.max_steps=-2", "trainer.max_steps: expected an integer >= -1, got -2"),
+        ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: expected an integer >= 1, got 0"),
+        ("--trainer.log_every_n_steps=-1", "trainer.log_every_n_steps: expected an integer >= 0, got -1"),
+        ("--seed_everything=-1", "seed_everything: expected an integer from 0 to 4294967295, got -1"),
+        ("--seed_everything=4294967296", "seed_everything: expected an integer from 0 to 4294967295, got 4294967296"),
+        ("--ckpt_path=nowhere.ckpt", "ckpt_path: no file nowhere.ckpt"),
         ("--trainer.logger.save_dir=/dev/null/x", "nothing can be written there, Not a directory (/dev/null): /dev/null/x"),
     ],
 )
@@ -75,6 +86,14 @@ def test_a_wrong_value_is_one_line(argument: str, message: str, tmp_path: Path, 
     assert text.startswith("lightning-nerf: ")
     assert message in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("key", ["max_steps", "accumulate_grad_batches"])
+def test_a_recipes_null_is_one_line(key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "nulls.yaml").write_text(f"trainer: {{{key}: null}}\n")
+    text = str(fit(monkeypatch, "-c", str(tmp_path / "nulls.yaml")).code)
+    assert text.startswith(f"lightning-nerf: trainer.{key}: expected an integer >= ")
+    assert text.endswith(", got None")
 
 
 @pytest.mark.parametrize("logger", ["CSVLogger", "WandbLogger"])
@@ -119,3 +138,35 @@ def test_a_check_that_ours_called_is_ours() -> None:
 def test_what_is_not_understood_is_shown_whole() -> None:
     assert brief("something new") == "something new"
     assert brief("Errors:") == "Errors:"
+
+
+@pytest.mark.parametrize(
+    "reason", ["Option 'x' is not accepted", "module '' has no attribute 'x'", "No module named 'a.b.c'"]
+)
+def test_the_report_of_an_error_has_none(reason: str) -> None:
+    """Where there is no class path, as for options before the command."""
+    assert brief(f'Parser key "data":\n  {reason}').startswith("data: ")
+
+
+def test_what_is_required_names_a_recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["lightning-nerf", "fit", "-c", "overlays/cuda_graph"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capsys.readouterr().err == (
+        "lightning-nerf: required, but given by no configuration and no argument: fit.data, fit.model; "
+        "-c blender/instant_ngp names a recipe\n"
+    )
+
+
+@pytest.mark.parametrize("kind", ["BlenderData", "SyntheticScene"])
+def test_every_option_of_a_class_has_its_help(
+    kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lightning-nerf", "fit", f"--data.help={kind}"])
+    with pytest.raises(SystemExit):
+        main()
+    options = re.split(r"\n  --data\.", capsys.readouterr().out)[1:]
+    assert len(options) > 8
+    for option in options:
+        text = re.sub(r"^\w+ \w+(, --data\.\w+\+ \w+)?\s*", "", option)
+        assert not text.startswith("(type"), option

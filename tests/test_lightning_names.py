@@ -16,9 +16,9 @@ from lightning_nerf import lightning_names
 from lightning_nerf.optim import FusedAdam
 
 PACKAGE = Path(lightning_nerf.__file__).parent
-PRIVATE = re.compile(
-    r"(?:trainer|loop|fit_loop|epoch_loop|pl_module|strategy|call)\._[a-z]\w+|from lightning(?:\.[\w.]*)? import [^\n]*\b_[a-z]\w+"
-)
+OWNERS = r"(?:trainer|loop|pl_module|strategy|call|connector)\._[a-z]\w+"
+IMPORTED = r"from lightning(?:\.[\w.]*)? import [^\n]*\b_[a-z]\w+"
+PRIVATE = re.compile(rf"self\._trainer\b|{OWNERS}|{IMPORTED}")
 
 
 def test_no_other_file_uses_a_private_name_of_lightning() -> None:

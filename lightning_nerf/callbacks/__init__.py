@@ -3,6 +3,7 @@
 from lightning_nerf.callbacks.clock import TrainingClock
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.image_logger import ImageLogger
+from lightning_nerf.callbacks.interruption import Interruption
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.preview import Preview
 from lightning_nerf.callbacks.progress import NeRFProgressBar
@@ -16,6 +17,7 @@ from lightning_nerf.callbacks.turntable import Turntable
 __all__ = [
     "EMAWeights",
     "ImageLogger",
+    "Interruption",
     "NeRFProgressBar",
     "OccupancyGridUpdate",
     "PSNRLogger",

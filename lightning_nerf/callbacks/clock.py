@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import lightning as L
 import torch
 
 from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.trained import trained
+from lightning_nerf.recorded import Plain
 
 
 class TrainingClock(L.Callback):
@@ -69,7 +69,7 @@ class TrainingClock(L.Callback):
         """Halt the clock."""
         self.halt()
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Plain) -> None:
         """Halt the clock."""
         self.halt()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import lightning as L
 import torch
@@ -14,7 +13,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from lightning_nerf import lightning_names
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.optim import FusedAdam
+from lightning_nerf.recorded import Plain
 
 RAW_WEIGHTS = "raw_weights"  # their key in a checkpoint
 
@@ -133,11 +134,11 @@ class EMAWeights(L.Callback):
 
     # -- checkpoints ---------------------------------------------------------------------------------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> Plain:
         """Not empty where weights are averaged, so that Lightning warns when a resuming Trainer lacks this callback."""
         return {"active": True} if self._active else {}
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Plain) -> None:
         """Averaged weights in ``state_dict``, raw ones beside."""
         weights = checkpoint["state_dict"]
         names = {n: p for n, p in pl_module.named_parameters(remove_duplicate=False) if n in weights}
@@ -152,7 +153,7 @@ class EMAWeights(L.Callback):
             checkpoint[RAW_WEIGHTS] = raw
 
     @torch.no_grad()
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: Plain) -> None:
         """A fit goes on from the raw weights; whatever else keeps the averaged ones that were just loaded.
 
         As in ``state_dict``, names that the module does not have are an error, or skipped with ``strict_loading=False``.
@@ -163,7 +164,7 @@ class EMAWeights(L.Callback):
         saved = checkpoint.get(RAW_WEIGHTS, {})
         unknown = [name for name in saved if name not in parameters]
         if unknown and pl_module.strict_loading:
-            raise RuntimeError(
+            raise BadArgument(
                 f"EMAWeights: the checkpoint has {RAW_WEIGHTS!r} that {type(pl_module).__name__} has no parameters for: "
                 f"{', '.join(unknown)}; rename them as in 'state_dict', or set strict_loading=False on the module"
             )

@@ -1,4 +1,4 @@
-"""What loggers are given beside numbers: pictures and films; and which W&B run a checkpoint belongs to."""
+"""What loggers are given beside numbers: pictures and films."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_nerf import lightning_names
-from lightning_nerf.checkpoint_io import read_checkpoint
+from lightning_nerf.callbacks.wandb_run import wandb_run_id
 
-WANDB_RUN_KEY = "wandb_run_id"  # in a checkpoint
+__all__ = ["log_image", "log_video", "logged_step", "run_goes_on", "wandb_run_id"]
 
 
 def logged_step(trainer: L.Trainer) -> int:
@@ -53,24 +52,3 @@ def run_goes_on(what: str) -> Iterator[None]:
         yield
     except Exception as error:
         rank_zero_warn(f"{what} is lost, the run goes on: {type(error).__name__}: {error}")
-
-
-def wandb_run(trainer: L.Trainer | None) -> str | None:
-    """The id of the W&B run that a Trainer logs to, if there is one."""
-    loggers = [] if trainer is None else trainer.loggers
-    return next((logger.version for logger in loggers if isinstance(logger, WandbLogger)), None)
-
-
-def wandb_run_id(checkpoint: str | Path, weights_only: bool | None = None) -> str | None:
-    """The id of the W&B run that wrote a checkpoint, for ``WandbLogger(id=...)``: logging then goes on in that run.
-
-    Lightning begins W&B runs before it opens the checkpoint of ``fit(ckpt_path=...)``, so this has to be asked first.
-    None where there is no such file, or no W&B run wrote it.
-
-    Raises:
-        ValueError: the file cannot be read; with ``weights_only=False`` it may hold any Python objects.
-    """
-    try:
-        return read_checkpoint(checkpoint, "cpu", weights_only).get(WANDB_RUN_KEY)
-    except FileNotFoundError:
-        return None

@@ -35,6 +35,13 @@ def run_folder(trainer: L.Trainer) -> Path:
     return folder
 
 
+def existing_run_folder(trainer: L.Trainer) -> Path | None:
+    """:func:`run_folder`, if it can be named without making one; None otherwise. Call it on every rank."""
+    named = trainer in _UNLOGGED or (trainer.logger is not None and trainer.logger.version is not None)
+    folder = trainer.strategy.broadcast(str(_folder(trainer)) if named and trainer.is_global_zero else "")
+    return Path(folder) if folder else None
+
+
 class WritesRunFiles(L.Callback):
     """Base of callbacks that write into the run folder: that this is possible is seen before anything else is done."""
 

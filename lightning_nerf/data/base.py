@@ -24,6 +24,7 @@ from lightning_nerf.types import RayBatch
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+_NEAR, _FAR = 0.05, 1000.0  # for a box of unit length 1
 SPLITS = ("train", "val", "test")
 BACKGROUNDS = {"white": 1.0, "black": 0.0}  # and "random"
 _SPLITS_OF_STAGE = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("test",)}
@@ -40,10 +41,9 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
 
     Args:
         source: reads the pictures and their cameras; by ``class_path`` in a recipe.
-        aabb: minimum and maximum corner of the box that holds the scene, ``[[x, y, z], [x, y, z]]``. None: the source's
-        box. near, far: bounds of the rays of cameras that have none of their own, in world units; the estimator also clips
-        rays
-            to the scene box.
+        aabb: minimum and maximum corner of the box that holds the scene, ``[[x, y, z], [x, y, z]]``; None: the source's.
+        near, far: bounds of the rays of cameras that have none of their own, in world units; the estimator also clips rays
+            to the scene box. None: 0.05 and 1000 for the box [-1.5, 1.5]^3, and in proportion for another.
         background: what training rays are composited on, prediction and truth (where it has alpha) alike: "white", "black",
             or "random", a color of its own for each ray and step. :class:`~lightning_nerf.modules.NeRFModule` begins with
             random ones in any case.
@@ -62,8 +62,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         self,
         source: Source,
         aabb: Sequence[Sequence[float]] | None = None,
-        near: float = 0.05,
-        far: float = 1000.0,
+        near: float | None = None,
+        far: float | None = None,
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",
@@ -74,10 +74,11 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         self._box = None if aabb is None else SceneBox(_checked_aabb(aabb), contraction)
         self.contraction = contraction
         for name, value in [("near", near), ("far", far)]:
-            check_number(name, value, "[0, inf)")
-        if not near < far:
+            if value is not None:
+                check_number(name, value, "[0, inf)")
+        if near is not None and far is not None and not near < far:
             raise BadArgument(f"near, far: expected 0 <= near < far, got {near}, {far}")
-        self.near, self.far = float(near), float(far)
+        self._near, self._far = near, far
         if background not in (*BACKGROUNDS, "random"):
             raise BadArgument(f'background: expected "white", "black" or "random", got {background!r}')
         if eval_background is not None and eval_background not in tuple(BACKGROUNDS):
@@ -94,6 +95,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         checkpoint_path: str | Path | IO[bytes],
         map_location: Any = None,
         weights_only: bool | None = None,
+        allow: Sequence[str] = (),
         **kwargs: Any,
     ) -> Self:
         """The data module that a checkpoint was trained on, of the class that it names: this one or a subclass.
@@ -101,6 +103,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         Args:
             checkpoint_path: a file, local or remote, or an open one.
             map_location, weights_only: as of :func:`torch.load`.
+            allow: packages whose classes the checkpoint may have imported.
             kwargs: arguments of the constructor in place of the recorded ones, such as where the pictures are now.
 
         Raises:
@@ -110,7 +113,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         spec = read_checkpoint(checkpoint_path, map_location, weights_only).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
         if spec is None:
             raise BadArgument(f"checkpoint_path: {checkpoint_path} names no data module; build {cls.__name__} yourself")
-        return build(spec, cls, **kwargs)
+        return build(spec, cls, allow=allow, **kwargs)
 
     @property
     def scene_name(self) -> str:
@@ -128,6 +131,16 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             self._box = box._replace(contraction=self.contraction) if self.contraction != "none" else box
         return self._box
 
+    @property
+    def near(self) -> float:
+        """Where rays begin whose camera does not say."""
+        return _NEAR * self.scene_box.unit_length() if self._near is None else float(self._near)
+
+    @property
+    def far(self) -> float:
+        """Where rays end whose camera does not say."""
+        return _FAR * self.scene_box.unit_length() if self._far is None else float(self._far)
+
     def prepare_data(self) -> None:
         """Let the source prepare what it reads."""
         self.source.prepare()
@@ -144,9 +157,12 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         if split not in self._scenes:
             self.source.prepare()
             scene = checked_scene(f"{type(self.source).__name__}.read({split!r})", self.source.read(split))
+            self._scenes[split] = scene  # where the box comes from, if it is not given
             if scene.cameras.bounds is None:
-                scene = scene._replace(cameras=scene.cameras.bounded(self.near, self.far))
-            self._scenes[split] = scene
+                near, far = self.near, self.far
+                if not near < far:
+                    raise BadArgument(f"near, far: expected 0 <= near < far, got {near}, {far}")
+                self._scenes[split] = scene._replace(cameras=scene.cameras.bounded(near, far))
         return self._scenes[split]
 
     def scene_on(self, device: torch.device | str, split: str = "train") -> Scene:

@@ -28,11 +28,10 @@ class BlenderData(NeRFDataModule):
         n_train: at most this many training views, evenly spaced over what is left after the above. None: all.
         n_val: the same for validation views.
         n_test: the same for test views.
-        aabb: the box that holds the scene, two corners. None: [-1.5, 1.5]^3, or one derived from the cameras where that
-        does
-            not hold what they look at (said and saved).
-        near: where rays begin, in world units; they are clipped to the box besides.
-        far: where rays end.
+        aabb: the box that holds the scene, two corners. None: [-1.5, 1.5]^3, or one derived from the cameras if they look
+            elsewhere (said and saved).
+        near: where rays begin, in world units; they are clipped to the box besides. None: in proportion to the box.
+        far: where rays end. None: in proportion to the box.
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
@@ -52,8 +51,8 @@ class BlenderData(NeRFDataModule):
         n_val: int | None = None,
         n_test: int | None = None,
         aabb: Sequence[Sequence[float]] | None = None,
-        near: float = 0.05,
-        far: float = 1000.0,
+        near: float | None = None,
+        far: float | None = None,
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",

@@ -106,7 +106,7 @@ def pinhole(file: Stated, frame: Stated | None, width: int, height: int) -> list
     return [fx, fy, cx, cy]
 
 
-def check_lens(where: str, entry: Mapping[str, Any]) -> None:
+def check_lens(where: str, entry: Mapping[str, object]) -> None:
     """Refuse cameras that are no pinholes, by the name that the file gives them."""
     model = entry.get("camera_model")
     name = next((f"{flag}={shorten(entry[flag])}" for flag in _OTHER_LENSES if entry.get(flag)), None)
@@ -119,7 +119,7 @@ def check_lens(where: str, entry: Mapping[str, Any]) -> None:
         )
 
 
-def has_distortion(entry: Mapping[str, Any]) -> bool:
+def has_distortion(entry: Mapping[str, object]) -> bool:
     """Does it state lens distortion that is not zero?"""
     for name in _DISTORTION:
         value = entry.get(name)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_nerf.data.base import NeRFDataModule
-from lightning_nerf.data.sources.synthetic import BOX, SyntheticSource
+from lightning_nerf.data.sources.synthetic import BOX, SyntheticSource, is_cached
+from lightning_nerf.recorded import Plain
 
 
 class SyntheticScene(NeRFDataModule):
@@ -49,3 +50,8 @@ class SyntheticScene(NeRFDataModule):
     ) -> None:
         source = SyntheticSource(resolution, n_train, n_test, n_val, seed, cache_dir)
         super().__init__(source, BOX if aabb is None else aabb, near, far, background, eval_background, contraction)
+
+    @classmethod
+    def arguments_of_file(cls, arguments: Plain) -> Plain:
+        """As of :class:`~lightning_nerf.data.sources.SyntheticSource`: a recorded ``cache_dir`` is never written to."""
+        return arguments if is_cached(arguments) else super().arguments_of_file(arguments)

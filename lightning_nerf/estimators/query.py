@@ -21,9 +21,9 @@ def as_query(density_fn: DensityFn) -> Query:
     >>> from lightning_nerf import OccupancyGrid, Rays, as_query
     >>> grid = OccupancyGrid(resolution=8, step_size=0.5).bind([-1, -1, -1, 1, 1, 1])
     >>> rays = Rays(torch.tensor([[0.0, 0, -2]]), torch.tensor([[0.0, 0, 1]]), torch.zeros(1), torch.full((1,), 9.0))
-    >>> placement = grid.place(rays, as_query(lambda positions: 4.0 * (positions[:, 2] < 0)))
-    >>> placement.samples.t_starts
-    tensor([1.0000, 1.5000])
+    >>> placement = grid.place(rays, as_query(lambda positions: torch.full((len(positions),), 100.0)))
+    >>> placement.samples.t_starts  # nothing is seen behind the first
+    tensor([1.])
     """
 
     def query(rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:

@@ -76,6 +76,7 @@ class RadianceField(Recorded, nn.Module, ABC):
     def _read_box(self) -> None:
         known = bool(self.aabb.isfinite().all())
         self._box = SceneBox(self.aabb, CONTRACTIONS[int(self.contraction)]) if known else None
+        self._unit_length = self._box.unit_length() if self._box is not None else float("nan")
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.setdefault(f"{prefix}contraction", torch.zeros((), dtype=torch.int8))  # of a version without contraction
@@ -94,6 +95,12 @@ class RadianceField(Recorded, nn.Module, ABC):
         """[2, 3], factor and summand that map the scene's box to [0, 1]^3, without contraction."""
         _ = self.scene_box
         return self._affine
+
+    @property
+    def unit_length(self) -> float:
+        """:meth:`SceneBox.unit_length`, known to the host: divide by it what a fresh network says of density."""
+        _ = self.scene_box
+        return self._unit_length
 
     def unit_positions(self, positions: Tensor) -> Tensor:
         """World positions [N, 3] in the unit cube of the scene's box, see :meth:`SceneBox.to_unit`."""

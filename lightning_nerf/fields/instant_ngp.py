@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import warnings
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from lightning_nerf.capabilities import has, states
 from lightning_nerf.checks import check_integer, check_number
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
-from lightning_nerf.fields.activations import truncated_exp
+from lightning_nerf.fields.activations import leaky_sigmoid, truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import FusedMLP, mlp
 from lightning_nerf.ops import instant_ngp
@@ -26,8 +27,8 @@ class InstantNGPField(RadianceField):
     """Density from hashed features of the position; colour from that network's features and the direction.
 
     Position -> hash grid -> perceptron -> ``geometry_features``, the first of them the log density; these and the spherical
-    harmonics of the direction -> perceptron -> sigmoid -> rgb. Density is 0 outside the scene's box, unless the box has a
-    contraction: then the field is defined everywhere.
+    harmonics of the direction -> perceptron -> :func:`~lightning_nerf.fields.activations.leaky_sigmoid` -> rgb. Density is
+    0 outside the scene's box, unless the box has a contraction: then the field is defined everywhere.
 
     >>> import torch
     >>> from lightning_nerf import InstantNGPField, SceneBox
@@ -47,7 +48,7 @@ class InstantNGPField(RadianceField):
         density_layers: hidden layers of the density perceptron, 0 to 16.
         color_layers: hidden layers of the colour perceptron, 0 to 16.
         sh_degree: degree of the spherical harmonics, ``sh_degree**2`` coefficients.
-        density_bias: added to the log density; -1 starts training with a thin fog.
+        density_bias: added to the log density, per third of the box's longest side; -1 starts training with a thin fog.
         fused: under CUDA autocast, run the whole field in one kernel each way, see :mod:`lightning_nerf.ops.instant_ngp`.
             There are kernels for 32 encoded features, 2 or 4 per level, and the default perceptrons; any other shape runs
             op by op, with the same parameters, its perceptrons in one kernel each where there is one. False: op by op and
@@ -113,7 +114,8 @@ class InstantNGPField(RadianceField):
         unit = self.unit_positions(positions)
         inside = (unit.clamp(0, 1) == unit).all(-1)
         features = self.density_net(self.position_encoding(unit))
-        return truncated_exp(features[:, 0] + self.density_bias) * inside, features
+        density = truncated_exp(features[:, 0] + self.density_bias) / self.unit_length
+        return density * inside, features
 
     @states("fused")
     def density(self, positions: Tensor) -> Tensor:
@@ -131,8 +133,8 @@ class InstantNGPField(RadianceField):
             return self._fused(dtype, self.unit_positions(positions), directions)
         density, features = self.geometry(positions)
         encoded = self.direction_encoding(directions)
-        rgb = self.color_net(torch.cat([encoded.to(features.dtype), features], dim=-1)).float().sigmoid()
-        return FieldOutput(density, rgb)
+        logits = self.color_net(torch.cat([encoded.to(features.dtype), features], dim=-1))
+        return FieldOutput(density, leaky_sigmoid(logits))
 
     # -- in one kernel -----------------------------------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class InstantNGPField(RadianceField):
                 encoding.working_table(),
                 encoding.levels,
                 self._weights(),
-                density_bias=self.density_bias,
+                density_bias=self._kernel_bias(),
                 dtype=dtype,
                 evaluated=evaluated,
             )
@@ -207,7 +209,7 @@ class InstantNGPField(RadianceField):
                 weights.density1,
                 weights.density2,
                 self.affine,
-                density_bias=self.density_bias,
+                density_bias=self._kernel_bias(),
                 early_stop_eps=early_stop_eps,
                 dtype=dtype,
                 keep_encoded=self.training,
@@ -229,7 +231,7 @@ class InstantNGPField(RadianceField):
                     self.position_encoding.levels,
                     self._weights(),
                     self.affine,
-                    density_bias=self.density_bias,
+                    density_bias=self._kernel_bias(),
                     early_stop_eps=pruning.early_stop_eps,
                     alpha_thre=pruning.alpha_thre,
                     dtype=dtype,
@@ -237,6 +239,10 @@ class InstantNGPField(RadianceField):
             return Render(*result)
 
         return render
+
+    def _kernel_bias(self) -> float:
+        """What kernels add to the log density: the bias, and the step from the box's unit to the world's."""
+        return self.density_bias - math.log(self.unit_length)
 
     def _ray_operands(self, rays: Rays, *further: Tensor) -> torch.dtype | None:
         """As :meth:`_operands`, for kernels that go from rays to the unit cube by themselves: they know no contraction."""

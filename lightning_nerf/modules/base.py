@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -18,6 +17,8 @@ from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.callbacks.resume import CheckedResume
+from lightning_nerf.callbacks.wandb_run import WandbRun
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
@@ -28,6 +29,7 @@ from lightning_nerf.losses.photometric import Photometric
 from lightning_nerf.modules.checkpoints import refuse_another_box
 from lightning_nerf.modules.evaluation import EvaluatedModule
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
+from lightning_nerf.recorded import Plain
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
 from lightning_nerf.types import RayBatch, Step
@@ -168,6 +170,8 @@ class NeRFModule(EvaluatedModule):
             (OccupancyGridUpdate, self.estimator.needs_update),
             (RayBudget, self.estimator.fixed_count is None),
             (EMAWeights, has(self._make_optimizer, "averages")),
+            (CheckedResume, True),
+            (WandbRun, True),
         ]
         given = lightning_names.callbacks(self.trainer)
         return [kind() for kind, needed in wanted if needed and not any(isinstance(c, kind) for c in given)]
@@ -177,7 +181,7 @@ class NeRFModule(EvaluatedModule):
         parts = [("field", self.field), ("estimator", self.estimator), ("losses", self.losses)]
         return configure(self.trainer, parameter_groups(parts), self._make_optimizer, self._make_scheduler)
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: Plain) -> None:
         """Refuse another architecture's or another scene's checkpoint; take one of a version without contraction."""
         if isinstance(weights := checkpoint.get("state_dict"), dict) and "field.aabb" in weights:
             weights.setdefault("field.contraction", torch.zeros((), dtype=torch.int8))

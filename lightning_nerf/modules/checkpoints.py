@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import inspect
+import io
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import lightning as L
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.core.saving import CHECKPOINT_PAST_HPARAMS_KEYS
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
+from lightning_nerf import lightning_names
 from lightning_nerf.arguments import Recorded, build, described, differences
-from lightning_nerf.callbacks.loggers import WANDB_RUN_KEY, wandb_run
+from lightning_nerf.callbacks.ema import RAW_WEIGHTS
+from lightning_nerf.checkpoint_content import check_sections
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import NeRFDataModule
-from lightning_nerf.files import check_writable
+from lightning_nerf.recorded import Plain
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -56,7 +60,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
                 own["init_args"][name] = described(getattr(self, name))
         super().save_hyperparameters(own)
 
-    def save_hyperparameters(self, *args: Any, ignore: Any = None, frame: Any = None, logger: bool = True) -> None:
+    def save_hyperparameters(self, *args: Any, ignore: object = None, frame: object = None, logger: bool = True) -> None:
         """Nothing is left to do: arguments are recorded anyway. ``logger=False`` keeps them from loggers.
 
         A dict adds its entries to ``hparams``.
@@ -65,42 +69,33 @@ class CheckpointedModule(Recorded, L.LightningModule):
         if args and not all(isinstance(a, str) for a in args):
             super().save_hyperparameters(*args, logger=logger)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Say what the module was made of, for ``on_load_checkpoint`` to compare, of which data and W&B run this is."""
+    def on_save_checkpoint(self, checkpoint: Plain) -> None:
+        """Say what the module was made of, for ``on_load_checkpoint`` to compare, and of which data this is."""
         checkpoint[PARTS_KEY] = {name: described(getattr(self, name)) for name in PARTS}
-        datamodule = getattr(self._trainer, "datamodule", None)
+        datamodule = lightning_names.datamodule(lightning_names.attached_trainer(self))
         if isinstance(datamodule, NeRFDataModule):
             checkpoint[NeRFDataModule.CHECKPOINT_HYPER_PARAMS_KEY] = described(datamodule)
-        if (run := wandb_run(self._trainer)) is not None:
-            checkpoint[WANDB_RUN_KEY] = run
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse another architecture's or another scene's checkpoint.
+    def on_load_checkpoint(self, checkpoint: Plain) -> None:
+        """Refuse another architecture's or another scene's checkpoint, and one that is malformed.
 
         Raises:
-            ValueError: names what differs, what came and what was expected.
+            BadArgument: names what differs, what came and what was expected.
         """
+        check_sections(checkpoint)
         if self.strict_loading:
             refuse_another(self, checkpoint)
-        former, run = checkpoint.get(WANDB_RUN_KEY), wandb_run(self._trainer)
-        if None not in (former, run) and former != run and self.trainer.state.fn == TrainerFn.FITTING:
-            rank_zero_warn(
-                f"the checkpoint was written by the W&B run {former!r}, and this fit logs to {run!r}; "
-                "WandbLogger(id=lightning_nerf.callbacks.loggers.wandb_run_id(path)) would go on in the former"
-            )
+        check_weights(self, checkpoint)
+        # For callbacks that check what Lightning restores after this: it asks none where a checkpoint has no states of any.
+        checkpoint.setdefault("callbacks", {})
 
     def write_atomically(self) -> None:
-        """Have this Trainer's checkpoints written whole or not at all, unless it was given a CheckpointIO.
-
-        A fit's must have a folder that can be written to: the first of them may come after hours.
-        """
+        """Have this Trainer's checkpoints written whole or not at all, unless it was given a CheckpointIO."""
         strategy = self.trainer.strategy
-        for callback in self.trainer.checkpoint_callbacks if self.trainer.state.fn == TrainerFn.FITTING else ():
-            folder = getattr(callback, "dirpath", None)
-            if folder is not None and "://" not in str(folder):
-                check_writable("dirpath of ModelCheckpoint", Path(folder))
         if type(strategy.checkpoint_io) is TorchCheckpointIO:
             strategy.checkpoint_io = AtomicCheckpointIO()
+        if isinstance(strategy.checkpoint_io, AtomicCheckpointIO):
+            strategy.checkpoint_io.lightning_only = True
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -110,6 +105,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
         hparams_file: str | Path | None = None,
         strict: bool | None = None,
         weights_only: bool | None = None,
+        allow: Sequence[str] = (),
         **kwargs: Any,
     ) -> Self:
         """The module that a checkpoint holds, of the class that it names: this one or a subclass.
@@ -119,39 +115,100 @@ class CheckpointedModule(Recorded, L.LightningModule):
             map_location: as of :func:`torch.load`.
             hparams_file: as of :meth:`lightning.LightningModule.load_from_checkpoint`.
             strict: whether keys, shapes and the field's arguments have to agree; None: the module's ``strict_loading``.
-            weights_only: as of :func:`torch.load`.
+            weights_only: False also reads Python objects, whose code then runs.
+            allow: packages, such as ``["nerf_plugin"]``, whose classes the checkpoint may name although they have not been
+                imported; see :func:`lightning_nerf.arguments.build`.
             kwargs: arguments of the constructor in place of the recorded ones.
 
         Raises:
-            ValueError: the checkpoint is of another class, or an argument has no name (a lambda, a class within a
-                function) and is not given here.
+            BadArgument: the checkpoint is malformed, of another class, or names one of a package that is not allowed; or an
+                argument has no name (a lambda, a class within a function), or is a function, and is not given here.
         """
         checkpoint = read_checkpoint(checkpoint_path, map_location, weights_only)
+        check_sections(checkpoint)
         spec = checkpoint.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        if not isinstance(spec, dict):
+            raise BadArgument(f"{cls.CHECKPOINT_HYPER_PARAMS_KEY}: expected a dict, got {type(spec).__name__}")
         if hparams_file is not None or not {"class_path", "unnamed"} & spec.keys():  # not of our making
-            return super().load_from_checkpoint(checkpoint_path, map_location, hparams_file, strict, weights_only, **kwargs)
-        module = build(spec, cls, **kwargs)
+            return cls._load_as_lightning(checkpoint, hparams_file, strict, **kwargs)
+        module = build(spec, cls, allow=allow, **kwargs)
         module.configure_model()
         strict = module.strict_loading if strict is None else strict
         module.strict_loading, own = strict, module.strict_loading
         module.on_load_checkpoint(checkpoint)
-        keys = module.load_state_dict(checkpoint["state_dict"], strict=strict)
+        keys = load_weights(module, checkpoint["state_dict"], strict)
         module.strict_loading = own
         if keys.missing_keys or keys.unexpected_keys:
             rank_zero_warn(f"not in the checkpoint: {keys.missing_keys}; not in the module: {keys.unexpected_keys}")
         device = next((t.device for t in checkpoint["state_dict"].values() if isinstance(t, Tensor)), torch.device("cpu"))
         return module.to(device)
 
+    @classmethod
+    def _load_as_lightning(
+        cls, checkpoint: Plain, hparams_file: str | Path | None, strict: bool | None, **kwargs: Any
+    ) -> Self:
+        """The module of a checkpoint whose arguments others saved, or nobody."""
+        buffer = io.BytesIO()  # of what was read: Lightning would fetch a URL again, and then run what it brings
+        plain = {k: v for k, v in checkpoint.items() if k not in ("hparams_type", *CHECKPOINT_PAST_HPARAMS_KEYS)}
+        torch.save({"pytorch-lightning_version": L.__version__, **plain}, buffer)
+        buffer.seek(0)
+        if "_instantiator" in plain.get(cls.CHECKPOINT_HYPER_PARAMS_KEY, {}):
+            raise BadArgument(
+                "hyper_parameters: the checkpoint names a function that is to make the module; none is called"
+            )
+        try:
+            return super().load_from_checkpoint(buffer, None, hparams_file, strict, False, **kwargs)
+        except (BadArgument, OSError):
+            raise
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise BadArgument(
+                f"{cls.__name__}: cannot be made of the checkpoint ({type(error).__name__}: {reason})"
+            ) from error
 
-def refuse_another(module: CheckpointedModule, checkpoint: dict[str, Any]) -> None:
+
+def load_weights(module: torch.nn.Module, weights: Plain, strict: bool) -> Any:
+    """``module.load_state_dict``, whose errors are the checkpoint's fault.
+
+    Raises:
+        BadArgument: keys or shapes differ, in words of torch.
+    """
+    try:
+        return module.load_state_dict(weights, strict=strict)
+    except Exception as error:
+        raise BadArgument(f"state_dict: does not fit {type(module).__name__} ({' '.join(str(error).split())})") from error
+
+
+def check_weights(module: CheckpointedModule, checkpoint: Plain) -> None:
+    """Raise a BadArgument where something that is no tensor, or of another shape, would take a weight's place."""
+    expected = module.state_dict()
+    raw = checkpoint.get(RAW_WEIGHTS, {})
+    if not isinstance(raw, dict) or not all(isinstance(key, str) for key in raw):
+        raise BadArgument(f"{RAW_WEIGHTS}: expected a dict of names and weights")
+    for section, weights in (("state_dict", checkpoint["state_dict"]), (RAW_WEIGHTS, raw)):
+        for key, weight in weights.items():
+            own = expected.get(key)
+            if isinstance(own, Tensor) and (_shape(weight) != _shape(own) or weight.is_complex()):
+                raise BadArgument(f"{section}[{key!r}]: came {_shape(weight)}, expected {_shape(own)}")
+    for key in ("field.aabb", "estimator.aabb"):
+        box = checkpoint["state_dict"].get(key)
+        if isinstance(box, Tensor) and box.numel() % 6 == 0 and not box.isnan().all():  # all NaN where no scene was bound
+            corners = box.float().cpu().reshape(-1, 2, 3)
+            if not bool(torch.isfinite(corners).all() and (corners[:, 0] < corners[:, 1]).all()):
+                raise BadArgument(f"{key}: expected a minimum corner and a maximum corner above it, got {box.tolist()}")
+
+
+def refuse_another(module: CheckpointedModule, checkpoint: Plain) -> None:
     """Raise a ValueError that says how a checkpoint's architecture or scene box differs from a module's, if it does."""
     came, expected = checkpoint["state_dict"], module.state_dict()
     shapes = [
-        f"state_dict[{key!r}]: came {_shape(came.get(key))}, expected {_shape(expected.get(key))}"
+        f"state_dict[{key!r}]: came {_shape_in(came, key)}, expected {_shape_in(expected, key)}"
         for key in {**expected, **came}
-        if _shape(came.get(key)) != _shape(expected.get(key))
+        if _shape_in(came, key) != _shape_in(expected, key)
     ]
     theirs = checkpoint.get(PARTS_KEY, {})
+    if not isinstance(theirs, dict):
+        raise BadArgument(f"{PARTS_KEY}: expected a dict, got {type(theirs).__name__}")
     arguments = {p: differences(theirs.get(p), described(getattr(module, p)), p) for p in PARTS if p in theirs}
     free = tuple(f"field.{name}:" for name in module.field.free_arguments)
     arguments["field"] = [line for line in arguments.get("field", []) if not line.startswith(free)]
@@ -172,5 +229,9 @@ def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
         raise BadArgument(f"scene_box: {whose} is {came.tolist()}, expected {expected.tolist()}")
 
 
-def _shape(value: Tensor | None) -> list[int] | str:
-    return "nothing" if value is None else list(value.shape) if isinstance(value, Tensor) else type(value).__name__
+def _shape_in(weights: Mapping[str, Any], key: str) -> list[int] | str:
+    return _shape(weights[key]) if key in weights else "nothing"
+
+
+def _shape(value: object) -> list[int] | str:
+    return list(value.shape) if isinstance(value, Tensor) else type(value).__name__

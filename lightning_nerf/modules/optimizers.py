@@ -18,6 +18,7 @@ from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.modules.schedule import WarmupDecay
 from lightning_nerf.optim import FusedAdam, StepGuard
+from lightning_nerf.recorded import Plain
 
 
 @states("averages")
@@ -31,7 +32,7 @@ def adam(params: Any) -> Optimizer:
     return FusedAdam(params, lr=1e-2, betas=(0.9, 0.99), eps=1e-15, **average)
 
 
-def parameter_groups(parts: Iterable[tuple[str, nn.Module]]) -> list[dict[str, Any]]:
+def parameter_groups(parts: Iterable[tuple[str, nn.Module]]) -> list[Plain]:
     """A named group for each part that has something to train."""
     return [
         {"params": parameters, "name": name}
@@ -42,7 +43,7 @@ def parameter_groups(parts: Iterable[tuple[str, nn.Module]]) -> list[dict[str, A
 
 def configure(
     trainer: L.Trainer,
-    groups: list[dict[str, Any]],
+    groups: list[Plain],
     make_optimizer: OptimizerCallable,
     make_scheduler: LRSchedulerCallable | None,
 ) -> OptimizerLRScheduler:

@@ -11,9 +11,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_nerf.checks import BadArgument
+from lightning_nerf.nerfacc._nested import with_nesting
 from lightning_nerf.ops.march import candidates, find_samples, lattice_of, march
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.types import PackedSamples, Rays
@@ -22,33 +22,6 @@ _MAX_LEVELS = 8  # of the march
 _MAX_RESOLUTION = 2**18
 _LARGEST = torch.finfo(torch.float32).max
 _CROSSINGS = 2**21  # of rays and planes that are sorted at once
-
-_nested: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # aabbs -> (its version, are_nested)
-
-
-def are_nested(aabbs: Tensor) -> bool:
-    """Is each of the boxes [M, 6] the one before, twice as large about the same centre, up to rounding?
-
-    Asks the device once per tensor and change of it.
-    """
-    if len(aabbs) == 1:
-        return True
-    if aabbs.is_inference():  # has no version
-        return _are_nested(aabbs)
-    known = _nested.get(aabbs)
-    if known is None or known[0] != aabbs._version:
-        known = (aabbs._version, _are_nested(aabbs))
-        _nested[aabbs] = known
-    return known[1]
-
-
-def _are_nested(aabbs: Tensor) -> bool:
-    low, high = aabbs.double().view(-1, 2, 3).unbind(1)
-    centre, half = 0.5 * (low + high), 0.5 * (high - low)
-    scale = 2.0 ** torch.arange(len(aabbs), device=aabbs.device)[:, None]
-    error = torch.maximum((centre - centre[0]).abs(), (half - half[0] * scale).abs())
-    # Corners in float32, each with a few roundings.
-    return bool((error <= 2**-21 * (centre[0].abs() + half[0] * scale)).all())
 
 
 def sample(
@@ -63,11 +36,30 @@ def sample(
     """All samples, or each ray's first ``limit``; see :func:`lightning_nerf.nerfacc.grid.traverse_grids`."""
     if math.isnan(step_size):
         raise BadArgument(f"step_size: expected a number, got {step_size}")
-    marched = step_size > 0 and len(aabbs) <= _MAX_LEVELS and max(binaries.shape[1:]) <= _MAX_RESOLUTION
-    if marched and are_nested(aabbs):
-        aabb = aabbs[0].view(2, 3)
-        return march(rays, binaries, aabb, step_size=step_size, cone_angle=cone_angle, jitter=jitter, limit=limit)
-    binaries = binaries.contiguous()
+    aabbs = aabbs.contiguous()
+
+    def by_torch() -> PackedSamples:
+        return _sample_by_torch(rays, binaries.contiguous(), aabbs, step_size, cone_angle, jitter, limit)
+
+    def find(nested: bool) -> PackedSamples:
+        if not nested:
+            return by_torch()
+        box = aabbs[0].view(2, 3)
+        return march(rays, binaries, box, step_size=step_size, cone_angle=cone_angle, jitter=jitter, limit=limit)
+
+    is_marched = step_size > 0 and len(aabbs) <= _MAX_LEVELS and max(binaries.shape[1:]) <= _MAX_RESOLUTION
+    return with_nesting(aabbs, find) if is_marched else by_torch()
+
+
+def _sample_by_torch(
+    rays: Rays,
+    binaries: Tensor,
+    aabbs: Tensor,
+    step_size: float,
+    cone_angle: float,
+    jitter: Tensor | None,
+    limit: int | None,
+) -> PackedSamples:
     if step_size > 0:
         t_starts, t_ends, ray = _lattice_samples(rays, binaries, aabbs, step_size, cone_angle, jitter)
     else:

@@ -1,6 +1,6 @@
 """OpenCV's lens distortions and their inverses, by Newton's method on all points at once.
 
-Points are normalised image coordinates: ``(u - cx) / fx, (v - cy) / fy``.
+Points are normalized image coordinates: ``(u - cx) / fx, (v - cy) / fy``.
 """
 
 from __future__ import annotations
@@ -10,32 +10,38 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_nerf.argument_types import names_types
 from lightning_nerf.checks import BadArgument, check_same_device
+from lightning_nerf.nerfacc.errors import argument_errors
 
 _N_PARAMS = (0, 1, 2, 4, 5, 8, 12)
 
 
-@names_types
+@argument_errors
 @torch.no_grad()
 def opencv_lens_undistortion(uv: Tensor, params: Tensor, eps: float = 1e-6, iters: int = 10) -> Tensor:
-    """Where points would be without the lens: the inverse of OpenCV's distortion.
+    """Find where points would be without the lens: the inverse of OpenCV's distortion.
 
-    Newton's method from the distorted point on, in float64, for at most ``iters`` steps. A point ends where its step is
-    shorter than ``eps``, where the Jacobian's determinant is below ``eps``, or where the next step would leave the range of
-    its dtype; it may then not be undistorted.
+    Newton's method starts from the distorted point and takes at most ``iters`` steps, in float64. A point ends where its
+    step is shorter than ``eps``, where the Jacobian's determinant is below ``eps``, or where the next step would leave the
+    range of its dtype; in the last two cases it is not undistorted.
 
     Args:
-        uv: [..., 2] distorted points.
+        uv: [..., 2] distorted points, in normalized image coordinates.
         params: [N] or [..., N], broadcast to the points, the first N of OpenCV's k1, k2, p1, p2, k3, k4, k5, k6, s1, s2,
             s3, s4; N is 0, 1, 2, 4, 5, 8 or 12.
         eps: see above.
         iters: see above.
 
     Returns:
-        [..., 2]. Not differentiable.
+        [..., 2], in the dtype of uv. Not differentiable.
+
+    Raises:
+        NerfAccArgument: wrong shape, dtype or device.
 
     Source: OpenCV's documentation of calib3d; the inverse is Newton's method.
+
+    >>> nerfacc.cameras.opencv_lens_undistortion(torch.tensor([[0.55, 0.0]]), torch.tensor([0.4]))
+    tensor([[0.5000, 0.0000]])
     """
     _check(uv, params, _N_PARAMS)
     if params.shape[-1] == 0:
@@ -61,25 +67,31 @@ def opencv_lens_undistortion(uv: Tensor, params: Tensor, eps: float = 1e-6, iter
 _opencv_lens_undistortion = opencv_lens_undistortion
 
 
-@names_types
+@argument_errors
 @torch.no_grad()
 def opencv_lens_undistortion_fisheye(uv: Tensor, params: Tensor, eps: float = 1e-6, iters: int = 10) -> Tensor:
-    """The inverse of OpenCV's fisheye distortion.
+    """Find where points would be without a fisheye lens: the inverse of OpenCV's fisheye distortion.
 
-    Newton's method for the angle from the axis, in float64, for at most ``iters`` steps, until a step is shorter than
+    Newton's method looks for the angle from the axis, in float64, in at most ``iters`` steps, until a step is shorter than
     ``eps``. The model ends at a distorted radius of pi / 2: points beyond are taken as if they lay there.
 
     Args:
-        uv: [..., 2] distorted points.
+        uv: [..., 2] distorted points, in normalized image coordinates.
         params: [4] or [..., 4], broadcast to the points: k1, k2, k3, k4.
         eps: see above.
         iters: see above.
 
     Returns:
-        [..., 2], zero where the method did not converge, or to an angle of the other sign, or out of the dtype's range. Not
-        differentiable.
+        [..., 2], in the dtype of uv; zero where the method did not converge, or to an angle of the other sign, or out of
+        the dtype's range. Not differentiable.
+
+    Raises:
+        NerfAccArgument: wrong shape, dtype or device.
 
     Source: OpenCV's documentation of calib3d, fisheye; Kannala and Brandt, "A generic camera model", TPAMI 2006.
+
+    >>> nerfacc.cameras.opencv_lens_undistortion_fisheye(torch.tensor([[0.7854, 0.0]]), torch.zeros(4))  # 45 degrees
+    tensor([[1.0000, 0.0000]])
     """
     _check(uv, params, (4,))
     k1, k2, k3, k4 = params.double().expand(*uv.shape[:-1], -1).unbind(-1)

@@ -7,15 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-from lightning_nerf.argument_types import names_types
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.nerfacc._traverse import sample, termination_planes
 from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
+from lightning_nerf.nerfacc.errors import argument_errors
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.types import PackedSamples, Rays
 
 
-@names_types
+@argument_errors
 @torch.no_grad()
 def ray_aabb_intersect(
     rays_o: Tensor,
@@ -25,20 +25,32 @@ def ray_aabb_intersect(
     far_plane: float = math.inf,
     miss_value: float = math.inf,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Where rays enter and leave boxes; a box behind the origin is a miss.
+    """Find where rays enter and leave boxes. A box behind the origin is a miss.
 
     Whether a box is hit does not depend on the two planes: they only clamp t. A ray that touches a box in one point, or has
     NaN in it, misses.
 
     Args:
-        rays_o: [R, 3] float32 origins.
-        rays_d: [R, 3] float32 directions, of any length.
+        rays_o: [R, 3] float32 origins, in world units.
+        rays_d: [R, 3] float32 directions, of any length; t is in units of it.
         aabbs: [M, 6] float32, minimum and maximum corner.
         near_plane, far_plane: t is clamped to them.
         miss_value: t of a miss.
 
     Returns:
         ``(t_mins [R, M], t_maxs [R, M], hits [R, M] bool)``. Not differentiable.
+
+    Raises:
+        NerfAccArgument: wrong shape, dtype or device.
+
+    Source: Kay and Kajiya, "Ray tracing complex scenes", SIGGRAPH 1986.
+
+    >>> rays_o, rays_d = torch.tensor([[-2.0, 0.0, 0.0], [-2.0, 5.0, 0.0]]), torch.tensor([[1.0, 0.0, 0.0]]).expand(2, 3)
+    >>> nerfacc.ray_aabb_intersect(rays_o, rays_d, torch.tensor([[-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]]))
+    (tensor([[1.],
+            [inf]]), tensor([[3.],
+            [inf]]), tensor([[ True],
+            [False]]))
     """
     check_tensor("rays_o", rays_o, ("R", 3), torch.float32)
     check_tensor("rays_d", rays_d, (rays_o.shape[0], 3), torch.float32)
@@ -69,7 +81,7 @@ def _clamp(
     return t_mins, t_maxs, hits
 
 
-@names_types
+@argument_errors
 @torch.no_grad()
 def traverse_grids(
     rays_o: Tensor,
@@ -87,15 +99,15 @@ def traverse_grids(
     t_indices: Tensor | None = None,
     hits: Tensor | None = None,
 ) -> tuple[RayIntervals, RaySamples, Tensor]:
-    """The steps of rays whose midpoints are in occupied cells.
+    """Find the steps of rays whose midpoints are in occupied cells.
 
     Steps are those of :func:`lightning_nerf.ops.march.march`: from the near plane on, of length ``max(step_size,
     cone_angle * t)``. Where a point is in several boxes, the first of them counts. Boxes that each are twice as large as
     the one before, up to 8, take the march's kernels; others plain torch, whose time is that of the steps in all boxes.
 
     Args:
-        rays_o: [R, 3] float32 origins. A ray with NaN or inf in it has no samples.
-        rays_d: [R, 3] float32 directions, of any length.
+        rays_o: [R, 3] float32 origins, in world units. A ray with NaN or inf in it has no samples.
+        rays_d: [R, 3] float32 directions, of any length; t is in units of it.
         binaries: [M, X, Y, Z] bool, the occupied cells of each box.
         aabbs: [M, 6] float32, minimum and maximum corners.
         near_planes, far_planes: [R] float32. None: 0 and infinity.
@@ -117,8 +129,17 @@ def traverse_grids(
         it meets no box.
 
     Raises:
-        ValueError: a wrong argument, on a CPU also a single box without volume; ``over_allocate`` without a limit; 2^31
-            samples or more.
+        NerfAccArgument: a wrong argument, on a CPU also a single box without volume; ``over_allocate`` without a limit;
+            2^31 samples or more.
+
+    >>> rays_o, rays_d = torch.tensor([[-1.0, 0.5, 0.5]]), torch.tensor([[1.0, 0.0, 0.0]])
+    >>> binaries = torch.tensor([False, True]).view(1, 2, 1, 1)  # of two cells along x, the second is occupied
+    >>> aabbs = torch.tensor([[0.0, 0.0, 0.0, 1.0, 1.0, 1.0]])
+    >>> intervals, samples, _ = nerfacc.traverse_grids(rays_o, rays_d, binaries, aabbs, step_size=0.25)
+    >>> intervals.vals
+    tensor([1.5000, 1.7500, 2.0000])
+    >>> samples.vals
+    tensor([1.6250, 1.8750])
     """
     check_tensor("rays_o", rays_o, ("R", 3), torch.float32)
     n_rays = rays_o.shape[0]
@@ -207,10 +228,10 @@ def _pack(samples: PackedSamples, room: Tensor | None) -> tuple[RayIntervals, Ra
 
 
 def _enlarge_aabb(aabb: Tensor, factor: float) -> Tensor:
-    """The box [6], ``factor`` times as large about its centre."""
+    """The box [6], ``factor`` times as large about its center."""
     low, high = aabb[:3], aabb[3:]
-    centre, half = (low + high) / 2, (high - low) / 2
-    return torch.cat([centre - half * factor, centre + half * factor])
+    center, half = (low + high) / 2, (high - low) / 2
+    return torch.cat([center - half * factor, center + half * factor])
 
 
 def _query(x: Tensor, data: Tensor, base_aabb: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,12 +247,12 @@ def _query(x: Tensor, data: Tensor, base_aabb: Tensor) -> tuple[Tensor, Tensor]:
         box counts to the next larger one.
     """
     low, high = base_aabb[:3], base_aabb[3:]
-    centred = (x - low) / (high - low) - 0.5  # level l: below 2^l / 2
-    exponent = torch.frexp(centred.abs().amax(-1).clamp(min=0.1)).exponent  # 2^(exponent - 1) <= value < 2^exponent
+    centered = (x - low) / (high - low) - 0.5  # level l: below 2^l / 2
+    exponent = torch.frexp(centered.abs().amax(-1).clamp(min=0.1)).exponent  # 2^(exponent - 1) <= value < 2^exponent
     level = (exponent.long() + 1).clamp(min=0)
-    inside = (level < data.shape[0]) & centred.isfinite().all(-1)
+    inside = (level < data.shape[0]) & centered.isfinite().all(-1)
     level = torch.where(inside, level, 0)
-    fraction = torch.where(inside[:, None], centred / (2**level)[:, None] + 0.5, 0.0)
+    fraction = torch.where(inside[:, None], centered / (2**level)[:, None] + 0.5, 0.0)
     size = torch.tensor(data.shape[1:], device=x.device)
     cell = torch.minimum((fraction * size).long(), size - 1)
     return data[(level, *cell.unbind(-1))] * inside, inside

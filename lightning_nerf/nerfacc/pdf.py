@@ -8,24 +8,35 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from lightning_nerf.argument_types import names_types
 from lightning_nerf.checks import BadArgument, BadType, check_tensor
 from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
+from lightning_nerf.nerfacc.errors import argument_errors
 from lightning_nerf.nerfacc.pack import pack_info
 from lightning_nerf.ops import importance
 from lightning_nerf.ops._segments import owners
 
 
-@names_types
+@argument_errors
 def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayIntervals | RaySamples) -> tuple[Tensor, Tensor]:
-    """Indices of each value's neighbours in its ray's ascending sequence: ``sequence[left] <= value < sequence[right]``.
+    """Find each value's neighbors in the sequence of its ray.
 
-    A value outside the sequence gets the nearest indices (:func:`lightning_nerf.ops.importance.searchsorted`). For values
-    in rows they count from the ray's first entry, for values in one list from the sequence's first of all rays; a value
-    of no ray gets -1.
+    They are next to each other, with ``sequence[left] <= value < sequence[right]``.
+
+    Args:
+        sorted_sequence: ascending along each ray.
+        values: of the same rays; rows and lists may be mixed.
 
     Returns:
-        ids_left and ids_right, int64 in the shape of ``values.vals``.
+        ``(ids_left, ids_right)``, int64 in the shape of ``values.vals``. For values in rows they count from the ray's first
+        entry, for values in one list from the first entry of all rays. A value outside the sequence gets the two entries
+        at that end, a value of no ray -1. Not differentiable.
+
+    Raises:
+        NerfAccArgument: wrong shape, dtype or device, or a list without ``packed_info`` and ``ray_indices``.
+
+    >>> sequence = nerfacc.RayIntervals(torch.tensor([[0.0, 1.0, 2.0, 3.0]]))
+    >>> nerfacc.searchsorted(sequence, nerfacc.RaySamples(torch.tensor([[0.5, 2.0, 9.0]])))
+    (tensor([[0, 2, 2]]), tensor([[1, 3, 3]]))
     """
     packed_info, query_rays = _packed_info(sorted_sequence), None
     _check_vals("values", values)
@@ -40,24 +51,37 @@ def searchsorted(sorted_sequence: RayIntervals | RaySamples, values: RayInterval
     return importance.searchsorted(sorted_sequence.vals, values.vals, packed_info=packed_info, query_rays=query_rays)
 
 
-@names_types
+@argument_errors
 @torch.no_grad()
 def importance_sampling(
     intervals: RayIntervals, cdfs: Tensor, n_intervals_per_ray: Tensor | int, stratified: bool = False
 ) -> tuple[RayIntervals, RaySamples]:
-    """New intervals along each ray that hold equal shares of its weight, and a sample in each.
+    """Split each ray anew into intervals that hold equal shares of its weight, with a sample in each.
+
+    With F the CDF, which is linear between the edges, sample k of a ray's n lies where
+    ``F = F_first + (k + 1/2) / n (F_last - F_first)``; new edges lie midway between samples.
 
     Args:
         intervals: the old edges, in rows [..., n_edges] or in one list.
-        cdfs: in the shape of ``intervals.vals``; :func:`lightning_nerf.ops.importance.importance_sampling` says what a CDF
-            that does not rise means.
-        n_intervals_per_ray: for each ray; or a tensor of n_rays numbers (one host synchronisation on CUDA).
-        stratified: one random offset for each ray's samples, from ``torch.rand``; else they lie amid their strata.
+        cdfs: F at the edges, in the shape of ``intervals.vals``, never falling.
+            :func:`lightning_nerf.ops.importance.importance_sampling` says what a CDF that does not rise means.
+        n_intervals_per_ray: n, for all rays; or a tensor [R] (on CUDA the host waits for it once).
+        stratified: put one random number in [0, 1), from ``torch.rand``, in the place of the 1/2 of each ray.
 
     Returns:
-        Intervals and samples. For a number n, rows: [..., n + 1] and [..., n], or [n_rays, n + 1] and [n_rays, n] if the
-        old ones come in one list. For a tensor, one list each, with ``packed_info``, ``ray_indices``, ``is_left`` and
-        ``is_right``; rays of 0 intervals have no entries.
+        ``(intervals, samples)``. For a number n, rows: [..., n + 1] and [..., n], or [R, n + 1] and [R, n] if the old ones
+        come in one list. For a tensor, one list each, with ``packed_info``, ``ray_indices``, ``is_left`` and ``is_right``;
+        rays of 0 intervals have no entries. Not differentiable.
+
+    Raises:
+        NerfAccArgument: wrong shape, dtype or device, or a negative number of intervals.
+
+    Source: Barron et al., "Mip-NeRF 360", CVPR 2022, section 3.
+
+    >>> edges, cdfs = torch.tensor([[0.0, 1.0, 2.0]]), torch.tensor([[0.0, 0.0, 1.0]])
+    >>> intervals, samples = nerfacc.importance_sampling(nerfacc.RayIntervals(edges), cdfs, 4)
+    >>> samples.vals  # all of the weight is between 1 and 2
+    tensor([[1.1250, 1.3750, 1.6250, 1.8750]])
     """
     vals, packed_info = intervals.vals, _packed_info(intervals)
     if cdfs.numel() != vals.numel():
@@ -65,7 +89,7 @@ def importance_sampling(
     n_rays = vals.shape[:-1].numel() if packed_info is None else len(packed_info)
     several = isinstance(n_intervals_per_ray, Tensor)
     number = n_intervals_per_ray.flatten() if several else operator.index(n_intervals_per_ray)
-    jitter = torch.rand(n_rays, device=vals.device) if stratified else None
+    jitter = torch.rand(n_rays, dtype=torch.float32, device=vals.device) if stratified else None
     samples, edges, sample_offsets, edge_offsets = importance.importance_sampling(
         vals, cdfs.reshape(vals.shape), number, packed_info=packed_info, jitter=jitter
     )
@@ -75,7 +99,7 @@ def importance_sampling(
         torch.arange(n_rays, device=vals.device).repeat_interleave(offsets.diff(), output_size=len(values))
         for offsets, values in ((edge_offsets, edges), (sample_offsets, samples))
     )
-    same = torch.zeros(len(edges) + 1, dtype=torch.bool, device=vals.device)  # is an edge's left neighbour of its ray?
+    same = torch.zeros(len(edges) + 1, dtype=torch.bool, device=vals.device)  # is an edge's left neighbor of its ray?
     same[1:-1] = rays_of_edges[1:] == rays_of_edges[:-1]
     edges_info, samples_info = (torch.stack([o[:-1], o.diff()], 1) for o in (edge_offsets, sample_offsets))
     return (

@@ -11,7 +11,11 @@ _SPARSE = 4  # so many times as long as what it holds, and a list is copied to l
 
 
 def write_exactly(
-    offsets: Tensor, kept: Tensor | None, write: Callable[[int], tuple[Tensor, ...]], expected: int | None = None
+    offsets: Tensor,
+    kept: Tensor | None,
+    write: Callable[[int], tuple[Tensor, ...]],
+    expected: int | None = None,
+    check: Callable[[int, bool], None] = lambda total, complete: None,
 ) -> tuple[int, bool, tuple[Tensor, ...]]:
     """How many samples R rays have, whether that is all rays' samples, and the lists that ``write`` makes of so many.
 
@@ -23,6 +27,7 @@ def write_exactly(
         kept: [R] bool, likewise; None: all.
         write: from a length to lists of that length; cleared behind ``offsets[-1]``.
         expected: how many samples there may be; None: no idea. Where there are more, they are written once more.
+        check: told the number, and whether it is all rays', before memory for so many is asked for; may raise.
     """
     if len(offsets) == 1:
         return 0, True, write(0)
@@ -36,6 +41,7 @@ def write_exactly(
         lists = None if expected is None else write(expected)
         arrived.synchronize()
     total, *complete = count.tolist()
+    check(total, all(complete))
     if lists is None or expected is None or total > expected:
         lists = write(total)
     else:

@@ -20,6 +20,8 @@ import torch
 from torch import Tensor
 
 NAMESPACE = "lightning_nerf"
+Context = Any  # of autograd, on which an op keeps what it likes
+Inputs = tuple[Any, ...]  # an op's arguments or their gradients, of many kinds
 
 _fragment = torch.library.Library(NAMESPACE, "FRAGMENT")
 _schemas: dict[str, str] = {}
@@ -82,7 +84,7 @@ def _warn_slow(device: str) -> None:
     )
 
 
-def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]) -> None:
+def define(name: str, schema: str, reference: Callable[..., object], fake: Callable[..., object]) -> None:
     """Register op ``name``: schema ``(Tensor a, ...) -> ...`` without default arguments, reference and fake kernel.
 
     No defaults, because ``needs_input_grad`` drops trailing arguments that equal their default.
@@ -99,10 +101,10 @@ def define(name: str, schema: str, reference: Callable[..., Any], fake: Callable
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_fragment)
 
 
-def differentiable(name: str, setup_context: Callable[..., None], backward: Callable[..., Any]) -> None:
+def differentiable(name: str, setup_context: Callable[..., None], backward: Callable[..., object]) -> None:
     """Attach a derivative. A missing output gradient reaches ``backward`` as None instead of an N-sized zero tensor."""
 
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    def setup(ctx: Context, inputs: Inputs, output: Any) -> None:
         ctx.set_materialize_grads(False)
         setup_context(ctx, inputs, output)
 
@@ -112,7 +114,7 @@ def differentiable(name: str, setup_context: Callable[..., None], backward: Call
 def once_differentiable(name: str, instead: str) -> None:
     """Make differentiating op ``name`` (some op's backward) an error instead of a silent zero."""
 
-    def backward(ctx: Any, *grads: Any) -> Any:
+    def backward(ctx: Context, *grads: Any) -> Any:
         raise NotImplementedError(f"lightning_nerf::{name} has no derivative of its own; {instead}")
 
     torch.library.register_autograd(

@@ -9,7 +9,9 @@ from torch import Tensor
 
 from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
-from lightning_nerf.ops.composite_reference import backward_reference, reference
+from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops.composite_reference import backward_reference, integrate, reference
+from lightning_nerf.ops.transforms import is_transformed
 
 MAX_CHANNELS = 32  # per call of the op; the public functions take more in passes
 _HALVES = (torch.bfloat16, torch.float16)
@@ -76,11 +78,14 @@ def composite(
         A :class:`Composite`. A ray without samples has zeros everywhere, or the background exactly; an opacity of 1 hides
         it exactly. Samples past ``offsets[R]`` have gradient 0, whatever they hold.
 
-    Differentiable (once) in densities, channels and background, through every floating-point output, and composited samples
-    only: where the ray stops is a constant. t_starts, t_ends, deltas and ts get no gradient (None), offsets can't have one.
-    Second derivatives raise. Computed in float32, also under autocast; half-precision densities and channels are converted
-    and get their gradients in their own dtype. Between forward and backward nothing of size N is kept but the inputs.
-    Densities and channels in float64 are computed in float64 by the reference, which is slow and differentiable twice.
+    Differentiable in densities, channels and background, through every floating-point output, and composited samples only:
+    where the ray stops is a constant. t_starts, t_ends, deltas and ts get no gradient (None), offsets can't have one. Any
+    number of times: with ``create_graph=True`` the gradient is computed by the reference, slowly and in float64, and so is
+    everything under ``torch.func`` and forward-mode differentiation.
+
+    Computed in float32, also under autocast; half-precision densities and channels are converted and get their gradients in
+    their own dtype. Densities and channels in float64 are computed in float64 by the reference, which is slow. Between
+    forward and backward nothing of size N is kept but the inputs, which must not change in between: torch raises an error.
 
     Raises:
         ValueError: a tensor has the wrong shape, dtype or device, both or neither form of the intervals are given, or
@@ -166,7 +171,8 @@ def _composite(
     density = densities if double else densities.float().contiguous()
     first, *second = (t.contiguous() for t in intervals.values())  # an alpha needs no length: its place serves as one
     fixed = first, second[0] if second else first, offsets.contiguous(), float(early_stop_eps), *modes
-    op = reference if double else torch.ops.lightning_nerf.composite
+    by_reference = double or is_transformed()
+    op = reference if by_reference else torch.ops.lightning_nerf.composite
     # split's backward copies the gradient even where there is one part.
     split = [channels] if channels.shape[1] <= MAX_CHANNELS else channels.split(MAX_CHANNELS, dim=1)
     parts = [part if double else part.float().contiguous() for part in split]
@@ -215,7 +221,7 @@ def _fake_backward(*args: Any) -> tuple[Tensor, Tensor]:
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
     *tensors, _, alphas_given, deltas_given, weights, trans, alphas, background = inputs
     ctx.modes, ctx.wanted = (alphas_given, deltas_given), (weights, trans, alphas)
     learned = background is not None and background.requires_grad
@@ -223,11 +229,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(
-    ctx: Any, channels: Tensor | None, opacity: Tensor | None, depth: Tensor | None, _: Any, *per_sample: Tensor | None
+    ctx: Context, channels: Tensor | None, opacity: Tensor | None, depth: Tensor | None, _: Any, *per_sample: Tensor | None
 ) -> tuple[Tensor | None, ...]:
     given = [channels, opacity, depth, *(g if w else None for g, w in zip(per_sample, ctx.wanted, strict=True))]
     if all(g is None for g in given):
         return (None,) * 12
+    if torch.is_grad_enabled():  # create_graph: a gradient of this gradient may be wanted
+        grad_densities, grad_channels, grad_background = _backward_by_reference(ctx, given)
+        return grad_densities, grad_channels, *(None,) * 9, grad_background
     *saved, background, rays_opacity = ctx.saved_tensors
     channels_wanted = ctx.needs_input_grad[1] and channels is not None
     cotangents = [None if g is None else g.contiguous() for g in given]
@@ -239,6 +248,25 @@ def _backward(
         grad_background = channels[:, :3] * (1 - rays_opacity)[:, None]
         grad_background = grad_background.sum(0) if background.ndim == 1 else grad_background
     return grad_densities, grad_channels if channels_wanted else None, *(None,) * 9, grad_background
+
+
+def _backward_by_reference(ctx: Context, given: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of densities, channels and background that can be differentiated again."""
+    densities, channels, t_starts, t_ends, offsets, n_samples, background, _ = ctx.saved_tensors
+    given_alphas, given_deltas = ctx.modes
+    out, opacity, depth, _, *per_sample = integrate(
+        densities, channels, t_starts, t_ends, offsets, 0.0, given_alphas, given_deltas, n_samples, background
+    )
+    pairs = [
+        (value, grad)
+        for value, grad in zip((out, opacity, depth, *per_sample), given, strict=True)
+        if grad is not None and value.requires_grad
+    ]
+    values, grads = zip(*pairs, strict=True)
+    inputs = [t if t is not None and t.requires_grad else None for t in (densities, channels, background)]
+    learned = [t for t in inputs if t is not None]
+    found = iter(torch.autograd.grad(values, learned, grads, create_graph=True, allow_unused=True))
+    return [None if t is None else next(found) for t in inputs]
 
 
 _library.define(
@@ -260,5 +288,5 @@ _library.define(
 )
 _library.differentiable("composite", _setup_context, _backward)
 _library.once_differentiable(
-    "composite_backward", "float64 densities and channels take the reference, which is differentiable twice"
+    "composite_backward", "lightning_nerf.ops.composite.composite is differentiable any number of times"
 )

@@ -43,7 +43,7 @@ def _transmittance(
     return torch.exp(-exclusive_sum(optical_depth, owner, offsets)), -torch.expm1(-optical_depth)
 
 
-def _integrate(
+def integrate(
     densities: Tensor,
     channels: Tensor,
     t_starts: Tensor,
@@ -55,7 +55,10 @@ def _integrate(
     n_samples: Tensor | None = None,
     background: Tensor | None = None,
 ) -> Outputs:
-    """In float64: a global cumulative sum in float32 cancels to 1e-4 over 10^5 samples."""
+    """Channels, opacity, depth, n_samples, and all of weights, trans and alphas; ``n_samples`` [R] fixes where rays end.
+
+    Computed in float64: a global cumulative sum in float32 cancels to 1e-4 over 10^5 samples.
+    """
     n, n_rays = densities.shape[0], offsets.shape[0] - 1
     owner = owners(n, offsets)
     t_starts, t_ends = t_starts.detach().double(), t_ends.detach().double()
@@ -105,7 +108,7 @@ def reference(
 ) -> Outputs:
     """Channels [R, C], opacity, depth and n_samples [R], then weights, trans and alphas: [N], or [0] unless asked for."""
     modes = alphas_given, deltas_given
-    *sums, weights, trans, alphas = _integrate(
+    *sums, weights, trans, alphas = integrate(
         densities, channels, t_starts, t_ends, offsets, early_stop_eps, *modes, None, background
     )
     wanted = (weights, return_weights), (trans, return_trans), (alphas, return_alphas)
@@ -134,7 +137,7 @@ def backward_reference(
 
     def outputs(densities: Tensor, channels: Tensor) -> tuple[Tensor, ...]:
         arguments = t_starts, t_ends, offsets, 0.0, alphas_given, deltas_given
-        out, opacity, depth, _, *per_sample = _integrate(densities, channels, *arguments, n_samples, background)
+        out, opacity, depth, _, *per_sample = integrate(densities, channels, *arguments, n_samples, background)
         return (out, opacity, depth, *per_sample)
 
     # Not autograd.grad: below the dispatcher's autograd key it records nothing.

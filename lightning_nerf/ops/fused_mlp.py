@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._library import Context, Inputs
 
 WIDTHS = (16, 32, 64, 128)
 MAX_HIDDEN_LAYERS = 4
@@ -134,13 +135,13 @@ def reference_backward(
 # -- derivative ----------------------------------------------------------------------------------------------------------
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Context, inputs: Inputs, output: Tensor) -> None:
     *tensors, dtype = inputs
     ctx.save_for_backward(*tensors)
     ctx.dtype = dtype
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Context, grad: Tensor | None) -> Inputs:
     if grad is None:
         return (None,) * 7
     x, *weights = ctx.saved_tensors

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._library import Context, Inputs
 
 PRIMES = (1, 2654435761, 805459861, 3674653429)
 
@@ -171,13 +171,13 @@ def _fake_backward(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Context, inputs: Inputs, output: Tensor) -> None:
     *tensors, _, deterministic = inputs
     ctx.save_for_backward(*tensors)
     ctx.deterministic = deterministic
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Context, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     for_positions, for_table = ctx.needs_input_grad[:2]
     if grad is None:
         return (None,) * 6

@@ -215,7 +215,8 @@ def importance_reference(
         sample_offsets, edge_offsets = each * (n_samples // n_rays), each * (n_samples // n_rays + 1)
     begins, counts = _bounds(edges, packed_info, n_rays)
     owner = owners(n, torch.stack([begins, counts], 1))
-    bad = torch.zeros(n_rays + 1, device=device).index_add(0, owner % (n_rays + 1), (~cdfs.isfinite()).float())[:-1] > 0
+    odd = (~cdfs.isfinite()).to(edges.dtype)
+    bad = edges.new_zeros(n_rays + 1).index_add(0, owner % (n_rays + 1), odd)[:-1] > 0
     edges, cdfs = torch.cat([edges, edges.new_zeros(1)]), torch.cat([cdfs, cdfs.new_zeros(1)])
     outermost = torch.where(counts > 0, torch.stack([begins, begins + counts - 1]), n)
     (first, last), (low, high) = edges[outermost], cdfs[outermost]
@@ -225,7 +226,7 @@ def importance_reference(
     k = torch.arange(n_samples, device=device) - sample_offsets[ray]
     uniform = bad | ~(high > low)
     step = torch.where(uniform, 1.0, high - low) / of_ray
-    u = torch.where(uniform, 0.0, low)[ray] + (k + (0.5 if jitter is None else jitter[ray])).to(edges.dtype) * step[ray]
+    u = torch.where(uniform, 0.0, low)[ray] + (k.to(edges.dtype) + (0.5 if jitter is None else jitter[ray])) * step[ray]
     i, j = _brackets(cdfs, begins[ray], counts[ray], u)
     mass = cdfs[j] - cdfs[i]
     share = torch.where(mass > 0, (u - cdfs[i]) / mass, 0.5)
@@ -252,7 +253,7 @@ def importance_reference(
 
 
 def _fake_searchsorted(
-    keys: Tensor, packed_info: Tensor | None, n_rays: int, queries: Tensor, *_: Any
+    keys: Tensor, packed_info: Tensor | None, n_rays: int, queries: Tensor, *_: object
 ) -> tuple[Tensor, Tensor]:
     return torch.empty_like(queries, dtype=torch.int64), torch.empty_like(queries, dtype=torch.int64)
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._library import Context, Inputs
 from lightning_nerf.ops.instant_ngp_reference import (
     ENCODED,
     SHAPES,
@@ -71,8 +72,9 @@ def field(
         evaluated: encodings of the samples that :func:`ray_densities` kept; they are not gathered again.
 
     Differentiable once in table and weights; not in positions and directions. The derivative of exp is that of
-    ``exp(clamp(x, -15, 15))``. The table's gradient is summed in float32; incoming gradients of encodings have ``dtype``,
-    so with float16 the loss wants scaling.
+    ``exp(clamp(x, -15, 15))``; that of a sigmoid is at least 0.018 where a descent step brings its logit closer to 0, see
+    :func:`~lightning_nerf.fields.activations.leaky_sigmoid`. The table's gradient is summed in float32; incoming gradients
+    of encodings have ``dtype``, so with float16 the loss wants scaling.
 
     Source: Mueller, Evans, Schied, Keller, "Instant neural graphics primitives with a multiresolution hash encoding",
     SIGGRAPH 2022, section 5.4; one kernel for a whole perceptron: Mueller, Rousselle, Novak, Keller, "Real-time neural
@@ -201,7 +203,7 @@ def _check_parameters(table: Tensor, working: Tensor, levels: Tensor, weights: W
 # -- derivative ----------------------------------------------------------------------------------------------------------
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
     positions, directions, table, _, levels, encoded, sources, *weights, density_bias, _, _ = inputs
     features = output[2] if encoded is None else encoded
     ctx.mark_non_differentiable(output[2])
@@ -209,7 +211,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tens
     ctx.density_bias = density_bias
 
 
-def _backward(ctx: Any, grad_density: Tensor | None, grad_rgb: Tensor | None, _: Tensor | None) -> tuple[Any, ...]:
+def _backward(ctx: Context, grad_density: Tensor | None, grad_rgb: Tensor | None, _: Tensor | None) -> Inputs:
     positions, directions, table, levels, features, sources, *weights = ctx.saved_tensors
     none = (None,) * 15
     if grad_density is None and grad_rgb is None:

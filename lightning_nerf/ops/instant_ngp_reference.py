@@ -17,6 +17,7 @@ from lightning_nerf.types import PackedSamples, Rays
 ENCODED = 32
 SHAPES = {"density1": (64, 32), "density2": (16, 64), "color1": (64, 32), "color2": (64, 64), "color3": (3, 64)}
 _LARGEST_LOG_DENSITY = 15.0
+_LEAST_SLOPE = 0.01766270621  # the derivative of the sigmoid at 4 and at -4
 
 
 class Weights(NamedTuple):
@@ -49,13 +50,21 @@ def _linear(x: Tensor, weight: Tensor, bfloat16: bool) -> Tensor:
 def _perceptrons(
     encoded: Tensor, directions: Tensor | None, inside: Tensor, weights: Weights, density_bias: float, bfloat16: bool
 ) -> tuple[Tensor, Tensor]:
+    """Density [N] and the colors' logits [N, 3]."""
     geometry = _linear(_linear(encoded, weights.density1, bfloat16).relu(), weights.density2, bfloat16)
     density = torch.where(inside, _exp(geometry[:, 0] + density_bias), 0.0)
     if directions is None:
         return density, density.new_empty(0, 3)
     shown = torch.cat([harmonics.reference(directions, 4), geometry], dim=1)
     hidden = _linear(_linear(shown, weights.color1, bfloat16).relu(), weights.color2, bfloat16).relu()
-    return density, _linear(hidden, weights.color3, bfloat16).sigmoid()
+    return density, _linear(hidden, weights.color3, bfloat16)
+
+
+def _logit_gradient(rgb: Tensor, grad_rgb: Tensor) -> Tensor:
+    """What fields' ``leaky_sigmoid`` passes back, which lies above this layer: a saturated logit can return."""
+    slope = rgb * (1 - rgb)
+    returns = grad_rgb * (rgb - 0.5) > 0
+    return grad_rgb * torch.where(returns, slope.clamp(min=_LEAST_SLOPE), slope)
 
 
 def _inside(positions: Tensor) -> Tensor:
@@ -84,9 +93,9 @@ def field_reference(
         features = hash_grid.reference(positions, working.to(table.dtype), levels)
     else:
         features = (encoded if sources is None else encoded[sources.long()]).to(table.dtype)
-    density, rgb = _perceptrons(features, directions, _inside(positions), weights, density_bias, bfloat16)
+    density, logits = _perceptrons(features, directions, _inside(positions), weights, density_bias, bfloat16)
     kept = features if keep_features else features[:0]
-    return density, rgb, kept.to(torch.bfloat16 if bfloat16 else torch.float16)
+    return density, logits.sigmoid(), kept.to(torch.bfloat16 if bfloat16 else torch.float16)
 
 
 def field_backward_reference(
@@ -111,10 +120,10 @@ def field_backward_reference(
         return _perceptrons(encoded, directions, inside, Weights(*weights), density_bias, bfloat16)
 
     pair = torch.func.vjp(forward, encoded, density1, density2, color1, color2, color3)
-    (density, rgb), pullback = pair[0], pair[1]
+    (density, logits), pullback = pair[0], pair[1]
     given = (
         torch.zeros_like(density) if grad_density is None else grad_density,
-        torch.zeros_like(rgb) if grad_rgb is None else grad_rgb,
+        torch.zeros_like(logits) if grad_rgb is None else _logit_gradient(logits.sigmoid(), grad_rgb),
     )
     grad_encoded, *grad_weights = pullback(given)
     return grad_encoded.to(features.dtype), torch.cat([g.flatten() for g in grad_weights])

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._exact import write_exactly
+from lightning_nerf.ops._memory import check_capacity_fits, check_fits
 from lightning_nerf.ops.pack import MAX_COUNT, check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
 from lightning_nerf.types import PackedSamples, Rays
@@ -21,6 +22,7 @@ _MAX_LEVELS = 8
 _MAX_RESOLUTION = 2**18
 _LARGEST = torch.finfo(torch.float32).max
 _SMALLEST_STEP = 2.0**-149  # the smallest float32
+_BYTES = 40  # of the list 12; the rest is what the least user of it makes: a position, a direction, a density
 
 _per_ray: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # occupancy -> samples a ray in its last exact march on CUDA
 
@@ -65,7 +67,8 @@ def march(
         Samples in the order of rays and t. Not differentiable.
 
     Raises:
-        ValueError: a wrong argument; with ``capacity=None`` also where 2^31 - 1 samples do not hold all rays.
+        ValueError: a wrong argument; with ``capacity=None`` also where 2^31 - 1 samples do not hold all rays, or
+            memory does not hold the samples.
 
     Source: the lattice and the cells are those of Müller et al., "Instant neural graphics primitives", SIGGRAPH 2022,
     appendix E, and of ``traverse_grids`` in Li et al., "NerfAcc", ICCV 2023.
@@ -104,6 +107,54 @@ def _march(
     capacity: int | None,
     limit: int | None,
 ) -> PackedSamples:
+    _check(rays, occupancy, aabb, step_size, cone_angle, jitter)
+    n = rays.origins.shape[0]
+    arguments = (
+        *(a.detach().contiguous() for a in (rays.origins, rays.directions, rays.near, rays.far)),
+        None if jitter is None else jitter.detach().contiguous(),
+        occupancy.contiguous(),
+        aabb.detach().contiguous(),
+        float(step_size),
+        float(cone_angle),
+    )
+    if capacity is not None:
+        check_capacity(capacity)
+        check_capacity_fits(capacity, occupancy.device)
+    if limit is None and capacity is not None:
+        return PackedSamples(*count_pack_write(*arguments, capacity))
+    if limit is not None and limit < 0:
+        raise BadArgument(f"limit: expected None or >= 0, got {limit}")
+    counts, plan = count(*arguments)
+    offsets, kept = pack(counts if limit is None else counts.clamp(max=limit), capacity)
+    if capacity is not None:
+        return PackedSamples(*write(*arguments, counts, plan, offsets, capacity), offsets, kept)
+    per_ray = _per_ray.get(occupancy)
+    total, _, lists = write_exactly(
+        offsets,
+        kept,
+        lambda size: write(*arguments, counts, plan, offsets, size),
+        None if per_ray is None else min(int(1.125 * per_ray * n) + 1024, MAX_COUNT),
+        lambda total, complete: _check_total(total, complete, kept, step_size),
+    )
+    if occupancy.is_cuda and n > 0:
+        _per_ray[occupancy] = total / n
+    t_starts, t_ends, ray_indices = lists
+    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
+
+
+def _check_total(total: int, complete: bool, kept: Tensor, step_size: float) -> None:
+    """Raise a BadArgument where the exact list would not fit in the index or in the memory."""
+    if not complete:
+        n, excess = len(kept), int((~kept).sum())
+        raise BadArgument(
+            f"step_size: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
+            f"expected a larger one than {step_size}, or near and far closer together"
+        )
+    advice = f"a larger one than {step_size}, fewer rays, or near and far closer together"
+    check_fits("step_size", total, _BYTES, kept.device, advice)
+
+
+def _check(rays: Rays, occupancy: Tensor, aabb: Tensor, step_size: float, cone_angle: float, jitter: Tensor | None) -> None:
     n = rays.origins.shape[0]
     check_tensor("rays.origins", rays.origins, ("R", 3), torch.float32)
     check_tensor("rays.directions", rays.directions, (n, 3), torch.float32)
@@ -121,49 +172,14 @@ def _march(
     )
     n_levels, *resolution = occupancy.shape
     if not 1 <= n_levels <= _MAX_LEVELS or not all(1 <= cells <= _MAX_RESOLUTION for cells in resolution):
-        raise BadArgument(f"occupancy: expected 1 to 8 levels of 1 to 2**18 cells an axis, got {list(occupancy.shape)}")
+        expected = "1 to 8 levels of 1 to 2**18 cells on each axis"
+        raise BadArgument(f"occupancy: expected {expected}, got {list(occupancy.shape)}")
     if not _SMALLEST_STEP <= step_size <= _LARGEST:
         raise BadArgument(f"step_size: expected a positive float32, got {step_size}")
     if not 0 <= cone_angle <= _LARGEST:
         raise BadArgument(f"cone_angle: expected a float32 >= 0, got {cone_angle}")
     if aabb.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((aabb[0] < aabb[1]).all()):
         raise BadArgument(f"aabb: expected minimum < maximum on each axis, got {aabb.tolist()}")
-
-    arguments = (
-        *(a.detach().contiguous() for a in (rays.origins, rays.directions, rays.near, rays.far)),
-        None if jitter is None else jitter.detach().contiguous(),
-        occupancy.contiguous(),
-        aabb.detach().contiguous(),
-        float(step_size),
-        float(cone_angle),
-    )
-    if capacity is not None:
-        check_capacity(capacity)
-    if limit is None and capacity is not None:
-        return PackedSamples(*count_pack_write(*arguments, capacity))
-    if limit is not None and limit < 0:
-        raise BadArgument(f"limit: expected None or >= 0, got {limit}")
-    counts, plan = count(*arguments)
-    offsets, kept = pack(counts if limit is None else counts.clamp(max=limit), capacity)
-    if capacity is not None:
-        return PackedSamples(*write(*arguments, counts, plan, offsets, capacity), offsets, kept)
-    per_ray = _per_ray.get(occupancy)
-    total, complete, lists = write_exactly(
-        offsets,
-        kept,
-        lambda size: write(*arguments, counts, plan, offsets, size),
-        None if per_ray is None else min(int(1.125 * per_ray * n) + 1024, MAX_COUNT),
-    )
-    if not complete:
-        excess = int((~kept).sum())
-        raise BadArgument(
-            f"step_size: {excess} of {n} rays do not fit in 2**31 - 1 samples (the first {n - excess} have {total}); "
-            f"expected a larger one than {step_size}, or near and far closer together"
-        )
-    if occupancy.is_cuda and n > 0:
-        _per_ray[occupancy] = total / n
-    t_starts, t_ends, ray_indices = lists
-    return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
 
 
 # The reference looks up each lattice sample by itself, with the same float operations as csrc/march.cuh. Candidates, those

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.nn.functional import huber_loss, mse_loss
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._library import Context, Inputs
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -121,17 +120,17 @@ def backward_reference(
     return torch.func.vjp(loss, rgb)[1](grad_loss)[0]
 
 
-def _fake(rgb: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _fake(rgb: Tensor, *_: object) -> tuple[Tensor, Tensor, Tensor]:
     return rgb.new_empty(()), rgb.new_empty(()), rgb.new_empty((), dtype=torch.int64)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
     *tensors, ctx.delta = inputs
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*tensors, output[2])
 
 
-def _backward(ctx: Any, grad_loss: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Context, grad_loss: Tensor | None, *_: object) -> tuple[Tensor | None, ...]:
     grad = None
     if grad_loss is not None:
         grad = torch.ops.lightning_nerf.ray_loss_backward(grad_loss, *ctx.saved_tensors, ctx.delta)

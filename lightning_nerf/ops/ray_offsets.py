@@ -33,7 +33,9 @@ def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:
     if ray_indices.device.type == "cpu" and n > 0 and not torch.compiler.is_compiling():
         first, last = int(ray_indices[0]), int(ray_indices[-1])
         if bool((ray_indices[1:] < ray_indices[:-1]).any()):
-            raise BadArgument("ray_indices: expected indices that never fall")
+            raise BadArgument(
+                "ray_indices: expected indices that never fall; sort the samples first, by ray_indices.argsort(stable=True)"
+            )
         if first < 0 or last >= n_rays:
             raise BadArgument(f"ray_indices: expected indices in [0, {n_rays}), got {first} to {last}")
     return torch.ops.lightning_nerf.ray_offsets(ray_indices.contiguous(), n_rays)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._library import Context, Inputs
 from lightning_nerf.ops._segments import check_packed_info, ranks
+from lightning_nerf.ops.transforms import is_transformed
 
 
 def segmented_sum(
@@ -101,7 +102,7 @@ def _scan(
         check_tensor("ray_indices", ray_indices, (n,), (torch.int64, torch.int32))
         segments = ray_indices.long()
     segments = segments.contiguous()
-    if values.dtype == torch.float64:
+    if values.dtype == torch.float64 or is_transformed():
         return reference(values, segments, product, exclusive, reverse)
     out = torch.ops.lightning_nerf.scan(values.float().contiguous(), segments, product, exclusive, reverse)
     return out.to(values.dtype)
@@ -155,12 +156,12 @@ def product_backward_reference(
     return torch.where(summand == 0, 0.0, product * summand).to(values.dtype)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Context, inputs: Inputs, output: Tensor) -> None:
     values, segments, ctx.product, ctx.exclusive, ctx.reverse = inputs
     ctx.save_for_backward(*((values, segments, output) if ctx.product else (segments,)))
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Context, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     if grad is None:
         return (None,) * 5
     ops, how = torch.ops.lightning_nerf, (ctx.exclusive, ctx.reverse)
@@ -178,7 +179,7 @@ def _fake(values: Tensor, segments: Tensor, product: bool, exclusive: bool, reve
     return torch.empty_like(values)
 
 
-def _fake_backward(grad: Tensor, values: Tensor, *_: Any) -> Tensor:
+def _fake_backward(grad: Tensor, values: Tensor, *_: object) -> Tensor:
     return torch.empty_like(values)
 
 

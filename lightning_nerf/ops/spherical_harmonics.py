@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_tensor
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._library import Context
 
 MAX_DEGREE = 5
 
@@ -75,12 +75,12 @@ def reference_backward(grad: Tensor, directions: Tensor, degree: int) -> Tensor:
     return torch.func.vjp(lambda d: reference(d, degree), directions)[1](grad)[0]
 
 
-def _setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+def _setup_context(ctx: Context, inputs: tuple[Tensor, int], output: Tensor) -> None:
     directions, ctx.degree = inputs
     ctx.save_for_backward(directions)
 
 
-def _backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, None]:
+def _backward(ctx: Context, grad: Tensor | None) -> tuple[Tensor | None, None]:
     if grad is None:
         return None, None
     (directions,) = ctx.saved_tensors

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
+from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._exact import write_exactly
+from lightning_nerf.ops._memory import check_capacity_fits
 from lightning_nerf.ops._segments import exclusive_sum
 from lightning_nerf.ops.pack import check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
@@ -36,7 +37,7 @@ def prune_from(
             0 included, as where a field was not evaluated there.
         samples: N samples of R rays.
         early_stop_eps: >= 0; 0 keeps all samples in front of infinite density.
-        alpha_thre: a number, or a 0-d float32 tensor on the samples' device, so that it can change inside a CUDA graph.
+        alpha_thre: a number, or a tensor of one float on the samples' device, so that it can change inside a CUDA graph.
         capacity: None: exactly as many samples as survive, one host synchronisation. Else N' without synchronisation, see
             :func:`~lightning_nerf.ops.pack.pack`.
 
@@ -56,8 +57,10 @@ def prune_from(
     if not early_stop_eps >= 0:
         raise BadArgument(f"early_stop_eps: expected >= 0, got {early_stop_eps}")
     if isinstance(alpha_thre, Tensor):
-        check_tensor("alpha_thre", alpha_thre, (), torch.float32)
-        threshold = alpha_thre.detach()
+        if alpha_thre.ndim > 0 and alpha_thre.numel() == 1:
+            alpha_thre = alpha_thre.reshape(())
+        check_tensor("alpha_thre", alpha_thre, (), FLOATS)
+        threshold = alpha_thre.detach().float()
     else:
         threshold = torch.full((), alpha_thre, dtype=torch.float32, device=densities.device)
     check_same_device(
@@ -78,6 +81,7 @@ def prune_from(
         kept = kept & samples.kept
     else:
         check_capacity(capacity)
+        check_capacity_fits(capacity, densities.device)
         survivors = ops.visibility_pack(*contiguous, samples.kept.contiguous(), *thresholds, capacity)
         t_starts, t_ends, ray_indices, offsets, kept, sources = survivors
     return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept), sources

@@ -1,5 +1,6 @@
 """Renders a trained scene: held-out views, an orbit, a spiral or the cameras of a file, as PNG files, GIF or MP4.
 
+  lightning-nerf render runs/synthetic/instant_ngp/version_0 --path orbit --out orbit.gif
   lightning-nerf render last.ckpt --path orbit --out orbit.mp4 --resolution 1920 1080
   lightning-nerf render last.ckpt --path cameras.json --channels rgb depth --out frames/ --data.root moved/to/lego
   lightning-nerf render -c blender/instant_ngp --data.root path/to/lego --ckpt last.ckpt
@@ -22,8 +23,11 @@ from tqdm import tqdm
 from lightning_nerf.callbacks.framing import object_box
 from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.cameras.paths import box_distances, orbit, resized, spiral
+from lightning_nerf.checkpoint_io import is_url
 from lightning_nerf.checks import BadArgument, MissingFile
 from lightning_nerf.cli_errors import refusals_in_a_line, unknown
+from lightning_nerf.cli_quiet import quiet
+from lightning_nerf.cli_words import checkpoint_in, one_of
 from lightning_nerf.data.base import BACKGROUNDS
 from lightning_nerf.data.camera_files import read_cameras
 from lightning_nerf.files import named_errors
@@ -39,10 +43,10 @@ FRAMES = 120  # of a path that has no number of its own
 def main(args: Sequence[str] | None = None) -> list[Path]:
     """Run ``lightning-nerf render ARGS``; prints and returns the paths of what it wrote, one per channel."""
     options, rest = parse(list(sys.argv[2:] if args is None else args))
-    with refusals_in_a_line("lightning-nerf render"):
+    with quiet(), refusals_in_a_line("lightning-nerf render"):
         check(options)
         try:
-            scene = load(options.ckpt, options.config, rest)
+            scene = load(options.ckpt, options.config, rest, options.allow)
             cameras, names = choose_cameras(options, scene)
         except FileNotFoundError as error:
             if options.config or str(error).startswith("--"):
@@ -58,14 +62,16 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """This command's options, and what is LightningCLI's."""
     parser = argparse.ArgumentParser(
         prog="lightning-nerf render",
-        usage="lightning-nerf render [CKPT | -c RECIPE --ckpt CKPT] [arguments]",
+        usage="lightning-nerf render [RUN_FOLDER | CKPT | -c RECIPE --ckpt CKPT] [arguments]",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
     add("-c", "--config", action="append", default=[], metavar="RECIPE", help="a recipe's short name or file; repeatable")
-    add("--ckpt", type=Path, metavar="CKPT", help="the checkpoint with the weights")
+    add("--ckpt", nargs="+", metavar="CKPT", help="the checkpoint: a file, a URL, or a run's folder")
+    add("--allow", action="append", default=[], metavar="PACKAGE", help="""a package whose classes the checkpoint may name;
+        repeatable. Without it a checkpoint is made of this package's classes alone""")  # fmt: skip
     add("--path", default="test", metavar="test|train|orbit|spiral|FILE.json", help="""the cameras: held-out views
         (default); those of the training; a
         turn around the scene that loops; two turns that rise from the lowest training camera to the highest; or the
@@ -87,9 +93,9 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         imageio-ffmpeg), FILE.npy (float32, unclamped: [H, W] or [frames, H, W], and channels), or FILE.png for a single
         frame; default the folder renders/PATH. Several channels get a folder or
         a file each""")  # fmt: skip
-    positional = (
-        [args.pop(0)] if args and not args[0].startswith("-") else []
-    )  # else the value of an unknown option fits too
+    # Only the first words: behind an option the value of an unknown one could be meant.
+    n = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
+    positional, args = args[:n], args[n:]
     options, rest = parser.parse_known_args(args)
     names = [action.dest for action in parser._actions]
     for word in rest:
@@ -97,19 +103,23 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         if word.startswith("--") and "." not in name and name not in _SECTIONS:
             parser.exit(2, f"lightning-nerf render: {unknown(name, names)}\n")
     if positional and options.ckpt is not None:
-        parser.error(f"--ckpt: the checkpoint is given twice, as {positional[0]} and as {options.ckpt}")
-    if positional:
-        options.ckpt = Path(positional[0])
+        parser.error(f"--ckpt: the checkpoint is given twice, as {positional[0]} and as {options.ckpt[0]}")
+    given = positional or options.ckpt
+    options.ckpt = _checkpoint(one_of("--ckpt", given)) if given else None
     if options.out is None:
         options.out = Path("renders", Path(options.path).stem)
     return options, rest
+
+
+def _checkpoint(given: str) -> Path | str:
+    return given if is_url(given) else checkpoint_in(Path(given))
 
 
 def check(options: argparse.Namespace) -> None:
     """What can be said before anything is loaded."""
     if options.ckpt is None:
         raise BadArgument("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
-    if not options.ckpt.is_file():
+    if not is_url(str(options.ckpt)) and not Path(options.ckpt).is_file():
         raise MissingFile(f"--ckpt: no file {options.ckpt}")
     if options.path not in ("test", "train", "orbit", "spiral"):
         if not options.path.endswith(".json"):

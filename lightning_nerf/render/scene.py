@@ -14,12 +14,14 @@ import yaml
 
 from lightning_nerf.arguments import build
 from lightning_nerf.checkpoint_io import read_checkpoint
-from lightning_nerf.checks import BadArgument
+from lightning_nerf.checks import BadArgument, MissingFile
 from lightning_nerf.cli import build as build_cli
 from lightning_nerf.cli_errors import BriefParser
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
+from lightning_nerf.modules.checkpoints import load_weights
 from lightning_nerf.recipes import resolve_recipe
+from lightning_nerf.recorded import Plain
 
 _OF_SUBCOMMANDS = ("ckpt_path", "return_predictions", "verbose", "weights_only")
 
@@ -31,35 +33,39 @@ class TrainedScene(NamedTuple):
     data: NeRFDataModule
     trainer: L.Trainer  # for its precision
 
-    def precision(self) -> AbstractContextManager[Any]:
+    def precision(self) -> AbstractContextManager[object]:
         """The Trainer's, as in its evaluation."""
         return self.trainer.precision_plugin.forward_context()
 
 
-def load(checkpoint: Path, recipes: Sequence[str], rest: Sequence[str]) -> TrainedScene:
+def load(checkpoint: Path | str, recipes: Sequence[str], rest: Sequence[str], allow: Sequence[str] = ()) -> TrainedScene:
     """The scene of a checkpoint.
 
     Args:
-        checkpoint: written by a fit of the recipe.
+        checkpoint: file or URL, written by a fit of the recipe.
         recipes: what follows each ``-c``; none: the checkpoint itself says what model and data it is of.
         rest: further arguments as LightningCLI's, such as ``--data.root``.
+        allow: packages that a checkpoint may have imported where it describes itself.
 
     Raises:
         FileNotFoundError: no such recipe.
         ValueError: the file is no checkpoint, does not describe itself, or does not fit the model.
     """
-    content = read_checkpoint(checkpoint, "cpu")
+    try:
+        content = read_checkpoint(checkpoint, "cpu")
+    except MissingFile as error:
+        raise MissingFile(f"--ckpt: {error.strerror}: {checkpoint}") from error
     if not isinstance(content.get("state_dict"), dict):
         raise BadArgument(f"--ckpt: {checkpoint} is no Lightning checkpoint: it has no 'state_dict'")
-    scene = _by_recipes(recipes, rest) if recipes else _by_itself(checkpoint, content, rest)
+    scene = _by_recipes(recipes, rest) if recipes else _by_itself(checkpoint, content, rest, allow)
     module, data, trainer = scene
     data.prepare_data()
     module.field.bind(data.scene_box)
     module.estimator.bind(data.scene_box)
     try:
         module.on_load_checkpoint(content)
-        module.load_state_dict(content["state_dict"], strict=module.strict_loading)
-    except (RuntimeError, ValueError) as error:
+        load_weights(module, content["state_dict"], module.strict_loading)
+    except BadArgument as error:
         raise BadArgument(f"--ckpt: {checkpoint} does not fit the model ({' '.join(str(error).split())})") from error
     trainer.precision_plugin.convert_module(module)
     module.to(trainer.strategy.root_device).eval()
@@ -84,10 +90,13 @@ def _by_recipes(recipes: Sequence[str], rest: Sequence[str]) -> TrainedScene:
     return TrainedScene(cli.model, cli.datamodule, cli.trainer)
 
 
-def _by_itself(path: Path, content: dict[str, Any], rest: Sequence[str]) -> TrainedScene:
+def _by_itself(path: Path | str, content: Plain, rest: Sequence[str], allow: Sequence[str]) -> TrainedScene:
     """As the checkpoint describes itself, on one device of this machine."""
-    kinds: dict[str, Any] = {"model": NeRFModule, "data": NeRFDataModule}
-    specs = {name: content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY) or {} for name, kind in kinds.items()}
+    kinds: Plain = {"model": NeRFModule, "data": NeRFDataModule}
+    specs = {name: content.get(kind.CHECKPOINT_HYPER_PARAMS_KEY, {}) for name, kind in kinds.items()}
+    for name, spec in specs.items():
+        if not isinstance(spec, dict) or not isinstance(spec.get("init_args", {}), dict):
+            raise BadArgument(f"--ckpt: {path} describes its {name} by no dict of class_path and init_args")
     lacks = [name for name, spec in specs.items() if not {"class_path", "unnamed"} & set(spec)]
     if lacks:
         raise BadArgument(
@@ -96,18 +105,25 @@ def _by_itself(path: Path, content: dict[str, Any], rest: Sequence[str]) -> Trai
         )
     parser = BriefParser(prog="lightning-nerf render")
     for name in kinds:
-        parser.add_argument(f"--{name}", type=dict[str, Any], default={})
+        parser.add_argument(f"--{name}", type=Plain, default={})
     parser.add_class_arguments(L.Trainer, "trainer", fail_untyped=False)
     precision = "bf16-mixed" if torch.cuda.is_available() else "32-true"
     trainer = {"devices": 1, "precision": precision, "logger": False, "enable_checkpointing": False}
     parser.set_defaults({f"trainer.{name}": value for name, value in trainer.items()})
     options: Any = parser.instantiate_classes(parser.parse_args(list(rest)))
-    module, data = (build(_replaced(specs[name], options[name]), kind) for name, kind in kinds.items())
+    module, data = (_built(specs[name], kind, options[name], allow) for name, kind in kinds.items())
     module.configure_model()
     return TrainedScene(module, data, options.trainer)
 
 
-def _replaced(spec: dict[str, Any], values: dict[str, Any]) -> dict[str, Any]:
+def _built(spec: Plain, kind: type, values: Plain, allow: Sequence[str]) -> Any:
+    """What a description says, with other arguments. Those that the user names are taken whatever they are."""
+    replaced = _replaced(spec, values)
+    whole = {name: value for name, value in values.items() if not isinstance(value, dict)}
+    return build(replaced, kind, allow=allow, **whole)
+
+
+def _replaced(spec: Plain, values: Plain) -> Plain:
     """A description with other arguments, also of the parts in it."""
     arguments = dict(spec.get("init_args", {}))
     for name, value in values.items():

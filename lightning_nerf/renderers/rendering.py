@@ -13,6 +13,7 @@ from lightning_nerf.argument_types import names_types
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
+from lightning_nerf.ops.transforms import is_transformed
 
 SampleFn = Callable[[Tensor, Tensor, Tensor | None], Any]
 """``fn(t_starts, t_ends, ray_indices)`` gives rgbs [..., C] and sigmas or alphas [...], and a dict of further channels."""
@@ -31,19 +32,24 @@ def rendering(
     render_bkgd: Tensor | None = None,
     expected_depths: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Render rays from what a function says of their samples.
+    """Render rays from the colors and densities (or alphas) that a function gives for their samples.
+
+    For sample i of a ray, from t_starts_i to t_ends_i, with delta_i its length and c_i its color:
+
+        alpha_i = 1 - exp(-sigma_i delta_i),    T_i = exp(-sum over j < i of sigma_j delta_j),    w_i = T_i alpha_i
+        color = sum w_i c_i + (1 - sum w_i) background,    opacity = sum w_i,    depth = sum w_i (middle of i) / opacity
 
     Samples are packed, ``[N]`` with the ray of each, or batched, ``[R, S]`` (any leading shape in place of R; ``[S]`` is a
-    single ray). See :func:`~lightning_nerf.ops.composite.composite` for the equations.
+    single ray). :func:`~lightning_nerf.ops.composite.composite` says what strange densities and intervals count as.
 
     Args:
-        t_starts: [N] or [R, S], where samples begin.
-        t_ends: like t_starts.
+        t_starts: [N] or [R, S], where samples begin, in units of the rays' directions.
+        t_ends: like t_starts, where they end.
         ray_indices: [N] int64 or int32, never falling, in [0, n_rays); None: batched samples.
-        n_rays: R, where samples are packed.
-        rgb_sigma_fn: ``rgb_sigma_fn(t_starts, t_ends, ray_indices)`` gives colours [N, C] or [R, S, C] (any C), densities
-            of the samples' shape, and possibly a third item: a dict of further channels, name to [N, k] or [R, S, k]. It
-            is called once, and not at all where there are no samples.
+        n_rays: R, with ray_indices.
+        rgb_sigma_fn: ``rgb_sigma_fn(t_starts, t_ends, ray_indices)`` gives colors [N, C] or [R, S, C] (any C), densities
+            >= 0 of the samples' shape, per unit of t, and possibly a third item: a dict of further channels, name to [N, k]
+            or [R, S, k]. It is called once, and not at all where there are no samples.
         rgb_alpha_fn: in its place, the same with opacities in [0, 1] for densities.
         render_bkgd: [C] or [R, C], what shines through; None: black. Further channels get none.
         expected_depths: divide the depth by the opacity (of at least float32's epsilon).
@@ -51,41 +57,59 @@ def rendering(
     Returns:
         ``(colors [R, C], opacities [R, 1], depths [R, 1], extras)``. ``extras`` holds, per sample, ``weights``, ``trans``
         and ``alphas``, the function's own ``rgbs`` and ``sigmas``, and per ray [R, k] each further channel under its name.
-        float32, whatever the function gives, but float64 if that is. Without samples, the background and zeros, and no
-        further channels; C is then the background's, or 3.
+        float32, but float64 where t_starts, t_ends or a result of the function is (colors also where render_bkgd is).
+        Without samples: the background and zeros, no further channels, and C is the background's, or 3.
 
-    Differentiable (once, in float64 twice) in what the function returns, in render_bkgd and, where they require it, in
-    t_starts and t_ends, through all outputs; an interval without length has no gradient. Where no ray has samples,
-    ``backward`` of a loss works too and leaves the function's gradients as they are.
+    Differentiable, any number of times, in what the function returns, in render_bkgd and, where they require it, in
+    t_starts and t_ends, through all outputs; an interval without length has no gradient. With ``create_graph=True`` and
+    under ``torch.func`` the pure-torch reference computes, slowly. Where no ray has samples, ``backward`` of a loss works
+    too and leaves the function's gradients as they are.
 
     Raises:
-        ValueError: an argument or what the function returned has the wrong shape, dtype or device, or not exactly one
+        BadArgument: an argument, or what the function returned, has a wrong shape, dtype or device, or not exactly one
             function is given.
+
+    Source: Mildenhall et al., "NeRF: representing scenes as neural radiance fields", ECCV 2020, equation 3.
+
+    >>> def fog(t_starts, t_ends, ray_indices):
+    ...     return torch.tensor([0.2, 0.4, 0.8]).expand(*t_starts.shape, 3), torch.ones(t_starts.shape)
+    >>> t = torch.linspace(0, 4, 65).expand(2, 65)  # two rays of 64 samples
+    >>> colors, opacities, depths, extras = lightning_nerf.rendering(t[:, :-1], t[:, 1:], rgb_sigma_fn=fog)
+    >>> colors
+    tensor([[0.1963, 0.3927, 0.7853],
+            [0.1963, 0.3927, 0.7853]])
+    >>> extras["weights"].shape
+    torch.Size([2, 64])
     """
+    # One function of 70 lines: the host is what a plain loop waits for, and each call in here would be felt.
     if (rgb_sigma_fn is None) == (rgb_alpha_fn is None):
         raise BadArgument("rgb_sigma_fn, rgb_alpha_fn: expected exactly one of them")
     offsets, rays = layout(t_starts, t_ends, ray_indices, n_rays)
     if t_starts.numel() == 0:
-        return _nothing(t_starts, rays, render_bkgd, "sigmas" if rgb_alpha_fn is None else "alphas")
+        return _nothing(t_starts, t_ends, rays, render_bkgd, "sigmas" if rgb_alpha_fn is None else "alphas")
     name, function = ("rgb_sigma_fn", rgb_sigma_fn) if rgb_alpha_fn is None else ("rgb_alpha_fn", rgb_alpha_fn)
     assert function is not None
     rgbs, absorbers, further = _returned(name, function(t_starts, t_ends, ray_indices), t_starts)
     n_channels = rgbs.shape[-1]
     behind = None if render_bkgd is None else _background(render_bkgd, rays, n_channels, t_starts.device)
-    flat = [c.reshape(t_starts.numel(), c.shape[-1]) for c in (rgbs, *further.values())]
-    dtype = torch.float64 if any(t.dtype is torch.float64 for t in (absorbers, *flat)) else torch.float32
+    flat, flat_absorbers, starts, ends = [rgbs, *further.values()], absorbers, t_starts, t_ends
+    if t_starts.ndim > 1:
+        flat = [c.reshape(t_starts.numel(), c.shape[-1]) for c in flat]
+        flat_absorbers, starts, ends = absorbers.reshape(-1), t_starts.reshape(-1), t_ends.reshape(-1)
+    dtype = _result_dtype(t_starts, t_ends, absorbers, *flat)
     if dtype is torch.float64:
-        flat_absorbers, flat = absorbers.double().reshape(-1), [c.double() for c in flat]
-    else:
-        flat_absorbers = absorbers.reshape(-1)
-    starts, ends = t_starts.reshape(-1).to(dtype), t_ends.reshape(-1).to(dtype)
+        flat_absorbers, flat = flat_absorbers.double(), [c.double() for c in flat]
+    starts, ends = starts.to(dtype), ends.to(dtype)
     intervals: dict[str, Any] = {"t_starts": starts, "t_ends": ends}
-    learned = needs_grad(starts, ends)
+    transformed = is_transformed()
+    learned = transformed or needs_grad(starts, ends)
     if learned:  # to the op they are constants
         flat.append(0.5 * (starts + ends)[:, None])
         if rgb_alpha_fn is None:
             flat_absorbers, intervals = in_unit_steps(flat_absorbers, starts, ends)
-    inside = behind if n_channels == 3 else None  # the op puts a background behind three channels
+    # The op puts a background behind three channels, in the dtype of these.
+    is_narrow = behind is None or behind.dtype is not torch.float64 or dtype is torch.float64
+    inside = behind if n_channels == 3 and is_narrow else None
     out = (composite if rgb_alpha_fn is None else _composite_alphas)(
         flat_absorbers,
         flat[0] if len(flat) == 1 else torch.cat(flat, dim=1),
@@ -97,7 +121,9 @@ def rendering(
         background=inside,
     )
     opacities = out.opacity[:, None]
-    colors, *integrals = out.channels.split([c.shape[1] for c in flat], dim=1) if len(flat) > 1 else (out.channels,)
+    # No views where transforms do not need them: a caller may change colors in place, as NerfAcc's.
+    split = out.channels.split if transformed else out.channels.unsafe_split_with_sizes
+    colors, *integrals = split([c.shape[1] for c in flat], dim=1) if len(flat) > 1 else (out.channels,)
     depths = integrals.pop() if learned else out.depth[:, None]
     if behind is not None and inside is None:
         colors = colors + behind * (1 - opacities)
@@ -105,10 +131,15 @@ def rendering(
         depths = depths / opacities.clamp_min(torch.finfo(torch.float32).eps)
 
     extras = {"weights": out.weights, "trans": out.trans, "alphas": out.alphas}
-    extras = {key: value.view(t_starts.shape) for key, value in extras.items() if value is not None}
+    extras = {key: value for key, value in extras.items() if value is not None} | dict(zip(further, integrals, strict=True))
+    if ray_indices is None:  # packed ones have their shapes: each view takes a microsecond
+        extras = {
+            key: value.view(*(rays if key in further else t_starts.shape), *value.shape[1:])
+            for key, value in extras.items()
+        }
+        colors, opacities, depths = (value.view(*rays, value.shape[1]) for value in (colors, opacities, depths))
     extras |= {"alphas" if rgb_sigma_fn is None else "sigmas": absorbers, "rgbs": rgbs}
-    extras |= {key: value.view(*rays, value.shape[1]) for key, value in zip(further, integrals, strict=True)}
-    return colors.view(*rays, n_channels), opacities.view(*rays, 1), depths.view(*rays, 1), extras
+    return colors, opacities, depths, extras
 
 
 def layout(
@@ -196,18 +227,23 @@ def _composite_alphas(*args: Tensor, return_alphas: bool, **options: Any) -> Com
     return composite_alphas(*args, **options)
 
 
+def _result_dtype(*tensors: Tensor) -> torch.dtype:
+    return torch.float64 if torch.float64 in [t.dtype for t in tensors] else torch.float32
+
+
 def _nothing(
-    t_starts: Tensor, rays: tuple[int, ...], render_bkgd: Tensor | None, absorbers: str
+    t_starts: Tensor, t_ends: Tensor, rays: tuple[int, ...], render_bkgd: Tensor | None, absorbers: str
 ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    dtype = _result_dtype(t_starts, t_ends)
     # A leaf of its own: a training loop may then call backward() in a step that hit nothing.
-    zero = torch.zeros(*rays, 1, device=t_starts.device, requires_grad=torch.is_grad_enabled()).clone()
+    zero = torch.zeros(*rays, 1, dtype=dtype, device=t_starts.device, requires_grad=torch.is_grad_enabled()).clone()
     if render_bkgd is None:
         colors = zero.expand(*rays, 3).clone()
     else:
         n_channels = render_bkgd.shape[-1] if render_bkgd.ndim > 0 else 1
         behind = _background(render_bkgd, rays, n_channels, t_starts.device)
         colors = (behind * (1 - zero.view(-1, 1))).view(*rays, n_channels)
-    empty = t_starts.new_zeros(t_starts.shape, dtype=torch.float32)
+    empty = t_starts.new_zeros(t_starts.shape, dtype=dtype)
     extras = {key: empty.clone() for key in ("weights", "trans", "alphas", absorbers)}
     extras["rgbs"] = empty.new_zeros(*t_starts.shape, colors.shape[-1])
     return colors, zero.clone(), zero.clone(), extras

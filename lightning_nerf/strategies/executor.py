@@ -40,7 +40,9 @@ class ExecutorStrategy(SingleDeviceStrategy):
         try:
             root = torch.device("cpu" if device is None else device)
         except (RuntimeError, TypeError, ValueError) as error:
-            raise BadArgument(f"device: expected None, a name as 'cuda:0' or a torch.device, got {device!r}") from error
+            raise BadArgument(
+                f"device: expected None, a name such as 'cuda:0' or a torch.device, got {device!r}"
+            ) from error
         super().__init__(root, accelerator, checkpoint_io, precision_plugin)
         self.executor = _checked(executor)
         self._devices = None if device is None else [root]

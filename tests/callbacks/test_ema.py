@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lightning_nerf.callbacks import EMAWeights
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.modules import InstantNGP, WarmupDecay
 from lightning_nerf.optim import FusedAdam
 from tests.scenes import tiny_module, tiny_scene, trainer
@@ -207,7 +208,7 @@ def test_raw_weights_that_the_module_has_no_parameters_for(tmp_path: Path, scene
     torch.save(saved, tmp_path / "renamed.ckpt")
     options: dict[str, Any] = {"ckpt": tmp_path / "renamed.ckpt", "max_steps": STEPS + 1}
     if strict:
-        with pytest.raises(RuntimeError, match=r"EMAWeights.*'raw_weights'.*InstantNGP has no parameters for: renamed;"):
+        with pytest.raises(BadArgument, match=r"EMAWeights.*'raw_weights'.*InstantNGP has no parameters for: renamed;"):
             fit(tmp_path, scene_cache, m, [EMAWeights(), spy], **options)
         return
     before = weights(m)

@@ -114,6 +114,7 @@ CONSTRUCTORS = {
     "RayBudget": case(callbacks.RayBudget, "every_n_steps", "fill"),
     "RunResults": case(callbacks.RunResults, "recipe"),
     "Telemetry": case(callbacks.Telemetry, "every_n_steps"),
+    "Interruption": case(callbacks.Interruption),
     "TrainingClock": case(callbacks.TrainingClock),
     "Turntable": case(callbacks.Turntable, "n_frames", "elevation", "fps"),
 }  # fmt: skip

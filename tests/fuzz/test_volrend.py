@@ -50,9 +50,12 @@ def prefix(data: st.DataObject, shape: tuple[int, ...], device: str) -> Tensor |
     return data.draw(tensors(shape, (0.0, 0.5, 1.0), device)).requires_grad_()
 
 
-def assert_answers(outputs: tuple[Tensor, ...], shape: tuple[int, ...], inputs: list[Tensor | None]) -> None:
+def assert_answers(
+    outputs: tuple[Tensor, ...], shape: tuple[int, ...], inputs: list[Tensor | None], samples: tuple[Tensor, ...]
+) -> None:
+    """float64 where one of the samples' tensors is."""
     given_inputs = [i for i in inputs if i is not None]
-    double = inputs[0] is not None and inputs[0].dtype == torch.float64
+    double = any(t.dtype is torch.float64 for t in samples)
     for out in outputs:
         assert_like(out, shape, torch.float64 if double else torch.float32, given_inputs[0].device.type)
         assert ((out >= 0) & (out <= 1)).all()
@@ -68,9 +71,9 @@ def test_from_alpha(device: str, data: st.DataObject) -> None:
     before = prefix(data, shape, device)
     with bounded():
         weights, trans = nerfacc.render_weight_from_alpha(alphas, **where, prefix_trans=before)
-        assert_answers((weights, trans), shape, [alphas, before])
+        assert_answers((weights, trans), shape, [alphas, before], (alphas,))
         trans = nerfacc.render_transmittance_from_alpha(alphas, **where, prefix_trans=before)
-        assert_answers((trans,), shape, [alphas, before])
+        assert_answers((trans,), shape, [alphas, before], (alphas,))
         thresholds = {"early_stop_eps": data.draw(st.sampled_from([0.0, 1e-4, 2.0])), "alpha_thre": 0.1}
         visible = nerfacc.render_visibility_from_alpha(alphas, **where, **thresholds, prefix_trans=before)
         assert_like(visible, shape, torch.bool, device)
@@ -90,9 +93,9 @@ def test_from_density(device: str, data: st.DataObject) -> None:
     learned = [sigmas, *(t for t in (t_starts, t_ends, before) if t is not None and t.requires_grad)]
     with bounded():
         outputs = nerfacc.render_weight_from_density(t_starts, t_ends, sigmas, **where, prefix_trans=before)
-        assert_answers(outputs, shape, learned)
+        assert_answers(outputs, shape, learned, (t_starts, t_ends, sigmas))
         outputs = nerfacc.render_transmittance_from_density(t_starts, t_ends, sigmas, **where, prefix_trans=before)
-        assert_answers(outputs, shape, learned)
+        assert_answers(outputs, shape, learned, (t_starts, t_ends, sigmas))
         visible = nerfacc.render_visibility_from_density(t_starts, t_ends, sigmas, **where, alpha_thre=0.1)
         assert_like(visible, shape, torch.bool, device)
         assert not visible[sigmas.isnan()].any()
@@ -138,4 +141,4 @@ def test_a_giant_ray(device: str, function: str, value: float) -> None:
     for where in ({"packed_info": packed_info_of([0, n], device)}, {"ray_indices": indices_of([0, n], device)}):
         x = torch.full((n,), value, device=device, requires_grad=True)
         with bounded():
-            assert_answers(GIANT[function](x, t, where), (n,), [x])
+            assert_answers(GIANT[function](x, t, where), (n,), [x], (x,))

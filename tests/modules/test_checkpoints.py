@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import functools
 import io
+import os
+import subprocess
 import sys
 import textwrap
 import warnings
@@ -16,6 +18,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from lightning_nerf.callbacks import PSNRLogger
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.cli import main
 from lightning_nerf.data import NeRFDataModule, SyntheticScene
 from lightning_nerf.estimators import OccupancyGrid
@@ -307,6 +310,29 @@ def test_the_command_line_and_a_script_write_the_same(
     assert more.trainer.global_step == 6
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"state_dict": {}}, "checkpoint: of another architecture"),
+        ({"state_dict": None}, "state_dict: expected a dict, got NoneType"),
+        ({"loops": {"fit_loop": 5}}, "loops.fit_loop: expected a dict, got 5"),
+        ({"optimizer_states": [5]}, r"optimizer_states\[0\]: expected a dict with 'state' and 'param_groups'"),
+        ({"pytorch-lightning_version": None}, "pytorch-lightning_version: expected a version, got None"),
+        ({"wandb_run_id": "../../x", "callbacks": [1]}, "callbacks: expected a dict, got list"),
+    ],
+)
+def test_the_command_line_refuses_a_malformed_checkpoint_in_a_line(
+    change: dict[str, Any], says: str, tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [*ARGUMENTS, *MODEL, f"--data.cache_dir={scene_cache}"]
+    command(monkeypatch, "fit", *arguments, "--trainer.max_steps=1")
+    (path,) = tmp_path.rglob("*.ckpt")
+    torch.save({**read(path), **change}, "bad.ckpt")
+    with pytest.raises(SystemExit, match=f"^lightning-nerf: .*{says}"):
+        command(monkeypatch, "fit", *arguments, "--ckpt_path=bad.ckpt")
+
+
 # -- resuming and testing ----------------------------------------------------------------------------------------------
 
 
@@ -356,3 +382,87 @@ def test_a_checkpoint_io_of_ones_own_is_kept(tmp_path: Path, scene_cache: Path) 
     with warnings.catch_warnings():
         fit.fit(tiny_module(), tiny_scene(scene_cache))
     assert type(fit.strategy.checkpoint_io) is Mine
+
+
+# -- what a stranger wrote ---------------------------------------------------------------------------------------------
+
+
+def hyper(**arguments: Any) -> dict[str, Any]:
+    return {"hyper_parameters": {"class_path": "lightning_nerf.modules.instant_ngp.InstantNGP", "init_args": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"hyper_parameters": None}, "hyper_parameters: expected a dict, got NoneType"),
+        ({"hyper_parameters": [1]}, "hyper_parameters: expected a dict, got list"),
+        ({"hyper_parameters": {"class_path": "..a.b", "init_args": {}}}, "class_path: .*'..a.b', which is not to be found"),
+        ({"hyper_parameters": {"class_path": "a.b", "init_args": None}}, "class_path: .*'a.b', which is not to be found"),
+        ({"hyper_parameters": {"_instantiator": "os.system"}}, "function that is to make the module; none is called"),
+        ({"hyper_parameters": {"field": 3}}, "NeRFModule: cannot be made of the checkpoint"),
+        (hyper(samples_per_step="many"), "samples_per_step: expected an integer"),
+        (hyper(field={"class_path": "lightning_nerf.fields.InstantNGPField", "init_args": None}), r"field.init_args: "),
+        (hyper(optimizer={"class_path": "os._exit"}), "optimizer: .*functions are never taken from one; pass optimizer="),
+        (hyper(lr_scheduler={"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": {
+            "class_path": "os._exit"}}}), r"lr_scheduler\.lr_lambda: .*functions are never taken"),
+        ({"state_dict": None}, "state_dict: expected a dict, got NoneType"),
+        ({"state_dict": {}}, "of another architecture"),
+        ({"nerf_parts": 3}, "nerf_parts: expected a dict"),
+    ],
+)  # fmt: skip
+def test_a_malformed_checkpoint_is_an_error_of_one_line(change: dict[str, Any], says: str, tmp_path: Path) -> None:
+    module = tiny_module()
+    content: dict[str, Any] = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    module.on_save_checkpoint(content)
+    torch.save({**content, **change}, tmp_path / "it.ckpt")
+    with pytest.raises(BadArgument, match=says):
+        NeRFModule.load_from_checkpoint(tmp_path / "it.ckpt")
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [[0.0, 0, 0], [1, float("nan"), 1]],
+        [[0.0, 0, 0], [1, float("inf"), 1]],
+        [[0.0, 0, 0], [1, 0, 1]],
+    ],
+)
+def test_a_box_that_is_none_is_refused(box: list[list[float]], tmp_path: Path) -> None:
+    module = tiny_module()
+    weights = {**module.state_dict(), "field.aabb": torch.tensor(box)}
+    torch.save({"state_dict": weights, "hyper_parameters": dict(module.hparams)}, tmp_path / "it.ckpt")
+    with pytest.raises(BadArgument, match=r"field\.aabb: expected a minimum corner"):
+        InstantNGP.load_from_checkpoint(tmp_path / "it.ckpt")
+
+
+def test_a_fresh_process_imports_no_package_unasked(tmp_path: Path) -> None:
+    """Modules that a checkpoint names are not imported to see what they hold; a command of a shell knows none of them."""
+    package = tmp_path / "strange_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "module.py").write_text(
+        "from pathlib import Path; from lightning_nerf import InstantNGP\n"
+        "Path('ran').touch()\nclass Mine(InstantNGP): ...\n"
+    )
+    module = tiny_module()
+    spec = {**module.hparams, "class_path": "strange_package.module.Mine"}
+    torch.save({"state_dict": module.state_dict(), "hyper_parameters": spec}, tmp_path / "it.ckpt")
+    script = """
+        from pathlib import Path
+        from lightning_nerf import NeRFModule
+        from lightning_nerf.checks import BadArgument
+        try:
+            NeRFModule.load_from_checkpoint("it.ckpt")
+        except BadArgument as error:
+            assert "--allow strange_package (in Python allow=['strange_package'])" in str(error), error
+        else:
+            raise AssertionError
+        assert not Path("ran").exists()
+        print(type(NeRFModule.load_from_checkpoint("it.ckpt", allow=["strange_package"])).__name__)
+    """
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "Mine\n"), done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -350,7 +351,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("options", "words"), REFUSED, ids=lambda value: str(value))
+@pytest.mark.parametrize(("options", "words"), REFUSED, ids=lambda value: re.sub(" at 0x\\w+", "", str(value)))
 @pytest.mark.filterwarnings("ignore:`max_epochs` was not set")
 def test_what_cannot_work_is_refused_by_name(
     tmp_path: Path, scene_cache: Path, options: dict[str, Any], words: str

@@ -170,9 +170,12 @@ def test_cells_can_be_listed(device: str) -> None:
     assert first.tolist() == [i for i in range(192) if i not in (0, 5, 191)]
     assert second.tolist() == [i for i in range(192) if i != 8]
     for level, cells in enumerate(grid._sample_uniform_and_occupied_cells(40)):
-        assert cells.shape == (80,)
+        seen, occupied = grid.occs.view(2, -1)[level] >= 0, grid.binaries[level].flatten()
+        assert 70 < len(cells) <= 80
         assert cells.dtype == torch.int64
-        assert torch.equal(cells[40:].unique(), grid.binaries[level].flatten().nonzero()[:, 0])
+        assert seen[cells].all()
+        assert occupied[cells[40:]].all()
+        assert set((occupied & seen).nonzero()[:, 0].tolist()) <= set(cells.tolist())
 
 
 @pytest.mark.gpu

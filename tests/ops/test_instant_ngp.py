@@ -65,6 +65,30 @@ def check_field(
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("sign", [-1.0, 1.0])
+def test_saturated_colors_pass_a_gradient_back_but_none_further_out(device: str, dtype: torch.dtype, sign: float) -> None:
+    """With logits of thousands, of either sign, the sigmoid's own gradient is 0."""
+    p, (x, d) = net((8, 4), device), points(2000, device)
+    weights = [w.abs() for w in p.weights[:4]]
+    weights[1] = torch.cat([p.weights.density2[:1], weights[1][1:]])  # densities stay small
+    weights.append((sign * 1000 * p.weights.color3.abs()).requires_grad_())
+    options: dict[str, Any] = {"density_bias": -1.0, "dtype": dtype}
+    _, rgb = field(x, d, p.table, p.working, p.levels, Weights(*weights), **options)
+    far_out = (rgb == (sign > 0)).all(1)
+    assert far_out.double().mean() > 0.9
+    grad = normal(2000, 3, seed=6, device=device).abs() * far_out[:, None]
+    (back,) = torch.autograd.grad(rgb, weights[4], sign * grad, retain_graph=True)
+    (further,) = torch.autograd.grad(rgb, weights[4], -sign * grad)
+    assert not further.any()
+    features = OPS.instant_ngp_field(*field_arguments(p, x, d, dtype))[2]
+    arguments = (None, sign * grad, x, d, features, None, *(w.detach() for w in weights), -1.0)
+    expected = instant_ngp.field_backward_reference(*arguments)[1][-back.numel() :].view_as(back)
+    assert back.any()
+    assert distance(back, expected) <= 4 * ROUNDOFF[dtype]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_field(device: str, dtype: torch.dtype, layout: tuple[int, int]) -> None:
     p = net(layout, device)

@@ -127,7 +127,7 @@ def test_the_reference_passes_gradcheck() -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_rays_that_require_a_gradient_get_it(device: str) -> None:
     counts, capacity = CASES["ragged"]
-    rays = Rays(*(value.to(device) for value in rays_of(len(counts))))  # type: ignore[union-attr]
+    rays = rays_of(len(counts)).map(lambda value: value.to(device))
     samples = PackedSamples(*to(device, samples_of(counts, capacity)))
     learned = rays._replace(origins=rays.origins.clone().requires_grad_(), times=rays.times.clone().requires_grad_())  # type: ignore[union-attr]
     positions, _, times = sample_points(learned, samples)

@@ -230,10 +230,11 @@ def test_the_same_bits_with_any_number_of_threads() -> None:
 def test_threshold_may_be_a_tensor_and_no_gradient_comes_back() -> None:
     samples = packed(RAGGED)
     densities = densities_for(samples).requires_grad_()
-    a, b = prune(densities, samples, alpha_thre=0.02), prune(densities, samples, alpha_thre=torch.tensor(0.02))
-    for x, y in zip(tensors(a), tensors(b), strict=True):
-        assert torch.equal(x, y)
-        assert not x.requires_grad
+    expected = tensors(prune(densities, samples, alpha_thre=0.02))
+    for threshold in (torch.tensor(0.02), torch.tensor([0.02]), torch.tensor([[0.02]], dtype=torch.float64)):
+        for x, y in zip(expected, tensors(prune(densities, samples, alpha_thre=threshold)), strict=True):
+            assert torch.equal(x, y)
+            assert not y.requires_grad
 
 
 def test_the_comparison_detects_inclusive_transmittance() -> None:
@@ -258,8 +259,8 @@ def test_bad_arguments_are_named() -> None:
         prune(densities.double(), samples)
     with pytest.raises(ValueError, match=r"samples.offsets: expected dtype torch.int32"):
         prune(densities, samples._replace(offsets=samples.offsets.long()))
-    with pytest.raises(ValueError, match=r"alpha_thre: expected shape \[\], got \[1\]"):
-        prune(densities, samples, alpha_thre=torch.zeros(1))
+    with pytest.raises(ValueError, match=r"alpha_thre: expected shape \[\], got \[2\]"):
+        prune(densities, samples, alpha_thre=torch.zeros(2))
     with pytest.raises(ValueError, match=r"capacity: .* got -1"):
         prune(densities, samples, capacity=-1)
     with pytest.raises(ValueError, match=r"early_stop_eps: .* got nan"):

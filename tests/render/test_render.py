@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import shutil
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -244,8 +247,15 @@ def test_a_checkpoint_is_enough(own: str) -> None:
     assert tuple(iio.imread(folder / "r_0.png")[12, 12]) == SHOWN
 
 
-def test_arguments_go_before_the_checkpoints(own: str) -> None:
-    arguments = ["--data.resolution=20", "--data.n_test", "1", "--data.background", "black"]
+def test_arguments_go_before_the_checkpoints(own: str, scene_cache: Path) -> None:
+    arguments = [
+        "--data.resolution=20",
+        "--data.n_test",
+        "1",
+        "--data.background",
+        "black",
+        f"--data.cache_dir={scene_cache}",
+    ]
     (folder,) = main([own, *arguments, "--trainer.accelerator", "cpu"])
     (picture,) = (iio.imread(path) for path in folder.iterdir())
     assert picture.shape == (20, 20, 3)
@@ -273,6 +283,38 @@ def test_bad_arguments_beside_a_checkpoint_are_named(
     for words in said:
         assert words in message
     assert "usage" not in message
+
+
+def test_a_checkpoint_does_not_say_where_pictures_are_written_to(
+    own: str, tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its ``cache_dir`` counts where the scene already lies there; else the default does, or what the user says."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
+    content = torch.load(own, weights_only=True)
+    data = content["datamodule_hyper_parameters"]["init_args"]
+    assert load(Path(own), [], []).data.source.root.parent == scene_cache
+    data["cache_dir"] = str(tmp_path / "elsewhere")
+    torch.save(content, "moved.ckpt")
+    main(["moved.ckpt", "--n_frames=1"])
+    assert [p.name for p in (tmp_path / "home/lightning-nerf").iterdir()] == ["synthetic-1-seed0-24px-6-5-2"]
+    assert NeRFDataModule.load_from_checkpoint("moved.ckpt").source.root.parent == tmp_path / "home/lightning-nerf"
+    main(["moved.ckpt", "--n_frames=1", f"--data.cache_dir={tmp_path / 'mine'}"])
+    assert (tmp_path / "mine").is_dir()
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_checkpoint_by_its_url(own: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(Path(own).parent))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        (folder,) = main([f"{url}/own.ckpt"])
+        (other,) = main(["--ckpt", f"{url}/own.ckpt", "--out=again"])
+        message = refused([f"{url}/absent.ckpt"], capsys)
+        server.shutdown()
+    for rendered in (folder, other):
+        assert tuple(iio.imread(rendered / "r_0.png")[12, 12]) == SHOWN
+    assert f"404 File not found: {url}/absent.ckpt" in message
 
 
 def test_pictures_that_have_moved_are_named(capsys: pytest.CaptureFixture[str], scene_cache: Path) -> None:

@@ -65,6 +65,7 @@ class BlenderSource(Source):
             check_integer("holdout_every", holdout_every, 2)
         if train_split == test_split:
             raise BadArgument(f"train_split, test_split: both are {train_split!r}; test views are never trained on")
+        self._read: dict[Path, Transforms] = {}
         self.root = Path(os.path.expanduser(root))  # Path.expanduser raises where there is no such user
         self.files = {"train": train_split, "val": val_split, "test": test_split}
         self.holdout_every = holdout_every
@@ -81,7 +82,7 @@ class BlenderSource(Source):
         """The default box [-1.5, 1.5]^3 where it holds what the training cameras look at, else one around that."""
         default = SceneBox(torch.tensor(DEFAULT_BOX))
         try:
-            transforms = Transforms(self._files().train)
+            transforms = self._transforms(self._files().train)
         except FileNotFoundError:  # a mere test needs no training views
             return default
         frames = transforms.frames
@@ -109,7 +110,7 @@ class BlenderSource(Source):
             return Scene(_cameras([], [], []), Images.from_pictures([]), [])
         if path is None:
             raise MissingFile(files.message or "")
-        transforms = Transforms(path)
+        transforms = self._transforms(path)
         frames = files.frames("train" if held_out else split, transforms.frames)
         if held_out:
             frames = [f for i, f in enumerate(frames) if (i % (self.holdout_every or 1) == 0) == (split == "val")]
@@ -119,6 +120,12 @@ class BlenderSource(Source):
         if not frames:
             raise BadArgument(f"{path}: no {split} views are left with holdout_every={self.holdout_every}")
         return _scene(transforms, frames, self.downscale, unique_names([f.image for f in frames], self.root))
+
+    def _transforms(self, path: Path) -> Transforms:
+        """What a file says, read once: what it warns of is said once."""
+        if path not in self._read:
+            self._read[path] = Transforms(path)
+        return self._read[path]
 
     def _files(self) -> SplitFiles:
         if str(self.root) == "???":  # as recipes have it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import tempfile
@@ -17,6 +18,7 @@ from lightning_nerf.data.analytic import AnalyticScene
 from lightning_nerf.data.scene import Scene
 from lightning_nerf.data.sources.blender import BlenderSource
 from lightning_nerf.files import named_errors
+from lightning_nerf.recorded import Plain
 from lightning_nerf.scene_box import SceneBox
 
 VERSION = 1  # of the pictures: whatever changes them must change it
@@ -62,6 +64,11 @@ class SyntheticSource(BlenderSource):
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
         self.seed = seed
 
+    @classmethod
+    def arguments_of_file(cls, arguments: Plain) -> Plain:
+        """Keep a recorded ``cache_dir`` only where the scene already lies there: then nothing is written to it."""
+        return arguments if is_cached(arguments) else super().arguments_of_file(arguments)
+
     @property
     def name(self) -> str:
         """ "synthetic", whatever the cache folder is called."""
@@ -106,6 +113,16 @@ class SyntheticSource(BlenderSource):
                 frames.append({"file_path": f"./{split}/r_{i}", "transform_matrix": matrix})
             content = {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames}
             (folder / f"transforms_{split}.json").write_text(json.dumps(content, indent=1))
+
+
+def is_cached(arguments: Plain) -> bool:
+    """Whether the pictures of these arguments, some of a file's, lie in their ``cache_dir``."""
+    names = inspect.signature(SyntheticSource.__init__).parameters
+    try:
+        source = SyntheticSource(**{name: value for name, value in arguments.items() if name in names})
+        return source.root.is_dir()
+    except (TypeError, ValueError, OSError):
+        return False
 
 
 def _default_cache() -> Path:

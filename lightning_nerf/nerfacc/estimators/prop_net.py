@@ -9,9 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lightning_nerf.argument_types import names_types
 from lightning_nerf.checks import FLOATS, BadArgument, check_returned, check_same_device, check_tensor
 from lightning_nerf.nerfacc.data_specs import RayIntervals
+from lightning_nerf.nerfacc.errors import NerfAccState, argument_errors
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.pdf import importance_sampling, searchsorted
 from lightning_nerf.nerfacc.volrend import render_transmittance_from_density
@@ -21,13 +21,23 @@ PropSigmaFn = Callable[[Tensor, Tensor], Tensor]
 
 
 class PropNetEstimator(AbstractEstimator):
-    """Resamples each ray by what a chain of proposal networks finds on it, and trains them.
+    """Places samples where a chain of proposal networks finds density, and trains these networks.
+
+    Samples are float32, whatever torch's default dtype.
 
     Args:
         optimizer: of the networks' parameters, for :meth:`update_every_n_steps`.
-        scheduler: of its learning rate, stepped by :meth:`update_every_n_steps` in each training step.
+        scheduler: of its learning rate; :meth:`update_every_n_steps` steps it in each training step.
 
     Source: Barron et al., "Mip-NeRF 360: unbounded anti-aliased neural radiance fields", CVPR 2022.
+
+    >>> estimator = nerfacc.PropNetEstimator()
+    >>> def wall(t_starts, t_ends):  # stands between t = 2 and t = 3
+    ...     t = (t_starts + t_ends) / 2
+    ...     return 5.0 * ((t > 2) & (t < 3))
+    >>> t_starts, t_ends = estimator.sampling([wall], [32], 8, n_rays=1, near_plane=1.0, far_plane=5.0)
+    >>> bool((t_ends[0, :-1] > 2).all() & (t_starts[0, :-1] < 3).all())
+    True
     """
 
     def __init__(
@@ -42,7 +52,7 @@ class PropNetEstimator(AbstractEstimator):
         # the edges of the samples.
         self.prop_cache: list[tuple[RayIntervals, Tensor | None]] = []
 
-    @names_types
+    @argument_errors
     @torch.no_grad()
     def sampling(
         self,
@@ -56,22 +66,26 @@ class PropNetEstimator(AbstractEstimator):
         stratified: bool = False,
         requires_grad: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Place samples on R rays where the networks find something.
+        """Place samples on R rays where the networks find density.
 
         Args:
-            prop_sigma_fns: for each network, densities [R, S] >= 0 of S intervals per ray from t_starts [R, S] to t_ends
-                [R, S].
-            prop_samples: for each network, its S.
+            prop_sigma_fns: a function of t_starts [R, S] and t_ends [R, S] for each network, which gives the densities
+                [R, S] >= 0 of these intervals.
+            prop_samples: S for each network.
             num_samples: S of the samples returned.
             n_rays: R.
-            near_plane, far_plane: limits of t; with "lindisp", > 0.
-            sampling_type: the measure in which intervals of equal density are equally long: t, or 1 / t.
+            near_plane, far_plane: limits of t; > 0 with "lindisp".
+            sampling_type: the measure in which intervals of equal density are equally long: t ("uniform") or 1 / t
+                ("lindisp").
             stratified: jitter the edges.
-            requires_grad: keep the networks' graphs for :meth:`compute_loss` or :meth:`update_every_n_steps`. What an
-                earlier call has kept is forgotten.
+            requires_grad: keep the networks' graphs for :meth:`compute_loss` or :meth:`update_every_n_steps`, in place of
+                those that an earlier call has kept.
 
         Returns:
-            ``(t_starts [R, num_samples], t_ends [R, num_samples])``.
+            ``(t_starts [R, num_samples], t_ends [R, num_samples])``, float32. Not differentiable.
+
+        Raises:
+            NerfAccArgument: an argument, or what a function returned, is wrong.
         """
         if len(prop_sigma_fns) != len(prop_samples):
             raise BadArgument(
@@ -84,7 +98,7 @@ class PropNetEstimator(AbstractEstimator):
                 raise BadArgument(f"{name}: expected >= 0, got {min(numbers)}")
         if requires_grad:
             self.prop_cache.clear()
-        cdfs = torch.linspace(0.0, 1.0, 2, device=self.device).repeat(n_rays, 1)
+        cdfs = torch.linspace(0.0, 1.0, 2, dtype=torch.float32, device=self.device).repeat(n_rays, 1)
         intervals = RayIntervals(vals=cdfs)
         for sigma_fn, samples in zip(prop_sigma_fns, prop_samples, strict=True):
             intervals, _ = importance_sampling(intervals, cdfs, samples, stratified)
@@ -102,10 +116,10 @@ class PropNetEstimator(AbstractEstimator):
         t_vals = _transform_stot(sampling_type, intervals.vals, near_plane, far_plane)
         return t_vals[..., :-1], t_vals[..., 1:]
 
-    @names_types
+    @argument_errors
     @torch.enable_grad()
     def compute_loss(self, trans: Tensor, loss_scaler: float = 1.0) -> Tensor:
-        """How much of the field's weights the networks' histograms do not cover; see :func:`_pdf_loss`.
+        """Compute how much of the field's weights the networks' histograms do not cover; see :func:`_pdf_loss`.
 
         Uses up what :meth:`sampling` with ``requires_grad`` has kept; without it the loss is 0.
 
@@ -114,9 +128,9 @@ class PropNetEstimator(AbstractEstimator):
             loss_scaler: factor.
 
         Returns:
-            [] the sum over networks of the mean over rays and intervals.
+            [] the sum over networks of the mean over rays and intervals. Differentiable in what the networks gave.
         """
-        loss = torch.zeros((), device=self.device)
+        loss = torch.zeros((), dtype=torch.float32, device=self.device)
         if not self.prop_cache:
             return loss
         intervals, _ = self.prop_cache[-1]
@@ -132,7 +146,7 @@ class PropNetEstimator(AbstractEstimator):
             loss = loss + excess.sum() / max(excess.numel(), 1)
         return loss * loss_scaler
 
-    @names_types
+    @argument_errors
     @torch.enable_grad()
     def update_every_n_steps(self, trans: Tensor, requires_grad: bool = False, loss_scaler: float = 1.0) -> float:
         """Train the networks in those steps that sampled with gradients; step the scheduler in all.
@@ -143,7 +157,10 @@ class PropNetEstimator(AbstractEstimator):
             loss_scaler: factor of the loss.
 
         Returns:
-            The loss, 0 without ``requires_grad``; read by the host.
+            The loss, 0 without ``requires_grad``. The host waits for it.
+
+        Raises:
+            NerfAccState: there is no optimizer, or :meth:`sampling` with ``requires_grad`` has not come first.
         """
         if requires_grad:
             return self._update(trans=trans, loss_scaler=loss_scaler)
@@ -154,9 +171,9 @@ class PropNetEstimator(AbstractEstimator):
     @torch.enable_grad()
     def _update(self, trans: Tensor, loss_scaler: float = 1.0) -> float:
         if self.optimizer is None:
-            raise RuntimeError("PropNetEstimator has no optimizer: pass one, or use compute_loss")
+            raise NerfAccState("PropNetEstimator has no optimizer: pass one, or use compute_loss")
         if not self.prop_cache:
-            raise RuntimeError("nothing to learn from: call sampling with requires_grad=True first")
+            raise NerfAccState("nothing to learn from: call sampling with requires_grad=True first")
         loss = self.compute_loss(trans, loss_scaler)
         self.optimizer.zero_grad()
         loss.backward()
@@ -167,9 +184,14 @@ class PropNetEstimator(AbstractEstimator):
 
 
 def get_proposal_requires_grad_fn(target: float = 5.0, num_steps: int = 1000) -> Callable[[int], bool]:
-    """A function of the step: do the proposal networks learn in it?
+    """Make a function of the step that tells whether the proposal networks learn in it.
 
-    At first in each step, and ever less often up to step ``num_steps``, from which on ``target`` steps lie between.
+    They learn in nearly each step at first, and ever less often up to step ``num_steps``; from then on about ``target``
+    steps lie between.
+
+    >>> learns = nerfacc.estimators.prop_net.get_proposal_requires_grad_fn(target=2.0, num_steps=10)
+    >>> [step for step in range(30) if learns(step)]
+    [1, 2, 3, 4, 6, 8, 11, 14, 17, 20, 23, 26, 29]
     """
     steps_since_last_grad = 0
 

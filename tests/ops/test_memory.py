@@ -1,0 +1,101 @@
+"""Lists that do not fit in memory: refused before the memory is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_nerf import OccupancyGrid, Rays
+from lightning_nerf.checks import BadArgument
+from lightning_nerf.ops import _exact, _memory
+from lightning_nerf.ops.march import march
+from lightning_nerf.ops.pack import pack
+from lightning_nerf.ops.visibility import prune
+
+GIGABYTE = 2**30
+
+
+def rays(n: int) -> Rays:
+    origins, directions = torch.tensor([[0.0, 0, -2]]), torch.tensor([[0.0, 0, 1]])
+    return Rays(origins.repeat(n, 1), directions.repeat(n, 1), torch.zeros(n), torch.full((n,), 9.0))
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A machine with a gigabyte, and the lengths of the lists that are asked for on it."""
+    monkeypatch.setattr(_memory, "_system_memory", lambda: GIGABYTE)
+    lengths: list[int] = []
+    write_exactly = _exact.write_exactly
+
+    def noted(offsets: torch.Tensor, kept: torch.Tensor, write: object, *rest: object) -> object:
+        def refused(size: int) -> tuple[torch.Tensor, ...]:
+            lengths.append(size)
+            raise MemoryError(size)
+
+        return write_exactly(offsets, kept, refused, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("lightning_nerf.ops.march.write_exactly", noted)
+    return lengths
+
+
+@pytest.mark.parametrize(
+    ("step_size", "n", "words"),
+    [
+        (
+            1e-9,
+            1,
+            "step_size: 2000000208 samples need 74.5 GB, but cpu has 1 GB left, enough for 26843545; expected a larger",
+        ),
+        (2e-8, 10, "step_size: [0-9]+ samples need 37.3 GB, but cpu has 1 GB left, enough for 26843545; expected a larger"),
+        (1e-9, 3, r"step_size: 2 of 3 rays do not fit in 2\*\*31 - 1 samples .* expected a larger one than 1e-09"),
+        (1e-30, 3, r"step_size: 3 of 3 rays do not fit in 2\*\*31 - 1 samples"),
+    ],
+)
+def test_a_step_that_is_too_small_is_refused_before_memory_is_asked_for(
+    step_size: float, n: int, words: str, asked: list[int]
+) -> None:
+    grid = OccupancyGrid(resolution=8, step_size=step_size).bind([-1, -1, -1, 1, 1, 1])
+    with pytest.raises(BadArgument, match=words):
+        grid.place(rays(n))
+    assert asked == []
+
+
+def test_a_capacity_that_does_not_fit_is_refused(asked: list[int]) -> None:
+    occupancy, box = torch.ones(1, 2, 2, 2, dtype=torch.bool), torch.tensor([[-1.0] * 3, [1.0] * 3])
+    words = "capacity: 2147483647 samples need 24 GB, but cpu has 1 GB left, enough for 89478485; expected a smaller one"
+    with pytest.raises(BadArgument, match=words):
+        march(rays(1), occupancy, box, step_size=0.5, capacity=2**31 - 1)
+    samples = march(rays(1), occupancy, box, step_size=0.5, capacity=8)
+    with pytest.raises(BadArgument, match=words):
+        prune(torch.ones(8), samples, capacity=2**31 - 1)
+
+
+def test_this_machine_knows_what_it_has_left() -> None:
+    left = _memory.available_bytes(torch.device("cpu"))
+    assert left is None or 2**20 < left < 2**50
+    assert _memory.available_bytes(torch.device("meta")) is None
+
+
+def test_a_container_bounds_what_its_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
+    monkeypatch.setattr(_memory, "_system_memory", lambda: GIGABYTE)
+    monkeypatch.setattr(_memory, "_LIMITS", ((str(limit), str(used)),))
+    cases = {"max": GIGABYTE, "1000": 900, "50": 0, str(2**60): GIGABYTE}
+    used.write_text("100\n")
+    for content, left in cases.items():
+        limit.write_text(content + "\n")
+        assert _memory.available_bytes(torch.device("cpu")) == left
+
+
+def test_a_check_comes_between_the_number_and_the_lists() -> None:
+    offsets, kept = pack(torch.tensor([3, 4], dtype=torch.int32))
+    order: list[object] = []
+
+    def write(size: int) -> tuple[torch.Tensor]:
+        order.append(size)
+        return (torch.zeros(size),)
+
+    _exact.write_exactly(offsets, kept, write, None, lambda total, complete: order.append((total, complete)))
+    assert order == [(7, True), 7]
