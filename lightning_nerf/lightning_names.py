@@ -9,6 +9,7 @@ from typing import Any, cast
 import lightning as L
 import torch
 from lightning.fabric.plugins.precision.amp import _optimizer_handles_unscaling
+from lightning.pytorch import callbacks as lightning_callbacks
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.overrides.distributed import _sync_module_states
 from lightning.pytorch.plugins.precision import Precision
@@ -182,3 +183,25 @@ def set_root_device(strategy: object, device: torch.device) -> None:
 def device_of(trainer: L.Trainer) -> torch.device:
     """Where the Trainer's strategy puts the module."""
     return trainer.strategy.root_device
+
+
+def is_weight_averaging(callback: Callback) -> bool:
+    """Whether a callback is Lightning's ``WeightAveraging`` (from 2.6 on) or a subclass."""
+    kind = getattr(lightning_callbacks, "WeightAveraging", None)
+    return kind is not None and isinstance(callback, kind)
+
+
+def averages_buffers(averaging: Any) -> bool:
+    """Whether a ``WeightAveraging`` was made with ``use_buffers=True``, its default."""
+    return bool(averaging._use_buffers)
+
+
+def average_weights_only(averaging: Any) -> None:
+    """Set ``use_buffers=False``; before the callback's ``setup``."""
+    averaging._use_buffers = False
+
+
+def averaged_copy(averaging: Any) -> nn.Module | None:
+    """The module that holds the averages of a ``WeightAveraging``; None before a fit."""
+    model = averaging._average_model
+    return None if model is None else model.module

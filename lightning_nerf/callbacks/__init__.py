@@ -5,6 +5,7 @@ from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.image_logger import ImageLogger
 from lightning_nerf.callbacks.interruption import Interruption
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
+from lightning_nerf.callbacks.preview import Preview
 from lightning_nerf.callbacks.progress import NeRFProgressBar
 from lightning_nerf.callbacks.psnr import PSNRLogger
 from lightning_nerf.callbacks.quality_marks import QualityMarks
@@ -20,6 +21,7 @@ __all__ = [
     "NeRFProgressBar",
     "OccupancyGridUpdate",
     "PSNRLogger",
+    "Preview",
     "QualityMarks",
     "RayBudget",
     "RunResults",

@@ -9,9 +9,10 @@ import lightning as L
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.trainer.states import TrainerFn
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
+from lightning_nerf import lightning_names
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.optim import FusedAdam
 from lightning_nerf.recorded import Plain
@@ -38,7 +39,8 @@ class EMAWeights(L.Callback):
     A fit that ends in an exception leaves the module its raw weights. Buffers (the occupancy grid) are not averaged.
     Weights keep their place in memory; what is written there counts in their ``_version``.
 
-    With another optimizer, or without ``ema_decay``, this does nothing and warns once. It refuses
+    With another optimizer, or without ``ema_decay``, this does nothing and warns once. Beside Lightning's
+    ``WeightAveraging`` it does nothing either: what is then evaluated and saved is that callback's average. It refuses
     ``ModelCheckpoint(save_weights_only=True)``, for which Lightning asks no callback: that would hold raw weights.
     """
 
@@ -96,6 +98,11 @@ class EMAWeights(L.Callback):
         """See whether there is an average to use."""
         groups = [group for o in trainer.optimizers if isinstance(o, FusedAdam) for group in o.param_groups]
         self._active = any(group["ema_decay"] is not None for group in groups)
+        other = [type(c).__name__ for c in lightning_names.callbacks(trainer) if lightning_names.is_weight_averaging(c)]
+        if other and self._active:
+            rank_zero_info(f"EMAWeights does nothing: {other[0]} says which average of the weights is used")
+            self._active = False
+            return
         if not self._active:
             if not self._warned:
                 rank_zero_warn("EMAWeights does nothing: no optimizer is a lightning_nerf.optim.FusedAdam with ema_decay.")
@@ -167,5 +174,7 @@ class EMAWeights(L.Callback):
 
 
 def _averages(trainer: L.Trainer) -> dict[Tensor, Tensor]:
+    if any(lightning_names.is_weight_averaging(callback) for callback in lightning_names.callbacks(trainer)):
+        return {}  # two averages would overwrite each other
     optimizers = [o for o in trainer.optimizers if isinstance(o, FusedAdam)]
     return {p: average for o in optimizers for p, average in o.averaged().items()}

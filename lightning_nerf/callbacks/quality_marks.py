@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.clock import clock_of
+from lightning_nerf.callbacks.progress import shown
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.trained import trained
 from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
@@ -94,7 +95,8 @@ class QualityMarks(L.Callback):
         scene, scores = module.datamodule.scene(self.split), []
         with evaluation(trainer, pl_module):
             background = module.eval_background()
-            for i in range(0, scene.n_views, self.views_every):
+            views = range(0, scene.n_views, self.views_every)
+            for i in shown(trainer, views, f"views of {self.split}", "view", leave=False):
                 scores.append(psnr(module.render_view(self.split, i).rgb, scene.truth(i, background)))
         return float(torch.stack(scores).mean())
 

@@ -11,19 +11,22 @@ import lightning as L
 import numpy as np
 
 from lightning_nerf.callbacks.colors import to_uint8
+from lightning_nerf.callbacks.films import whole_film
+from lightning_nerf.callbacks.framing import object_box
 from lightning_nerf.callbacks.loggers import log_video, run_goes_on
+from lightning_nerf.callbacks.progress import shown
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained
 from lightning_nerf.cameras.paths import orbit
 from lightning_nerf.checks import check_integer, check_number
-from lightning_nerf.files import named_errors
 
 
 class Turntable(WritesRunFiles):
     """After a test, save ``turntable.mp4`` (``turntable.gif`` without imageio-ffmpeg) in the run folder.
 
     Loggers that take films (WandbLogger) get it as ``test/turntable``.
-    The camera circles the middle of the scene's box at the training cameras' mean distance, with their intrinsics.
+    The camera circles the middle of the scene's box with the training cameras' intrinsics, at their mean distance or, where
+    the object would not fit in the picture, farther away. The file takes its name when it is finished.
 
     Args:
         n_frames: frames of the full turn.
@@ -46,9 +49,12 @@ class Turntable(WritesRunFiles):
             return
         module = trained(pl_module)
         data, background = module.datamodule, module.eval_background()
-        cameras = orbit(data.scene("train").cameras, data.scene_box.aabb, self.n_frames, self.elevation)
+        box = data.scene_box.aabb
+        framed = object_box(module.estimator, box)
+        cameras = orbit(data.scene("train").cameras, box, self.n_frames, self.elevation, framed)
+        views = shown(trainer, range(self.n_frames), "turntable", "frame")
         with trainer.precision_plugin.forward_context():
-            frames = [to_uint8(module.render_camera(cameras, i, background).rgb).numpy() for i in range(self.n_frames)]
+            frames = [to_uint8(module.render_camera(cameras, i, background).rgb).numpy() for i in views]
         with run_goes_on("turntable"):
             log_video(trainer, "test/turntable", save_video(folder / "turntable", np.stack(frames), self.fps))
 
@@ -58,6 +64,6 @@ def save_video(stem: Path, frames: np.ndarray, fps: int) -> Path:
     mp4 = find_spec("imageio_ffmpeg") is not None
     options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if mp4 else {"duration": 1000 / fps, "loop": 0}
     path = stem.with_suffix(".mp4" if mp4 else ".gif")
-    with named_errors(path):
-        imageio.imwrite(path, frames, **options)
+    with whole_film(path) as unfinished:
+        imageio.imwrite(unfinished, frames, **options)
     return path

@@ -12,32 +12,37 @@ from lightning_nerf.checks import BadArgument
 _STEEPEST = 80.0  # degrees; nearer to the pole a camera that stays upright spins
 
 
-def orbit(train: Cameras, aabb: Tensor, n_frames: int, elevation: float = 30.0) -> Cameras:
+def orbit(train: Cameras, aabb: Tensor, n_frames: int, elevation: float = 30.0, framed: Tensor | None = None) -> Cameras:
     """A full turn around the middle of the scene's box, in even steps: after the last frame comes the first.
 
-    The distance is the training cameras' mean; intrinsics, size and bounds are those of the first of them.
+    The distance is the training cameras' mean, or greater where ``framed`` needs it; intrinsics, size and bounds are those
+    of the first of them, the far bound moved by as much as the distance.
 
     Args:
         train: the training cameras.
         aabb: [2, 3], the scene's box.
         n_frames: cameras of the turn.
         elevation: degrees above the horizon, between -90 and 90.
+        framed: [2, 3], a box whose corners stay in all pictures; None: the distance is the mean, whatever is cut off.
     """
     center, offsets = _around(train, aabb)
     radius = float(offsets.norm(dim=-1).mean())
-    return _as_training(train, turntable_poses(n_frames, radius, elevation, target=center.tolist()))
+    poses = turntable_poses(n_frames, radius, elevation, target=center.tolist())
+    return _as_training(train, poses, 0.0 if framed is None else _step_back(train, poses, center, framed))
 
 
-def spiral(train: Cameras, aabb: Tensor, n_frames: int, turns: float = 2.0) -> Cameras:
+def spiral(train: Cameras, aabb: Tensor, n_frames: int, turns: float = 2.0, framed: Tensor | None = None) -> Cameras:
     """Two turns as of :func:`orbit`, from the elevation of the lowest training camera to that of the highest.
 
     Elevations end at 80 degrees on either side.
     """
     center, offsets = _around(train, aabb)
-    radius = offsets.norm(dim=-1)
-    heights = torch.rad2deg(torch.asin((offsets[:, 2] / radius.clamp(min=1e-6)).clamp(-1, 1))).clamp(-_STEEPEST, _STEEPEST)
+    radii = offsets.norm(dim=-1)
+    heights = torch.rad2deg(torch.asin((offsets[:, 2] / radii.clamp(min=1e-6)).clamp(-1, 1))).clamp(-_STEEPEST, _STEEPEST)
     elevations = float(heights.min()), float(heights.max())
-    return _as_training(train, helix_poses(n_frames, float(radius.mean()), elevations, turns, target=center.tolist()))
+    radius = float(radii.mean())
+    poses = helix_poses(n_frames, radius, elevations, turns, target=center.tolist())
+    return _as_training(train, poses, 0.0 if framed is None else _step_back(train, poses, center, framed))
 
 
 def resized(cameras: Cameras, width: int, height: int) -> Cameras:
@@ -72,9 +77,29 @@ def _around(train: Cameras, aabb: Tensor) -> tuple[Tensor, Tensor]:
     return center, train.c2w[:, :, 3].cpu() - center
 
 
-def _as_training(train: Cameras, poses: Tensor) -> Cameras:
+def _step_back(train: Cameras, poses: Tensor, center: Tensor, framed: Tensor) -> float:
+    """How much farther from ``center`` cameras at ``poses`` must be, so that all corners of a box are in their pictures."""
+    fx, fy, cx, cy = train.intrinsics[0].cpu().double().tolist()
+    width, height = train.size[0].tolist()
+    corners = torch.cartesian_prod(*framed.cpu().double().unbind(1)) - center.double()
+    x, y, back = torch.einsum("nij,ki->jnk", poses[:, :, :3].double(), corners)
+    needed = torch.zeros_like(back)  # depth at which a corner is on the edge of the picture
+    for slope, edge in ((fx * x, width - cx), (-fx * x, cx), (-fy * y, height - cy), (fy * y, cy)):
+        if edge > 0:  # a crop beside the axis shows no corner of that side at any distance
+            needed = torch.maximum(needed, slope / edge)
+    distance = (poses[0, :, 3].double() - center.double()).norm()
+    return max(0.0, float((needed + back - distance).max()))
+
+
+def _as_training(train: Cameras, poses: Tensor, step_back: float) -> Cameras:
     n, times = len(poses), None  # a scene that moves does so once while the camera is under way
     if train.times is not None:
         times = torch.linspace(float(train.times.min()), float(train.times.max()), n)
     first = train.chosen(slice(0, 1))
-    return first.map(lambda t: t.expand(n, *t.shape[1:]))._replace(c2w=poses.to(train.c2w), times=times)
+    cameras = first.map(lambda t: t.expand(n, *t.shape[1:]))
+    if step_back > 0:
+        poses = poses.clone()
+        poses[:, :, 3] += step_back * poses[:, :, 2]
+        if cameras.bounds is not None:
+            cameras = cameras._replace(bounds=cameras.bounds + cameras.bounds.new_tensor([0.0, step_back]))
+    return cameras._replace(c2w=poses.to(train.c2w), times=times)

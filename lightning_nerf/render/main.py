@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from lightning_nerf.callbacks.framing import object_box
 from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.cameras.paths import box_distances, orbit, resized, spiral
 from lightning_nerf.checkpoint_io import is_url
@@ -30,9 +31,9 @@ from lightning_nerf.cli_words import checkpoint_in, one_of
 from lightning_nerf.data.base import BACKGROUNDS
 from lightning_nerf.data.camera_files import read_cameras
 from lightning_nerf.files import named_errors
-from lightning_nerf.render.pictures import CHANNELS, check_channels, picture
+from lightning_nerf.render.pictures import CHANNELS, check_channels, numbers, picture
 from lightning_nerf.render.scene import TrainedScene, load
-from lightning_nerf.render.writers import check_out, open_writers
+from lightning_nerf.render.writers import Writer, check_out, open_writers
 from lightning_nerf.types import Render
 
 _SECTIONS = ("model", "data", "trainer", "seed_everything", "print_config")  # LightningCLI's options without a dot
@@ -71,7 +72,8 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--ckpt", nargs="+", metavar="CKPT", help="the checkpoint: a file, a URL, or a run's folder")
     add("--allow", action="append", default=[], metavar="PACKAGE", help="""a package whose classes the checkpoint may name;
         repeatable. Without it a checkpoint is made of this package's classes alone""")  # fmt: skip
-    add("--path", default="test", metavar="test|orbit|spiral|FILE.json", help="""the cameras: held-out views (default); a
+    add("--path", default="test", metavar="test|train|orbit|spiral|FILE.json", help="""the cameras: held-out views
+        (default); those of the training; a
         turn around the scene that loops; two turns that rise from the lowest training camera to the highest; or the
         cameras of a transforms.json, whose pictures need not exist""")  # fmt: skip
     add("--n_frames", type=int, metavar="N", help=f"frames of an orbit or a spiral, default {FRAMES}; of the others, this "
@@ -82,13 +84,14 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
         of view stays, a wider frame sees more on both sides. Default: that of the cameras""")  # fmt: skip
     size.add_argument("--scale", type=float, metavar="S", help="size of the frames as a multiple of the cameras' own")
     add("--fps", type=float, default=30.0, help="frames per second of GIF (rounded to 1/100 s a frame) and MP4; default 30")
-    add("--channels", nargs="+", default=["rgb"], metavar="CHANNEL", help="""rgb (default), depth, opacity, or an extra
-        channel of the field. Depth: mean distance of what is seen, violet (near) to yellow (far); opacity and extras: 0
-        black, 1 white""")  # fmt: skip
+    add("--channels", nargs="+", default=["rgb"], metavar="CHANNEL", help="""rgb (default), rgba (transparent), depth,
+        opacity, or an extra channel of the field. Depth: mean distance of what is seen along the ray (range, not z), violet
+        (near) to yellow (far), or as it is in a .npy; opacity and extras: 0 black, 1 white""")  # fmt: skip
     add("--depth_range", type=float, nargs=2, metavar=("NEAR", "FAR"), help="""distances that are violet and yellow;
         default the least and the greatest from any camera to the scene's box, the same for all frames""")  # fmt: skip
     add("--out", type=Path, metavar="FOLDER|FILE", help="""a folder for PNG files, FILE.gif, FILE.mp4 (needs
-        imageio-ffmpeg), or FILE.png for a single frame; default the folder renders/PATH. Several channels get a folder or
+        imageio-ffmpeg), FILE.npy (float32, unclamped: [H, W] or [frames, H, W], and channels), or FILE.png for a single
+        frame; default the folder renders/PATH. Several channels get a folder or
         a file each""")  # fmt: skip
     # Only the first words: behind an option the value of an unknown one could be meant.
     n = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
@@ -118,9 +121,11 @@ def check(options: argparse.Namespace) -> None:
         raise BadArgument("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
     if not is_url(str(options.ckpt)) and not Path(options.ckpt).is_file():
         raise MissingFile(f"--ckpt: no file {options.ckpt}")
-    if options.path not in ("test", "orbit", "spiral"):
+    if options.path not in ("test", "train", "orbit", "spiral"):
         if not options.path.endswith(".json"):
-            raise BadArgument(f"--path: expected test, orbit, spiral or the name of a .json file, got {options.path!r}")
+            raise BadArgument(
+                f"--path: expected test, train, orbit, spiral or the name of a .json file, got {options.path!r}"
+            )
         if not Path(options.path).is_file():
             raise MissingFile(f"--path: no file {options.path}")
     if options.n_frames is not None and options.n_frames < 1:
@@ -135,6 +140,8 @@ def check(options: argparse.Namespace) -> None:
         raise BadArgument(f"--fps: expected a number > 0, got {options.fps}")
     if options.depth_range and not 0 <= options.depth_range[0] < options.depth_range[1] < math.inf:
         raise BadArgument(f"--depth_range: expected 0 <= NEAR < FAR, got {' '.join(map(str, options.depth_range))}")
+    if "rgba" in options.channels and options.out.suffix.lower() in (".gif", ".mp4"):
+        raise BadArgument(f"--channels: rgba needs PNG files or .npy, {options.out} holds no transparency")
     check_out(options.out)
 
 
@@ -142,16 +149,19 @@ def choose_cameras(options: argparse.Namespace, scene: TrainedScene) -> tuple[Ca
     """The cameras of ``--path`` in the size asked for, and a name for each."""
     data = scene.data
     names: list[str] | None = None
-    if options.path == "test":
-        cameras, _, names, _ = data.scene("test")
+    if options.path in ("test", "train"):
+        cameras, _, names, _ = data.scene(options.path)
+        cameras = _in_size(options, cameras)
     else:
-        train = data.scene("train").cameras
+        train = _in_size(options, data.scene("train").cameras)
+        box = data.scene_box.aabb
+        framed = object_box(scene.module.estimator, box)
         if options.path == "orbit":
-            cameras = orbit(train, data.scene_box.aabb, options.n_frames or FRAMES, options.elevation)
+            cameras = orbit(train, box, options.n_frames or FRAMES, options.elevation, framed)
         elif options.path == "spiral":
-            cameras = spiral(train, data.scene_box.aabb, options.n_frames or FRAMES)
+            cameras = spiral(train, box, options.n_frames or FRAMES, framed=framed)
         else:
-            cameras = read_cameras(Path(options.path), train)
+            cameras = _in_size(options, read_cameras(Path(options.path), data.scene("train").cameras))
     found = cameras.n_views
     names = [f"{i:04d}" for i in range(found)] if names is None else names
     if found == 0:
@@ -160,15 +170,19 @@ def choose_cameras(options: argparse.Namespace, scene: TrainedScene) -> tuple[Ca
     if n > found:
         raise BadArgument(f"--n_frames: expected at most {found}, the number of cameras of --path {options.path}, got {n}")
     chosen = [i * found // n for i in range(n)]
-    cameras, names = cameras.chosen(chosen), [names[i] for i in chosen]
-    if options.resolution is None and options.scale is None:
-        return cameras, names
+    return cameras.chosen(chosen), [names[i] for i in chosen]
+
+
+def _in_size(options: argparse.Namespace, cameras: Cameras) -> Cameras:
+    """Cameras with pictures of the size asked for."""
+    if cameras.n_views == 0 or (options.resolution is None and options.scale is None):
+        return cameras
     height, width = cameras.shape(0)
     if options.scale is not None:
         width, height = round(width * options.scale), round(height * options.scale)
         if min(width, height) < 1:
             raise BadArgument(f"--scale: {options.scale} leaves {width} x {height} pixels")
-    return resized(cameras, *(options.resolution or (width, height))), names
+    return resized(cameras, *(options.resolution or (width, height)))
 
 
 def render(
@@ -178,6 +192,12 @@ def render(
     background = _background(scene)
     writers = open_writers(options.out, options.channels, options.fps)
     clamped: set[str] = set()
+
+    def shown(seen: Render, channel: str, writer: Writer) -> torch.Tensor:
+        if writer.takes_numbers:
+            return numbers(seen, channel, background).cpu()
+        return picture(seen, channel, depth_range, background)
+
     height, width = cameras.shape(0)
     try:
         for i, name in enumerate(tqdm(names, desc=f"{options.path}, {width} x {height}", unit="frame")):
@@ -185,21 +205,35 @@ def render(
                 seen = scene.module.render_camera(cameras, i, background)
             for channel, writer in writers.items():
                 with named_errors(writer.path):
-                    writer.add(picture(seen, channel, depth_range).numpy(), name)
-                if channel not in CHANNELS and bool(((seen.extras[channel] < 0) | (seen.extras[channel] > 1)).any()):
+                    writer.add(shown(seen, channel, writer).numpy(), name)
+                if (
+                    channel not in CHANNELS
+                    and not writer.takes_numbers
+                    and bool(((seen.extras[channel] < 0) | (seen.extras[channel] > 1)).any())
+                ):
                     clamped.add(channel)
-    finally:
+    except BaseException:
         for writer in writers.values():
-            with named_errors(writer.path):
-                writer.close()
+            writer.abort()
+        raise
+    for writer in writers.values():
+        with named_errors(writer.path):
+            writer.close()
     for channel in sorted(clamped):
         print(f"lightning-nerf render: {channel} has values beyond [0, 1], shown as 0 or 1", file=sys.stderr)
     paths = [writer.path for writer in writers.values()]
-    if "depth" in writers:
+    if "depth" in writers and writers["depth"].takes_numbers:
+        print("depth: distance along the ray (range, not z) in the scene's units, NaN where nothing is seen")
+    elif "depth" in writers:
         print(f"depth: violet at {depth_range[0]:.4g}, yellow at {depth_range[1]:.4g}")
     for path in paths:
         print(path)
     return paths
+
+
+def _exceeds(seen: Render, channel: str) -> bool:
+    """Whether an extra has values that a picture clamps."""
+    return channel not in CHANNELS and bool(((seen.extras[channel] < 0) | (seen.extras[channel] > 1)).any())
 
 
 def _background(scene: TrainedScene) -> torch.Tensor:

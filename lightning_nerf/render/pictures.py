@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from lightning_nerf.callbacks.colors import colorize, to_uint8
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.types import Render
 
-CHANNELS = ("rgb", "depth", "opacity")  # and the names of the field's extras
+CHANNELS = ("rgb", "rgba", "depth", "opacity")  # and the names of the field's extras
 
 
 def check_channels(channels: Sequence[str], render: Render) -> None:
@@ -27,18 +28,42 @@ def check_channels(channels: Sequence[str], render: Render) -> None:
         raise BadArgument(f"--channels: expected each name once, got {' '.join(channels)}")
 
 
-def picture(render: Render, channel: str, depth_range: tuple[float, float]) -> Tensor:
-    """A channel of a view as [H, W, 3] uint8 on the CPU.
+def picture(render: Render, channel: str, depth_range: tuple[float, float], background: Tensor) -> Tensor:
+    """A channel of a view as [H, W, 3] uint8 on the CPU; ``rgba`` as [H, W, 4].
 
     ``depth`` is the mean distance to the camera of what is seen (divided by the opacity), coloured from dark violet at
     ``depth_range``'s lower end to yellow at its upper end and darkened by the transparency. ``opacity`` and an extra of one
-    number are grey, 0 black and 1 white; an extra of three is red, green and blue. What is beyond [0, 1] is clamped.
+    number are grey, 0 black and 1 white; an extra of three is red, green and blue. ``rgba`` is the color without the
+    background, not multiplied by the opacity, which is the fourth channel. What is beyond [0, 1] is clamped.
+
+    Args:
+        render: of a view.
+        channel: of :func:`check_channels`.
+        depth_range: distances shown violet and yellow.
+        background: [3], what ``render`` is composited on.
     """
-    if channel == "rgb":
-        return to_uint8(render.rgb)
+    if channel in ("rgb", "rgba"):
+        return to_uint8(numbers(render, channel, background))
     if channel == "depth":
         low, high = depth_range
-        distance = render.depth.float() / render.opacity.float().clamp(min=1e-6)
+        distance = numbers(render, channel, background).nan_to_num(nan=low)
         return to_uint8(colorize((distance - low) / (high - low)) * render.opacity.float()[..., None].clamp(0, 1))
     values = render.opacity[..., None] if channel == "opacity" else render.extras[channel]
     return to_uint8(values.expand(*values.shape[:2], 3))
+
+
+def numbers(render: Render, channel: str, background: Tensor) -> Tensor:
+    """A channel of a view as float32 [H, W] or [H, W, k], as it is, not clamped.
+
+    ``depth`` is the mean distance of what is seen from the camera's center along the ray (the range, not z), in the
+    scene's units, and NaN where nothing is seen. See :func:`picture` for the others.
+    """
+    opacity = render.opacity.float()
+    if channel == "depth":
+        return (render.depth.float() / opacity).where(opacity > 0, float("nan"))
+    if channel == "rgba":
+        own = render.rgb.float() - (1 - opacity)[..., None] * background
+        return torch.cat([(own / opacity[..., None]).where(opacity[..., None] > 0, 0.0), opacity[..., None]], -1)
+    if channel in ("rgb", "opacity"):
+        return getattr(render, channel).float()
+    return render.extras[channel].float()

@@ -1,9 +1,14 @@
-"""Where frames go: PNG files in a folder, one GIF, one MP4. Frames are [H, W, 3] uint8, all of one size."""
+"""Where frames go: PNG files in a folder, one GIF, one MP4, one NPY.
+
+Frames are [H, W, 3] uint8 (a PNG also takes [H, W, 4]), those of an NPY float32; all of one size.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -12,15 +17,22 @@ import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
 
+from lightning_nerf.callbacks.films import unfinished, whole_film
 from lightning_nerf.checks import BadArgument
-from lightning_nerf.files import check_writable
+from lightning_nerf.files import check_writable, whole_file
 
-FILES = (".png", ".gif", ".mp4")
-_OTHERS = (".apng", ".avi", ".jpeg", ".jpg", ".mkv", ".mov", ".npy", ".webm", ".webp")
+FILES = (".png", ".gif", ".mp4", ".npy")
+_OTHERS = (
+    ".apng", ".avi", ".bmp", ".exr", ".hdr", ".jpeg", ".jpg", ".json", ".mkv", ".mov", ".npz", ".pfm", ".pt", ".tif",
+    ".tiff", ".webm", ".webp", ".zip",
+)  # fmt: skip
+_RAW = (".exr", ".hdr", ".npz", ".pfm", ".pt", ".tif", ".tiff")
 
 
 class Writer(ABC):
     """Takes the frames of one channel one by one; ``path`` is what it leaves."""
+
+    takes_numbers = False  # float32 in place of pictures
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -30,7 +42,10 @@ class Writer(ABC):
         """The next frame."""
 
     def close(self) -> None:  # noqa: B027  files of their own need no end
-        """After the last frame; also where an error ended the row of frames before."""
+        """After the last frame."""
+
+    def abort(self) -> None:  # noqa: B027
+        """After an error or a signal, in place of :meth:`close`: leave no part of a file under its name."""
 
 
 class PNGs(Writer):
@@ -38,7 +53,29 @@ class PNGs(Writer):
 
     def add(self, frame: np.ndarray, name: str) -> None:
         """See :meth:`Writer.add`."""
-        imageio.imwrite(self.path if self.path.suffix == ".png" else self.path / f"{name}.png", frame, plugin="pillow")
+        with whole_file(self.path if self.path.suffix == ".png" else self.path / f"{name}.png") as file:
+            imageio.imwrite(file, frame, plugin="pillow", extension=".png")
+
+
+class NPY(Writer):
+    """One array, float32: the frame, or all frames behind each other; they are kept until the end."""
+
+    takes_numbers = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.frames: list[np.ndarray] = []
+
+    def add(self, frame: np.ndarray, name: str) -> None:
+        """See :meth:`Writer.add`."""
+        if self.frames and frame.shape != self.frames[0].shape:
+            raise BadArgument(f"--out: {self.path} takes frames of one size; give --resolution, or a folder")
+        self.frames.append(frame.astype(np.float32))
+
+    def close(self) -> None:
+        """Write what there is."""
+        with whole_file(self.path) as file:
+            np.save(file, self.frames[0] if len(self.frames) == 1 else np.stack(self.frames))
 
 
 class GIF(Writer):
@@ -59,7 +96,8 @@ class GIF(Writer):
             # The format counts hundredths of a second, and players take 0 and 1 for "slowly".
             duration = 10 * max(2, round(100 / self.fps))
             first, *others = self.frames
-            first.save(self.path, save_all=True, append_images=others, duration=duration, loop=0)
+            with whole_film(self.path) as path:
+                first.save(path, save_all=True, append_images=others, duration=duration, loop=0)
 
 
 class MP4(Writer):
@@ -79,21 +117,32 @@ class MP4(Writer):
 
             size = frame.shape[1], frame.shape[0]
             options: dict[str, Any] = {"fps": self.fps, "quality": 8, "macro_block_size": 2, "ffmpeg_log_level": "error"}
-            self.sink = imageio_ffmpeg.write_frames(str(self.path), size, **options)
+            self.sink = imageio_ffmpeg.write_frames(str(unfinished(self.path)), size, **options)
             self.sink.send(None)
         self.sink.send(np.ascontiguousarray(frame))
 
     def close(self) -> None:
-        """Have the file finished."""
+        """Have the file finished; then it takes its name."""
         if self.sink is not None:
-            self.sink.close()
+            with whole_film(self.path):
+                self.sink.close()
+
+    def abort(self) -> None:
+        """See :meth:`Writer.abort`."""
+        if self.sink is not None:
+            with suppress(Exception):
+                self.sink.close()
+            unfinished(self.path).unlink(missing_ok=True)
 
 
 def check_out(out: Path, n_frames: int | None = None) -> None:
     """Can frames be written there? A ValueError says why not, before anything is rendered."""
     suffix = out.suffix.lower()
     if suffix in _OTHERS:
-        raise BadArgument(f"--out: expected a folder (for PNG files), or a name that ends in {', '.join(FILES)}, got {out}")
+        hint = "; for raw depth, --channels depth with a name that ends in .npy" if suffix in _RAW else ""
+        raise BadArgument(
+            f"--out: expected a folder (for PNG files), or a name that ends in {', '.join(FILES)}, got {out}{hint}"
+        )
     if suffix == ".mp4" and not find_spec("imageio_ffmpeg"):
         raise BadArgument(f"--out: {out} needs imageio-ffmpeg: pip install 'imageio[ffmpeg]', or name a .gif or a folder")
     if suffix == ".png" and n_frames is not None and n_frames > 1:
@@ -114,5 +163,8 @@ def open_writers(out: Path, channels: Sequence[str], fps: float) -> dict[str, Wr
         if len(channels) > 1:
             path = out.with_name(f"{out.stem}_{channel}{suffix}") if suffix in FILES else out / channel
         (path.parent if suffix in FILES else path).mkdir(parents=True, exist_ok=True)
-        writers[channel] = GIF(path, fps) if suffix == ".gif" else MP4(path, fps) if suffix == ".mp4" else PNGs(path)
+        films: dict[str, Callable[[], Writer]] = {
+            ".gif": partial(GIF, path, fps), ".mp4": partial(MP4, path, fps), ".npy": partial(NPY, path),
+        }  # fmt: skip
+        writers[channel] = films.get(suffix, partial(PNGs, path))()
     return writers

@@ -14,6 +14,9 @@ from lightning_nerf.types import FrameKernel, PackedSamples, Placer, Pruning, Ra
 
 FUSED_SAMPLES = 2**25  # marched samples that a frame kernel takes at once, at most: 12 bytes each
 BAND_RAYS = 2**20  # rays of a frame that exist at once, at most: some 150 bytes each while they are made
+# The same on a CPU. Python obeys signals between calls of kernels only, and a slow CPU takes minutes for 2**20 rays; small
+# bands also stay in its caches.
+CPU_BAND_RAYS = 2**10
 
 
 class FrameRenderer:
@@ -96,8 +99,9 @@ class FrameRenderer:
             shape: its height and width, where the caller knows them: reading them waits for the device.
         """
         height, width = cameras.shape(index) if shape is None else shape
-        for start in range(0, height * width, BAND_RAYS):
-            stop = min(start + BAND_RAYS, height * width)
+        size = min(BAND_RAYS, CPU_BAND_RAYS) if cameras.c2w.device.type == "cpu" else BAND_RAYS
+        for start in range(0, height * width, size):
+            stop = min(start + size, height * width)
             yield self.rays(image_rays(cameras, index, start, stop, (height, width)), background)
 
     def frame(

@@ -93,6 +93,30 @@ def test_scores_are_the_mean_over_the_split(tmp_path: Path, scene_cache: Path) -
     assert -1 <= float(fit.callback_metrics["test/ssim"]) <= 1
 
 
+@pytest.mark.parametrize("resolution", [4, 8])
+def test_pictures_too_small_for_ssim_are_scored_without_and_told_once(
+    tmp_path: Path, scene_cache: Path, resolution: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Told(L.Callback):
+        before: int | None = None
+
+        def on_train_start(self, *_: Any) -> None:
+            self.before = len(messages())
+
+    def messages() -> list[str]:
+        return [record.getMessage() for record in caplog.records if "SSIM is left out" in record.getMessage()]
+
+    caplog.set_level("INFO", "lightning.pytorch.utilities.rank_zero")
+    told, scene, module = Told(), tiny_scene(scene_cache, resolution=resolution), tiny_module()
+    fit = trainer(tmp_path, max_steps=2, callbacks=[PSNRLogger(), told])
+    fit.fit(module, scene)
+    fit.test(module, scene, verbose=False)
+    assert "test/psnr" in fit.callback_metrics
+    assert "test/ssim" not in fit.callback_metrics
+    assert told.before == 1
+    assert messages() == [f"SSIM is left out: its window has 11 pixels a side, a picture here has {resolution}"]
+
+
 def test_telemetry_reads_the_step_it_names(tmp_path: Path, scene_cache: Path) -> None:
     telemetry = Telemetry(every_n_steps=5)
     trainer(tmp_path, max_steps=20, callbacks=[telemetry]).fit(tiny_module(), tiny_scene(scene_cache))

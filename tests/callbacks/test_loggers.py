@@ -10,7 +10,10 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from lightning_nerf.callbacks import ImageLogger, PSNRLogger, Telemetry, Turntable
+from lightning_nerf.callbacks.image_logger import GAP, view_picture
 from lightning_nerf.callbacks.loggers import wandb_run_id
+from lightning_nerf.estimators import OccupancyGrid
+from lightning_nerf.types import Render
 from tests.callbacks.test_run_folder import Remote
 from tests.scenes import tiny_module, tiny_scene, trainer
 
@@ -47,10 +50,19 @@ def fit_and_test(tmp_path: Path, cache: Path, **options: Any) -> Any:
     return run
 
 
+def size_of_pictures() -> tuple[int, ...]:
+    """Five panels of 24 pixels with their words."""
+    shot, grid = torch.zeros(24, 24, 3), OccupancyGrid(resolution=4).bind([-1, -1, -1, 1, 1, 1])
+    nothing = Render(shot, shot[..., 0], shot[..., 0], shot[..., 0], {})
+    return tuple(view_picture(nothing, shot, grid).shape)
+
+
 def test_a_third_partys_logger_gets_pictures_and_film(tmp_path: Path, scene_cache: Path) -> None:
     album = Album(tmp_path)
     fit_and_test(tmp_path, scene_cache, logger=[album])
-    size = (24, 5 * 24, 3)
+    size = size_of_pictures()
+    assert size[0] > 24
+    assert size[1] >= 5 * 24 + 4 * GAP
     picture = (size, np.dtype(np.uint8))
     assert album.seen == [
         ("val/r_0", *picture, 2), ("val/r_0", *picture, 5), ("test/r_0", *picture, 6), ("test/turntable", True, 6),
@@ -76,7 +88,7 @@ def test_tensorboard_and_csv_at_once(tmp_path: Path, scene_cache: Path) -> None:
     assert {"train/psnr", "train/rays_per_second", "val/psnr", "test/psnr"} <= set(events.Tags()["scalars"])
     assert [(e.step, e.value > 0) for e in events.Scalars("val/psnr")] == [(2, True), (5, True)]
     (picture,) = events.Images("test/r_0")
-    assert (picture.step, picture.width, picture.height) == (6, 120, 24)
+    assert (picture.step, picture.height, picture.width, 3) == (6, *size_of_pictures())
 
     with open(tmp_path / "csv/one/metrics.csv") as file:
         rows = list(csv.DictReader(file))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lightning_nerf.callbacks import ImageLogger, PSNRLogger, QualityMarks, RunResults, Turntable
+from lightning_nerf.callbacks.image_logger import GAP, view_picture
 from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.run_folder import run_folder
 from lightning_nerf.cameras import Cameras
@@ -50,7 +51,10 @@ def test_a_run_on_pictures_of_several_sizes(tmp_path: Path) -> None:
         assert render.rgb.shape == (height, width, 3)
         assert render.depth.shape == (height, width)
         picture = imageio.imread(run_folder(run) / f"images/test_test_{i}.png")
-        assert picture.shape == (height, 4 * width + height, 3)
+        seen = view_picture(render, scene.truth(i, background), module.estimator).numpy()
+        assert (picture == seen).all()
+        assert seen.shape[0] > height
+        assert seen.shape[1] >= 4 * width + height + 4 * GAP
     scores = [float(psnr(module.render_view("test", i).rgb, scene.truth(i, background))) for i in range(2)]
     results = json.loads((run_folder(run) / "results.json").read_text())
     assert list(results["psnr_per_image"]) == ["test_0", "test_1"]

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_nerf.cameras import Cameras, image_rays
 from lightning_nerf.cameras.paths import box_distances, orbit, resized, spiral
-from lightning_nerf.cameras.poses import helix_poses, look_at
+from lightning_nerf.cameras.poses import helix_poses, look_at, turntable_poses
 from tests.data.numbered import MIXED, numbered_scene
 from tests.scenes import tiny_scene
 
@@ -127,3 +128,38 @@ def test_distances_to_a_box() -> None:
     assert box_distances(cameras, UNIT_BOX) == pytest.approx((0.1, math.sqrt(27)))  # from within: the near plane
     assert box_distances(free.bounded(0.1, 4.0), UNIT_BOX) == pytest.approx((0.1, 4.0))
     assert box_distances(free, UNIT_BOX) == pytest.approx((0.0, math.sqrt(27)))
+
+
+def pixels(cameras: Cameras, points: torch.Tensor) -> torch.Tensor:
+    """Where points [N, 3] are in each picture, [V, N, 2]; all are in front of the camera."""
+    c2w, (fx, fy, cx, cy) = cameras.c2w, cameras.intrinsics[0].tolist()
+    local = torch.einsum("vij,vni->vnj", c2w[:, :, :3], points[None] - c2w[:, None, :, 3])
+    assert bool((local[..., 2] < 0).all())
+    return torch.stack([cx - fx * local[..., 0] / local[..., 2], cy + fy * local[..., 1] / local[..., 2]], -1)
+
+
+@pytest.mark.parametrize("path", [orbit, spiral])
+@pytest.mark.parametrize("side", [0.1, 1.0, 3.0, 40.0])
+@pytest.mark.parametrize("lens", [(30.0, 30.0, 16.0, 12.0), (60.0, 30.0, 10.0, 4.0)])
+def test_a_framed_box_stays_in_all_pictures(path: Any, side: float, lens: tuple[float, ...]) -> None:
+    center = torch.tensor([1.0, -2.0, 3.0])
+    poses = turntable_poses(5, 4.0, 40.0, target=center.tolist())
+    train = Cameras.of_one_size(poses, torch.tensor(lens), 32, 24, near=2.0, far=6.0)
+    aabb = center + side * torch.tensor([[-0.5, -0.5, -0.5], [0.5, 0.5, 0.5]])
+    found = path(train, aabb, 20, framed=aabb)
+    radius = (found.c2w[:, :, 3] - center).norm(dim=-1)
+    assert found.bounds is not None
+    torch.testing.assert_close(radius, radius[:1].expand(20))
+    if side == 0.1:  # it fits already
+        torch.testing.assert_close(found.c2w, path(train, aabb, 20).c2w)
+        assert found.bounds.tolist() == [[2.0, 6.0]] * 20
+        return
+    at = pixels(found, torch.cartesian_prod(*aabb.unbind(1)))
+    size = torch.tensor([32.0, 24.0])
+    assert bool((at > -1e-3).all())
+    assert bool((at < size + 1e-3).all())
+    slack = torch.minimum(at, size - at).min()
+    if float(radius[0]) > 4.001:  # no farther than needed
+        assert float(slack) < 1e-2
+        torch.testing.assert_close(found.bounds[:, 1], radius + 2.0)
+    assert side < 3 or float(radius[0]) > 4.001

@@ -104,10 +104,11 @@ CONSTRUCTORS = {
     "CUDAGraphDDPStrategy": case(CUDAGraphDDPStrategy, "warmup_steps"),
     "ImageLogger": case(callbacks.ImageLogger, "n_views"),
     "EMAWeights": case(callbacks.EMAWeights),
-    "NeRFProgressBar": case(callbacks.NeRFProgressBar, "refresh_rate"),
+    "NeRFProgressBar": case(callbacks.NeRFProgressBar, "refresh_rate", "refresh_seconds"),
     "OccupancyGridUpdate": case(
         callbacks.OccupancyGridUpdate, "every_n_steps", "late_every_n_steps", "late", "mark_invisible"
     ),
+    "Preview": case(callbacks.Preview, "every_seconds", "view", "split"),
     "PSNRLogger": case(callbacks.PSNRLogger, "ssim"),
     "QualityMarks": case(callbacks.QualityMarks, "marks_seconds", "views_every", "split"),
     "RayBudget": case(callbacks.RayBudget, "every_n_steps", "fill"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Any
 
 import pytest
@@ -214,6 +215,24 @@ def test_a_frame_is_its_rays_row_by_row(
     assert torch.equal(torch.cat([b.rgb for b in bands]).view(*shape, 3), picture.rgb)
     with pytest.raises(IndexError, match=r"index: expected a view in 0 \.\.\. 1, got 2"):
         next(iter(frames.bands(cameras(), 2, shape=shape)))
+
+
+def test_a_signal_is_obeyed_after_a_thousand_rays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels hold signals back: on a CPU, where a thousand rays take up to a second, no call gets more."""
+    sizes: list[int] = []
+    rendered = FrameRenderer.rays
+
+    def counted(self: FrameRenderer, rays: Rays, background: Tensor | None = None) -> Render:
+        sizes.append(len(rays.origins))
+        if len(sizes) == 2:
+            signal.raise_signal(signal.SIGINT)
+        return rendered(self, rays, background)
+
+    monkeypatch.setattr(FrameRenderer, "rays", counted)
+    one = cameras().chosen([0])._replace(size=torch.tensor([[800, 800]]))
+    with pytest.raises(KeyboardInterrupt):
+        FrameRenderer(field(), grid(), VolumeRenderer()).frame(one, 0)
+    assert sizes == [1024, 1024]
 
 
 def test_bad_arguments_are_named() -> None:
