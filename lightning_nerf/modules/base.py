@@ -27,12 +27,14 @@ from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
 from lightning_nerf.losses.photometric import Photometric
-from lightning_nerf.modules.checkpoints import refuse_another_box
+from lightning_nerf.modules.checkpoints import refuse_another_box, refuse_another_contraction
 from lightning_nerf.modules.evaluation import EvaluatedModule
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
+from lightning_nerf.ops._placement import checked_placement
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
-from lightning_nerf.types import RayBatch, Step
+from lightning_nerf.scene_box import CONTRACTIONS
+from lightning_nerf.types import RayBatch, Render, Step
 
 HUBER_DELTA = 0.1
 
@@ -139,6 +141,9 @@ class NeRFModule(EvaluatedModule):
             raise BadArgument(f"overfit_batches: expected a number of batches, since epochs are endless, got {repeated}")
         box = self.datamodule.scene_box
         refuse_another_box(box.aabb, self.field.aabb, "the data module's")
+        if bool(self.field.aabb.isfinite().all()):
+            wanted = CONTRACTIONS.index(box.contraction)
+            refuse_another_contraction(wanted, int(self.field.contraction), "the data module's")
         self.write_atomically()
         self.field.bind(box)
         self.estimator.bind(box)
@@ -146,6 +151,7 @@ class NeRFModule(EvaluatedModule):
         if stage == "fit":
             self._check_wants()
             if (count := self.estimator.fixed_count) is not None:
+                check_integer(f"{type(self.estimator).__name__}.fixed_count", count, 1)
                 self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
 
     def _check_wants(self) -> None:
@@ -213,10 +219,18 @@ class NeRFModule(EvaluatedModule):
             capacity=self.samples_per_step,
             march_capacity=None if exact else self.march_factor * self.samples_per_step,
         )
+        placement = checked_placement(placement, len(batch.rays.origins), type(self.estimator).__name__)
         samples, background = placement.samples, self.background(batch)
         output = self.field.at_samples(batch.rays, samples, placement.evaluated)
         weighs = any(loss.needs_weights for loss in self.losses)
         render = self.renderer(output, samples, background=background, return_weights=weighs)
+        check_instance(f"{type(self.renderer).__name__}.forward", render, Render)
+        if weighs and render.weights is None:
+            asking = next(loss.name for loss in self.losses if loss.needs_weights)
+            raise BadArgument(
+                f"renderer: {type(self.renderer).__name__} keeps no weights, which the loss {asking!r} needs; expected "
+                "one that returns them for return_weights=True"
+            )
         step = Step(batch, background, placement, output, render, logs={})
         loss = weighted_sum(self.losses, step)
         if "n_rays" not in step.logs:
@@ -226,8 +240,12 @@ class NeRFModule(EvaluatedModule):
     def training_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
         rays = None if isinstance(batch, (int, Tensor)) else checked_batch(batch)
-        loss, logs = self.executor.step(self, rays)
-        return {"loss": loss, **logs}
+        executor = self.executor
+        result: object = executor.step(self, rays)
+        match result:
+            case [Tensor() as loss, dict() as logs]:
+                return {"loss": loss, **logs}
+        raise BadType(f"{type(executor).__name__}.step: expected a loss and a dict of logs, got {type(result).__name__}")
 
     def inputs(self) -> object:
         """What :meth:`draw` reads beside this module's tensors: an object that is replaced when its tensors are."""

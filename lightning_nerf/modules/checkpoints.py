@@ -22,6 +22,7 @@ from lightning_nerf.checkpoint_content import check_sections
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import NeRFDataModule
+from lightning_nerf.scene_box import CONTRACTIONS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -219,6 +220,9 @@ def refuse_another(module: CheckpointedModule, checkpoint: dict[str, Any]) -> No
     for key in ("field.aabb", "estimator.aabb"):
         if key in came and key in expected:
             refuse_another_box(came[key], expected[key], "the checkpoint's")
+    came_as, expected_as = (_contraction(weights) for weights in (came, expected))
+    if came_as != expected_as and bool(module.field.aabb.isfinite().all()):
+        refuse_another_contraction(came_as, expected_as, "the checkpoint's")
 
 
 def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
@@ -226,6 +230,18 @@ def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
     came, expected = came.float().cpu(), expected.float().cpu()
     if came.isfinite().all() and expected.isfinite().all() and not torch.equal(came, expected):
         raise BadArgument(f"scene_box: {whose} is {came.tolist()}, expected {expected.tolist()}")
+
+
+def refuse_another_contraction(came: int, expected: int, whose: str) -> None:
+    """Raise a ValueError if two indices in CONTRACTIONS differ: what weights mean depends on it."""
+    if came != expected:
+        names = [CONTRACTIONS[i] if 0 <= i < len(CONTRACTIONS) else str(i) for i in (came, expected)]
+        raise BadArgument(f"contraction: {whose} is {names[0]!r}, expected {names[1]!r}")
+
+
+def _contraction(weights: Mapping[str, Any]) -> int:
+    index = weights.get("field.contraction")
+    return int(index) if isinstance(index, Tensor) and index.numel() == 1 else 0
 
 
 def _shape_in(weights: Mapping[str, Any], key: str) -> list[int] | str:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.checks import check_integer
+from lightning_nerf.ops._placement import checked_placement
 from lightning_nerf.renderers.base import Renderer
-from lightning_nerf.types import FrameKernel, PackedSamples, Placer, Pruning, Rays, Render, SampledField
+from lightning_nerf.types import FrameKernel, PackedSamples, Placement, Placer, Pruning, Query, Rays, Render, SampledField
 
 FUSED_SAMPLES = 2**25  # marched samples that a frame kernel takes at once, at most: 12 bytes each
 BAND_RAYS = 2**20  # rays of a frame that exist at once, at most: some 150 bytes each while they are made
@@ -123,18 +124,22 @@ class FrameRenderer:
         n = len(rays.origins)
         if self.estimator.fixed_count is not None:  # the number of rays says it already
             return rays, None
-        samples = self.estimator.place(rays, capacity=capacity).samples
+        samples = self._placed(rays, capacity=capacity).samples
         fit = int(samples.kept.sum())  # a march of fixed capacity says how many rays fit
         if fit == n:
             return rays, samples
         rays = rays.map(lambda t: t[: max(1, fit)])
         if fit == 0:  # a ray with more samples than that is taken by itself
-            return rays, self.estimator.place(rays).samples
+            return rays, self._placed(rays).samples
         return rays, samples._replace(offsets=samples.offsets[: fit + 1], kept=samples.kept[:fit])
+
+    def _placed(self, rays: Rays, query: Query | None = None, capacity: int | None = None) -> Placement:
+        placement = self.estimator.place(rays, query, capacity=capacity)
+        return checked_placement(placement, len(rays.origins), type(self.estimator).__name__)
 
     def _op_by_op(self, rays: Rays, background: Tensor | None) -> Render:
         """As in training: place, evaluate, composite."""
-        placement = self.estimator.place(rays, self.field.query)
+        placement = self._placed(rays, self.field.query)
         output = self.field.at_samples(rays, placement.samples, placement.evaluated)
         return self.renderer(output, placement.samples, background=background)
 
