@@ -123,6 +123,8 @@ def image_rays(
     >>> len(image_rays(cameras, 0).origins)
     16
     """
+    checked_cameras("cameras", cameras)
+    check_integer("index", index, -(2**63))
     if not 0 <= index < cameras.n_views:
         raise IndexError(f"index: expected a view in 0 ... {cameras.n_views - 1}, got {index}")
     height, width = cameras.shape(index) if shape is None else shape

@@ -152,17 +152,23 @@ class RadianceField(Recorded, nn.Module, ABC):
         self, rays: Rays, samples: PackedSamples, times: Tensor | None, names: Collection[str]
     ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
+        n_rays = len(rays.origins)
         for name in self.wants:
             if name not in names:
                 continue
             if name == "times":
                 value = times
             elif name == "cameras":
-                value = None if rays.cameras is None else per_sample(rays.cameras, samples)
+                value = None if rays.cameras is None else _of_ray("cameras", rays.cameras, samples, n_rays, torch.int64)
             else:
-                value = None if rays.footprint is None else per_sample(rays.footprint, samples)
+                value = None if rays.footprint is None else _of_ray("footprint", rays.footprint, samples, n_rays)
                 value = None if value is None else value * (0.5 * (samples.t_starts + samples.t_ends))
             if value is None:
                 raise BadArgument(f"rays: {type(self).__name__} wants {name}, which these rays do not have")
             found[name] = value
         return found
+
+
+def _of_ray(name: str, values: Tensor, samples: PackedSamples, n_rays: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    check_tensor(f"rays.{name}", values, (n_rays,), dtype)  # others' values, or a neighbor's, would go unseen
+    return per_sample(values, samples)
