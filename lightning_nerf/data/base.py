@@ -235,7 +235,7 @@ def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:
         box = torch.tensor([[float(x) for x in corner] for corner in aabb])
     except (TypeError, ValueError, OverflowError) as error:
         raise BadArgument(f"aabb: expected two corners of three numbers, got {aabb!r}") from error
-    if box.shape != (2, 3):
+    if box.shape != (2, 3) or not bool(box.isfinite().all()) or not bool((box[0] < box[1]).all()):
         raise BadArgument(f"aabb: expected a minimum corner and a maximum corner above it, got {aabb!r}")
     check_corners("aabb", box)
     return box
