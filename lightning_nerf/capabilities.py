@@ -6,8 +6,11 @@ on the method: a subclass that overrides the method does not inherit the stateme
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+from lightning_nerf.checks import BadType
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -28,7 +31,12 @@ def states(*capabilities: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
     (True, False)
     """
 
+    if not all(isinstance(capability, str) for capability in capabilities):
+        raise BadType(f"capabilities: expected names, as in @states('prunes'), got {capabilities!r}")
+
     def stated(method: Callable[P, R]) -> Callable[P, R]:
+        if not inspect.isfunction(method):  # what is kept on a property or a classmethod, lookup does not find
+            raise BadType(f"states: expected a plain function, below any other decorator, got {type(method).__name__}")
         setattr(method, _NAME, frozenset(capabilities))
         return method
 

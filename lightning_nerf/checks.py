@@ -40,6 +40,7 @@ class MissingFile(BadFile, FileNotFoundError):
 
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+REALS = (*FLOATS, torch.int64, torch.int32)
 
 
 def check_tensor(

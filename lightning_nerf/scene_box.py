@@ -52,8 +52,10 @@ class SceneBox(NamedTuple):
 
     def to_unit(self, positions: Tensor, affine: Tensor | None = None) -> Tensor:
         """World positions [..., 3] in the unit cube; differentiable. ``affine``: of :meth:`affine`, where a caller keeps
-        it.
+        it. In a box without volume, or too small or too large for float32, NaN; see :func:`check_box`.
         """
+        if positions.shape[-1:] != (3,):  # one coordinate would be taken for all three
+            raise BadArgument(f"positions: expected shape [..., 3], got {list(positions.shape)}")
         factor, summand = self.affine() if affine is None else affine
         unit = torch.addcmul(summand, positions, factor)
         return unit if self.contraction == "none" else 0.25 * contract(2 * unit - 1, self.contraction) + 0.5
@@ -67,6 +69,7 @@ class SceneBox(NamedTuple):
 
 def contract(x: Tensor, contraction: str) -> Tensor:
     """Points [..., 3] in half-sides from the middle of the box, moved into the ball of radius 2, see :class:`SceneBox`."""
+    check_contraction("contraction", contraction)
     x = x.clamp(-_FARTHEST, _FARTHEST)
     norm = _norm(x, contraction).clamp(min=1)  # the clamp has no gradient below 1: the inside is the identity
     return x * ((2 - 1 / norm) / norm)
@@ -74,6 +77,7 @@ def contract(x: Tensor, contraction: str) -> Tensor:
 
 def expand(y: Tensor, contraction: str) -> Tensor:
     """The inverse of :func:`contract`."""
+    check_contraction("contraction", contraction)
     norm = _norm(y, contraction).clamp(1, 2 - 1 / _FARTHEST)
     return y / (norm * (2 - norm)).clamp(min=torch.finfo(y.dtype).tiny)
 
@@ -88,9 +92,17 @@ def check_box(name: str, box: SceneBox) -> None:
     """Two finite corners, the minimum below the maximum, and one of :data:`CONTRACTIONS`."""
     check_instance(name, box, SceneBox)
     check_tensor(f"{name}.aabb", box.aabb, (2, 3), torch.float32)
-    if not bool(box.aabb.isfinite().all()) or not bool((box.aabb[0] < box.aabb[1]).all()):
-        raise BadArgument(f"{name}.aabb: expected a minimum corner and a maximum corner above it, got {box.aabb.tolist()}")
+    check_corners(f"{name}.aabb", box.aabb)
     check_contraction(f"{name}.contraction", box.contraction)
+
+
+def check_corners(name: str, corners: Tensor) -> None:
+    """Corners [2, 3], finite, the minimum below the maximum, with sides that float32 holds, and whose inverses it does."""
+    sides = (corners[1] - corners[0]).float()
+    if not bool(corners.isfinite().all()) or not bool((corners[0] < corners[1]).all()):
+        raise BadArgument(f"{name}: expected a minimum corner and a maximum corner above it, got {corners.tolist()}")
+    if not bool(sides.isfinite().all()) or not bool((1 / sides).isfinite().all()):
+        raise BadArgument(f"{name}: expected sides between 1e-38 and 1e38, got {corners.tolist()}")
 
 
 def _norm(x: Tensor, contraction: str) -> Tensor:

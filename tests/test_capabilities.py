@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
 import torch
 
 from lightning_nerf.capabilities import has, states
+from lightning_nerf.checks import BadType
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.fields import InstantNGPField
 from lightning_nerf.modules.optimizers import adam
@@ -107,3 +111,23 @@ def test_parts_of_the_library_state_what_kernels_rely_on() -> None:
     assert Own(resolution=8).pruning is None
     assert renderer.is_plain
     assert not OwnRenderer().is_plain
+
+
+@pytest.mark.parametrize("kind", [property, classmethod])
+def test_what_lookup_would_not_find_is_not_stated(kind: Any) -> None:
+    def part(self: object) -> int:
+        return 1
+
+    with pytest.raises(BadType, match=f"states: expected a plain function, below any other decorator, got {kind.__name__}"):
+        states("captured")(kind(part))
+
+    class Part:
+        inner = staticmethod(states("captured")(part))
+
+    assert has(Part.inner, "captured")
+    assert has(Part().inner, "captured")
+
+
+def test_capabilities_have_names() -> None:
+    with pytest.raises(BadType, match="capabilities: expected names, as in @states"):
+        states(lambda: 1)  # type: ignore[arg-type]

@@ -191,6 +191,8 @@ def test_positions_have_any_shape(kind: str, shape: tuple[int, ...]) -> None:
         (SceneBox(CUBE[0]), r"box.aabb: expected shape \[2, 3\], got \[3\]"),
         (SceneBox(CUBE.flip(0)), "box.aabb: expected a minimum corner and a maximum corner above it"),
         (SceneBox(CUBE * math.nan), "box.aabb: expected a minimum corner and a maximum corner above it"),
+        (SceneBox(CUBE * 3e38), "box.aabb: expected sides between 1e-38 and 1e38"),
+        (SceneBox(CUBE * 1e-40), "box.aabb: expected sides between 1e-38 and 1e38"),
         (SceneBox(CUBE, "L2"), "box.contraction: expected one of none, l2, linf, got 'L2'"),
     ],
 )
@@ -199,3 +201,17 @@ def test_boxes_that_are_none_are_named(box: SceneBox, message: str) -> None:
         check_box("box", box)
     for kind in CONTRACTIONS:
         check_box("box", SceneBox(CUBE, kind))
+
+
+@pytest.mark.parametrize("kind", ["L2", "linff", "", None])
+def test_a_contraction_that_is_misspelt_is_no_other_one(kind: str) -> None:
+    box = SceneBox(CUBE, kind)
+    for move in (box.to_unit, box.from_unit):
+        with pytest.raises(ValueError, match="contraction: expected one of none, l2, linf, got"):
+            move(torch.full((1, 3), 0.75))
+
+
+@pytest.mark.parametrize("shape", [(5, 1), (2,), ()])
+def test_positions_have_three_coordinates(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"positions: expected shape \[\.\.\., 3\], got"):
+        SceneBox(CUBE).to_unit(torch.zeros(shape))

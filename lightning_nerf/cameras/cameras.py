@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from lightning_nerf.checks import BadArgument, check_instance, check_tensor
+from lightning_nerf.checks import REALS, BadArgument, check_instance, check_integer, check_number, check_tensor
 from lightning_nerf.ops.draw_rays import camera_rays, pixel_footprint
 from lightning_nerf.types import Rays
 
@@ -46,7 +46,15 @@ class Cameras(NamedTuple):
         times: Tensor | None = None,
     ) -> Cameras:
         """V cameras of ``width`` x ``height`` pixels; ``intrinsics``: [4] for all of them, or [V, 4]."""
+        check_tensor("c2w", c2w, ("V", 3, 4), REALS)
         n = len(c2w)
+        check_tensor("intrinsics", intrinsics, (4,) if getattr(intrinsics, "ndim", 0) == 1 else (n, 4), REALS)
+        for name, side in (("width", width), ("height", height)):
+            check_integer(name, side, 1)
+        if (near is None) != (far is None):
+            raise BadArgument(f"near, far: expected both or none, got {near}, {far}")
+        if times is not None:
+            check_tensor("times", times, (n,), torch.float32)
         size = torch.tensor([width, height], device=c2w.device).expand(n, 2).contiguous()
         cameras = cls(c2w.float(), intrinsics.float().expand(n, 4).contiguous(), size, None, times)
         return cameras if near is None or far is None else cameras.bounded(near, far)
@@ -69,7 +77,11 @@ class Cameras(NamedTuple):
         return self.map(lambda t: t[index])
 
     def bounded(self, near: float, far: float) -> Cameras:
-        """These cameras with the same bounds for all rays."""
+        """These cameras with the same bounds for all rays: 0 <= near < far."""
+        for name, value in (("near", near), ("far", far)):
+            check_number(name, value, "[0, inf)")
+        if not near < far:
+            raise BadArgument(f"near, far: expected 0 <= near < far, got {near}, {far}")
         return self._replace(bounds=self.c2w.new_tensor([near, far]).expand(self.n_views, 2).contiguous())
 
     def shape(self, index: int) -> tuple[int, int]:
@@ -111,6 +123,8 @@ def image_rays(
     >>> len(image_rays(cameras, 0).origins)
     16
     """
+    checked_cameras("cameras", cameras)
+    check_integer("index", index, -(2**63))
     if not 0 <= index < cameras.n_views:
         raise IndexError(f"index: expected a view in 0 ... {cameras.n_views - 1}, got {index}")
     height, width = cameras.shape(index) if shape is None else shape
@@ -146,6 +160,35 @@ def checked_cameras(name: str, cameras: Cameras) -> Cameras:
     if cameras.times is not None:
         check_tensor(f"{name}.times", cameras.times, (n,), torch.float32)
     return cameras
+
+
+def check_values(name: str, cameras: Cameras) -> None:
+    """Raise a BadArgument where a number in cameras on the CPU makes rays of no meaning, naming the first such view.
+
+    Poses must be finite and invertible, focal lengths positive, 0 <= near < far, times finite.
+    """
+    rotation, (fx, fy, _, _) = cameras.c2w[:, :, :3].double(), cameras.intrinsics.unbind(-1)
+    axes = torch.nn.functional.normalize(rotation, dim=1, eps=0.0)  # a pose may be scaled
+    _refuse(f"{name}.c2w", "finite numbers", cameras.c2w, ~cameras.c2w.isfinite().flatten(1).all(1))
+    _refuse(f"{name}.c2w", "an invertible rotation", cameras.c2w, ~(torch.linalg.det(axes).abs() > 1e-6))
+    meaningful = cameras.intrinsics.isfinite().all(1) & (fx > 0) & (fy > 0)
+    _refuse(f"{name}.intrinsics", "finite fx, fy > 0, cx, cy", cameras.intrinsics, ~meaningful)
+    if cameras.bounds is not None:
+        check_bounds(f"{name}.bounds", cameras.bounds)
+    if cameras.times is not None:
+        _refuse(f"{name}.times", "finite numbers", cameras.times, ~cameras.times.isfinite())
+
+
+def check_bounds(name: str, bounds: Tensor) -> None:
+    """Finite 0 <= near < far in each of [V, 2]."""
+    near, far = bounds.unbind(-1)
+    _refuse(name, "finite numbers, 0 <= near < far", bounds, ~((near >= 0) & (near < far) & far.isfinite()))
+
+
+def _refuse(name: str, expected: str, values: Tensor, bad: Tensor) -> None:
+    if bool(bad.any()):
+        view = int(bad.nonzero()[0, 0])
+        raise BadArgument(f"{name}: expected {expected}, got {values[view].tolist()} in view {view}")
 
 
 def checked_bounds(cameras: Cameras) -> Tensor:

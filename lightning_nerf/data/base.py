@@ -12,13 +12,14 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lightning_nerf.arguments import Recorded, build
+from lightning_nerf.cameras.cameras import check_bounds
 from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.checks import BadArgument, check_instance, check_number
 from lightning_nerf.data.loaders import StepNumbers, ViewIndices
 from lightning_nerf.data.scene import Scene, checked_scene
 from lightning_nerf.data.source import Source
 from lightning_nerf.ops.draw_rays import draw_background, draw_rays
-from lightning_nerf.scene_box import SceneBox, check_contraction
+from lightning_nerf.scene_box import SceneBox, check_box, check_contraction, check_corners
 from lightning_nerf.types import RayBatch
 
 if TYPE_CHECKING:
@@ -125,8 +126,10 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         """The box that holds the scene. Where no ``aabb`` was given, the training views are read for it."""
         if self._box is None:
             self.source.prepare()
-            box = self.source.box() or self.scene("train").box
-            if box is None:
+            box = self.source.box()
+            if box is not None:
+                check_box(f"{type(self.source).__name__}.box()", box)
+            elif (box := self.scene("train").box) is None:
                 raise BadArgument(f"aabb: {type(self.source).__name__} knows no box; give two corners that hold the scene")
             self._box = box._replace(contraction=self.contraction) if self.contraction != "none" else box
         return self._box
@@ -147,6 +150,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of a stage; None: all."""
+        if stage and stage not in _SPLITS_OF_STAGE:
+            raise BadArgument(f"stage: expected one of {', '.join(_SPLITS_OF_STAGE)}, got {stage!r}")
         for split in _SPLITS_OF_STAGE[stage] if stage else SPLITS:
             self.scene(split)
 
@@ -160,8 +165,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             self._scenes[split] = scene  # where the box comes from, if it is not given
             if scene.cameras.bounds is None:
                 near, far = self.near, self.far
-                if not near < far:
-                    raise BadArgument(f"near, far: expected 0 <= near < far, got {near}, {far}")
+                check_bounds("near, far", torch.tensor([[near, far]]))
                 self._scenes[split] = scene._replace(cameras=scene.cameras.bounded(near, far))
         return self._scenes[split]
 
@@ -231,8 +235,9 @@ def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:
         box = torch.tensor([[float(x) for x in corner] for corner in aabb])
     except (TypeError, ValueError, OverflowError) as error:
         raise BadArgument(f"aabb: expected two corners of three numbers, got {aabb!r}") from error
-    if box.shape != (2, 3) or not bool(torch.isfinite(box).all()) or not bool((box[0] < box[1]).all()):
+    if box.shape != (2, 3) or not bool(box.isfinite().all()) or not bool((box[0] < box[1]).all()):
         raise BadArgument(f"aabb: expected a minimum corner and a maximum corner above it, got {aabb!r}")
+    check_corners("aabb", box)
     return box
 
 

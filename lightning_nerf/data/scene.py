@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lightning_nerf.cameras.cameras import Cameras, checked_bounds, checked_cameras
+from lightning_nerf.cameras.cameras import Cameras, check_values, checked_bounds, checked_cameras
 from lightning_nerf.checks import BadArgument, check_instance, check_tensor
 from lightning_nerf.ops.draw_rays import Pixels
 from lightning_nerf.scene_box import SceneBox, check_box
@@ -36,9 +36,13 @@ class Images(NamedTuple):
         >>> Images.from_pictures([torch.zeros(2, 3, 3, dtype=torch.uint8), torch.zeros(1, 1, 3, dtype=torch.uint8)]).offsets
         tensor([0, 6, 7])
         """
+        check_instance("pictures", pictures, Iterable)
+        pictures = list(pictures)
         for i, picture in enumerate(pictures):
             check_tensor(f"pictures[{i}]", picture, ("h", "w", pictures[0].shape[-1] if i else "C"), torch.uint8)
             _check_channels(f"pictures[{i}]", picture)
+        check_instance("masks", masks, Iterable, type(None))
+        masks = None if masks is None else list(masks)
         if masks is not None and len(masks) != len(pictures):
             raise BadArgument(f"masks: expected {len(pictures)}, one of each picture, got {len(masks)}")
         counts = torch.tensor([0, *(picture.shape[0] * picture.shape[1] for picture in pictures)])
@@ -140,8 +144,7 @@ def checked_scene(name: str, scene: Scene) -> Scene:
         check_tensor(f"{name}.images.drawable", images.drawable, ("M",), torch.int64)
         if len(images.drawable) and not 0 <= int(images.drawable.min()) <= int(images.drawable.max()) < len(images.colors):
             raise BadArgument(f"{name}.images.drawable: expected indices of {len(images.colors)} pixels")
-    if len(scene.names) != cameras.n_views:
-        raise BadArgument(f"{name}.names: expected {cameras.n_views} names, got {len(scene.names)}")
+    _check_names(f"{name}.names", scene.names, cameras.n_views)
     if scene.box is not None:
         check_box(f"{name}.box", scene.box)
     if cameras.n_views == 0:
@@ -155,9 +158,24 @@ def checked_scene(name: str, scene: Scene) -> Scene:
         raise BadArgument(f"{name}.images: view {i} is {width} x {height}, but has {int(pixels[i])} pixels")
     if int(images.offsets[0]) != 0 or int(images.offsets[-1]) != len(images.colors):
         raise BadArgument(f"{name}.images.offsets: expected 0 to {len(images.colors)}, the number of pixels")
-    if cameras.bounds is not None and not bool(cameras.bounds.isfinite().all()):
-        raise BadArgument(f"{name}.cameras.bounds: expected finite numbers")
+    check_values(f"{name}.cameras", cameras)
     return scene
+
+
+def _check_names(name: str, names: object, n: int) -> None:
+    """n strings, no two alike where letters' case is ignored: pictures are saved under them."""
+    check_instance(name, names, list, tuple)
+    assert isinstance(names, (list, tuple))
+    if len(names) != n:
+        raise BadArgument(f"{name}: expected {n} names, got {len(names)}")
+    seen: set[str] = set()
+    for i, each in enumerate(names):
+        check_instance(f"{name}[{i}]", each, str)
+        if not each or ".." in each.replace("\\", "/").split("/") or each[0] in "/\\" or "\0" in each:
+            raise BadArgument(f"{name}[{i}]: expected a name under which a picture can be saved, got {each!r}")
+        if each.casefold() in seen:
+            raise BadArgument(f"{name}[{i}]: expected a name of its own, got {each!r} once more")
+        seen.add(each.casefold())
 
 
 def _check_channels(name: str, colors: Tensor) -> None:

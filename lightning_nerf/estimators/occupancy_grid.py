@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_nerf.argument_types import names_types
 from lightning_nerf.capabilities import states
-from lightning_nerf.checks import BadArgument, check_integer, check_number
+from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
 from lightning_nerf.estimators.base import Estimator, corners
 from lightning_nerf.estimators.query import DensityFn, densities
 from lightning_nerf.ops import occupancy
@@ -18,7 +18,7 @@ from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_CELL_TIMES, STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.visibility import prune_from
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import Evaluated, PackedSamples, Placement, Pruning, Query, Rays
+from lightning_nerf.types import Densities, Evaluated, PackedSamples, Placement, Pruning, Query, Rays
 
 _SMALLEST_STEP = 2.0**-149  # that float32 holds
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
@@ -169,7 +169,9 @@ class OccupancyGrid(Estimator):
         if query is None:
             return Placement(samples)
         early_stop_eps, alpha_thre = self.thresholds()
-        values, features = query(rays, samples, early_stop_eps)
+        found = query(rays, samples, early_stop_eps)
+        check_instance("query", found, Densities)
+        values, features = found
         pruned, sources = prune_from(
             values.float(), samples, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity
         )

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.arguments import Recorded
-from lightning_nerf.checks import BadArgument
+from lightning_nerf.checks import REALS, BadArgument, BadType, check_instance, check_tensor
 from lightning_nerf.ops.sample_points import per_sample, sample_points
-from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_contraction
+from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_contraction, check_corners
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, FrameKernel, PackedSamples, Rays
 
 WANTS = ("times", "cameras", "footprints")
@@ -60,6 +60,8 @@ class RadianceField(Recorded, nn.Module, ABC):
         self.register_buffer("contraction", torch.zeros((), dtype=torch.int8))
         self._box: SceneBox | None = None
         self.register_buffer("_affine", torch.full((2, 3), float("nan")), persistent=False)
+        if isinstance(self.wants, str) or not isinstance(self.wants, Collection):
+            raise BadType(f"{type(self).__name__}.wants: expected a list of names, got {self.wants!r}")
         unknown = [name for name in self.wants if name not in WANTS]
         if unknown:
             raise BadArgument(f"{type(self).__name__}.wants: expected some of {', '.join(WANTS)}, got {unknown[0]!r}")
@@ -67,7 +69,13 @@ class RadianceField(Recorded, nn.Module, ABC):
     @torch.no_grad()
     def bind(self, scene_box: SceneBox) -> None:
         """Learn where the scene is; called before training. Buffers are written in place."""
+        check_instance("scene_box", scene_box, SceneBox)
+        check_tensor("scene_box.aabb", scene_box.aabb, (2, 3), REALS)
+        check_corners("scene_box.aabb", scene_box.aabb)
         check_contraction("scene_box.contraction", scene_box.contraction)
+        self._lay_over(scene_box)
+
+    def _lay_over(self, scene_box: SceneBox) -> None:
         self.aabb.copy_(scene_box.aabb)
         self.contraction.fill_(CONTRACTIONS.index(scene_box.contraction))
         self._affine.copy_(SceneBox(self.aabb).affine())
@@ -81,7 +89,13 @@ class RadianceField(Recorded, nn.Module, ABC):
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.setdefault(f"{prefix}contraction", torch.zeros((), dtype=torch.int8))  # of a version without contraction
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        self.bind(SceneBox(self.aabb.clone(), CONTRACTIONS[int(self.contraction)]))
+        if not 0 <= int(self.contraction) < len(CONTRACTIONS):
+            raise BadArgument(f"{prefix}contraction: expected 0 to {len(CONTRACTIONS) - 1}, got {int(self.contraction)}")
+        box = SceneBox(self.aabb.clone(), CONTRACTIONS[int(self.contraction)])
+        if bool(box.aabb.isnan().all()):  # of a field that no scene was bound to
+            self._lay_over(box)
+        else:
+            self.bind(box)
 
     @property
     def is_bound(self) -> bool:
@@ -143,17 +157,23 @@ class RadianceField(Recorded, nn.Module, ABC):
         self, rays: Rays, samples: PackedSamples, times: Tensor | None, names: Collection[str]
     ) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
+        n_rays = len(rays.origins)
         for name in self.wants:
             if name not in names:
                 continue
             if name == "times":
                 value = times
             elif name == "cameras":
-                value = None if rays.cameras is None else per_sample(rays.cameras, samples)
+                value = None if rays.cameras is None else _of_ray("cameras", rays.cameras, samples, n_rays, torch.int64)
             else:
-                value = None if rays.footprint is None else per_sample(rays.footprint, samples)
+                value = None if rays.footprint is None else _of_ray("footprint", rays.footprint, samples, n_rays)
                 value = None if value is None else value * (0.5 * (samples.t_starts + samples.t_ends))
             if value is None:
                 raise BadArgument(f"rays: {type(self).__name__} wants {name}, which these rays do not have")
             found[name] = value
         return found
+
+
+def _of_ray(name: str, values: Tensor, samples: PackedSamples, n_rays: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    check_tensor(f"rays.{name}", values, (n_rays,), dtype)  # others' values, or a neighbor's, would go unseen
+    return per_sample(values, samples)

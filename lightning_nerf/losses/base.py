@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from torch import Tensor, nn
 
 from lightning_nerf.arguments import Recorded
-from lightning_nerf.checks import BadArgument, check_instance, check_number
+from lightning_nerf.checks import BadArgument, BadType, check_instance, check_number
 from lightning_nerf.types import Step
 
 RESERVED = ("loss", "mse", "n_rays", "n_samples")  # what steps log beside the losses
@@ -43,7 +43,7 @@ class Loss(Recorded, nn.Module, ABC):
         check_instance("name", name, str, type(None))
         self.weight = float(weight)
         self.name = re.sub(r"(?<!^)(?=[A-Z])", "_", type(self).__name__).lower() if name is None else name
-        if self.name in RESERVED:
+        if not self.name or self.name in RESERVED:
             raise BadArgument(f"name: expected another one than {', '.join(RESERVED)}, got {self.name!r}")
 
     @abstractmethod
@@ -57,11 +57,24 @@ def weighted_sum(losses: nn.ModuleList, step: Step) -> Tensor:
     for loss in losses:
         assert isinstance(loss, Loss)
         value = loss(step)
+        _check_scalar(f"losses: {loss.name}", value)
         step.logs[loss.name] = value.detach()
         term = value if loss.weight == 1 else loss.weight * value
         total = term if total is None else total + term
     assert total is not None
+    for key, logged in step.logs.items():
+        if key == "loss":  # it would take the place of the sum
+            raise BadArgument("step.logs['loss']: expected another name, since the sum of the losses has this one")
+        _check_scalar(f"step.logs[{key!r}]", logged)
     return total
+
+
+def _check_scalar(name: str, value: object) -> None:
+    """A 0-d tensor of real numbers."""
+    if not isinstance(value, Tensor):
+        raise BadType(f"{name}: expected a 0-d tensor, got {type(value).__name__}")
+    if value.ndim != 0 or value.is_complex():
+        raise BadArgument(f"{name}: expected a 0-d tensor of a real number, got {value.dtype} of shape {list(value.shape)}")
 
 
 def check_losses(losses: object) -> list[Loss]:
@@ -70,6 +83,8 @@ def check_losses(losses: object) -> list[Loss]:
         raise BadArgument(f"losses: expected a list of at least one Loss, got {losses!r}")
     for i, loss in enumerate(losses):
         check_instance(f"losses[{i}]", loss, Loss)
+        if not hasattr(loss, "name"):
+            raise BadType(f"losses[{i}]: {type(loss).__name__}.__init__ has to call super().__init__() first")
     names = [loss.name for loss in losses]
     for i, name in enumerate(names):
         if name in names[:i]:

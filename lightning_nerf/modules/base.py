@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.always import ALWAYS
+from lightning_nerf.callbacks.averaging import keep_buffers
 from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
@@ -25,13 +26,15 @@ from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
 from lightning_nerf.losses.photometric import Photometric
-from lightning_nerf.modules.checkpoints import refuse_another_box
+from lightning_nerf.modules.checkpoints import refuse_another_box, refuse_another_contraction
 from lightning_nerf.modules.evaluation import EvaluatedModule
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
+from lightning_nerf.ops._placement import checked_placement
 from lightning_nerf.recorded import Plain
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
-from lightning_nerf.types import RayBatch, Step
+from lightning_nerf.scene_box import CONTRACTIONS
+from lightning_nerf.types import FieldOutput, PackedSamples, RayBatch, Render, Step
 
 HUBER_DELTA = 0.1
 
@@ -138,9 +141,9 @@ class NeRFModule(EvaluatedModule):
             raise BadArgument(f"overfit_batches: expected a number of batches, since epochs are endless, got {repeated}")
         box = self.datamodule.scene_box
         refuse_another_box(box.aabb, self.field.aabb, "the data module's")
-        if self.field.is_bound and self.field.scene_box.contraction != box.contraction:
-            known = self.field.scene_box.contraction
-            raise BadArgument(f"contraction: the data module's is {box.contraction!r}, expected the field's, {known!r}")
+        if self.field.is_bound:
+            wanted = CONTRACTIONS.index(box.contraction)
+            refuse_another_contraction(wanted, int(self.field.contraction), "the data module's")
         self.write_atomically()
         self.field.bind(box)
         self.estimator.bind(box)
@@ -148,6 +151,7 @@ class NeRFModule(EvaluatedModule):
         if stage == "fit":
             self._check_wants()
             if (count := self.estimator.fixed_count) is not None:
+                check_integer(f"{type(self.estimator).__name__}.fixed_count", count, 1)
                 self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
 
     def _check_wants(self) -> None:
@@ -168,6 +172,7 @@ class NeRFModule(EvaluatedModule):
     def configure_callbacks(self) -> list[Callback]:
         """What the parts need in training, unless the user brought it."""
         clock_of(self.trainer)  # makes it
+        keep_buffers(self.trainer)
         wanted: list[tuple[type[Callback], bool]] = [
             (OccupancyGridUpdate, self.estimator.needs_update),
             (RayBudget, self.estimator.fixed_count is None),
@@ -214,21 +219,37 @@ class NeRFModule(EvaluatedModule):
             capacity=self.samples_per_step,
             march_capacity=None if exact else self.march_factor * self.samples_per_step,
         )
+        placement = checked_placement(placement, len(batch.rays.origins), type(self.estimator).__name__)
         samples, background = placement.samples, self.background(batch)
         output = self.field.at_samples(batch.rays, samples, placement.evaluated)
-        weighs = any(loss.needs_weights for loss in self.losses)
-        render = self.renderer(output, samples, background=background, return_weights=weighs)
+        render = self._rendered(output, samples, background)
         step = Step(batch, background, placement, output, render, logs={})
         loss = weighted_sum(self.losses, step)
         if "n_rays" not in step.logs:
             step.logs["n_rays"] = step.counts.sum()
         return loss, {**step.logs, "n_samples": samples.offsets[-1]}
 
+    def _rendered(self, output: FieldOutput, samples: PackedSamples, background: Tensor) -> Render:
+        """The renderer's answer, with weights where a loss asks for them."""
+        asking = [loss.name for loss in self.losses if loss.needs_weights]
+        render = self.renderer(output, samples, background=background, return_weights=bool(asking))
+        check_instance(f"{type(self.renderer).__name__}.forward", render, Render)
+        if asking and render.weights is None:
+            raise BadArgument(
+                f"renderer: {type(self.renderer).__name__} keeps no weights, which the loss {asking[0]!r} needs; expected "
+                "one that returns them for return_weights=True"
+            )
+        return render
+
     def training_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
         rays = None if isinstance(batch, (int, Tensor)) else checked_batch(batch)
-        loss, logs = self.executor.step(self, rays)
-        return {"loss": loss, **logs}
+        executor = self.executor
+        result: object = executor.step(self, rays)
+        match result:
+            case [Tensor() as loss, dict() as logs]:
+                return {"loss": loss, **logs}
+        raise BadType(f"{type(executor).__name__}.step: expected a loss and a dict of logs, got {type(result).__name__}")
 
     def inputs(self) -> object:
         """What :meth:`draw` reads beside this module's tensors: an object that is replaced when its tensors are."""

@@ -221,8 +221,9 @@ def refuse_another(module: CheckpointedModule, checkpoint: Plain) -> None:
     for key in ("field.aabb", "estimator.aabb"):
         if key in came and key in expected:
             refuse_another_box(came[key], expected[key], "the checkpoint's")
-    if module.field.is_bound:
-        refuse_another_contraction(came.get("field.contraction"), expected.get("field.contraction"))
+    came_as, expected_as = (_contraction(weights) for weights in (came, expected))
+    if came_as != expected_as and module.field.is_bound:
+        refuse_another_contraction(came_as, expected_as, "the checkpoint's")
 
 
 def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
@@ -232,15 +233,16 @@ def refuse_another_box(came: Tensor, expected: Tensor, whose: str) -> None:
         raise BadArgument(f"scene_box: {whose} is {came.tolist()}, expected {expected.tolist()}")
 
 
-def refuse_another_contraction(came: object, expected: object) -> None:
-    """Raise a ValueError if both are contractions [] int8 and differ; other shapes and types are refused elsewhere."""
-    if not (isinstance(came, Tensor) and isinstance(expected, Tensor)):
-        return
-    if came.shape == expected.shape and came.dtype == expected.dtype and int(came) != int(expected):
-        names = dict(enumerate(CONTRACTIONS))
-        raise BadArgument(
-            f"contraction: the checkpoint's is {names.get(int(came), int(came))!r}, expected {names[int(expected)]!r}"
-        )
+def refuse_another_contraction(came: int, expected: int, whose: str) -> None:
+    """Raise a ValueError if two indices in CONTRACTIONS differ: what weights mean depends on it."""
+    if came != expected:
+        names = [CONTRACTIONS[i] if 0 <= i < len(CONTRACTIONS) else str(i) for i in (came, expected)]
+        raise BadArgument(f"contraction: {whose} is {names[0]!r}, expected {names[1]!r}")
+
+
+def _contraction(weights: Mapping[str, Any]) -> int:
+    index = weights.get("field.contraction")
+    return int(index) if isinstance(index, Tensor) and index.numel() == 1 else 0
 
 
 def _shape_in(weights: Mapping[str, Any], key: str) -> list[int] | str:

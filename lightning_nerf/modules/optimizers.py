@@ -55,7 +55,8 @@ def configure(
     if not getattr(optimizer, "skips_bad_steps", False):
         StepGuard(optimizer)
     averages = any(group.get("ema_decay") is not None for group in optimizer.param_groups)
-    if averages and not any(isinstance(c, EMAWeights) for c in lightning_names.callbacks(trainer)):
+    given = lightning_names.callbacks(trainer)
+    if averages and not any(isinstance(c, EMAWeights) or lightning_names.is_weight_averaging(c) for c in given):
         rank_zero_warn(
             "the optimizer keeps averaged weights (ema_decay), but no callback uses them: validation, test and "
             "checkpoints have the raw ones. Add lightning_nerf.callbacks.EMAWeights, or set ema_decay to None."

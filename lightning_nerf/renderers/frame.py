@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.cameras.cameras import Cameras, image_rays
-from lightning_nerf.checks import check_integer
+from lightning_nerf.checks import FLOATS, check_instance, check_integer, check_tensor
+from lightning_nerf.ops._placement import checked_placement
 from lightning_nerf.renderers.base import Renderer
-from lightning_nerf.types import FrameKernel, PackedSamples, Placer, Pruning, Rays, Render, SampledField
+from lightning_nerf.types import FrameKernel, PackedSamples, Placement, Placer, Pruning, Query, Rays, Render, SampledField
 
 FUSED_SAMPLES = 2**25  # marched samples that a frame kernel takes at once, at most: 12 bytes each
 BAND_RAYS = 2**20  # rays of a frame that exist at once, at most: some 150 bytes each while they are made
@@ -53,7 +54,9 @@ class FrameRenderer:
     @torch.no_grad()
     def rays(self, rays: Rays, background: Tensor | None = None) -> Render:
         """R rays; ``background`` is [3], or [R, 3]; None: black."""
-        n, start = len(rays.origins), 0
+        n, start = _checked_count(rays), 0
+        if background is not None:
+            check_tensor("background", background, (n, 3) if getattr(background, "ndim", 1) == 2 else (3,), FLOATS)
         kernel, pruning = self.kernel(rays), self.estimator.pruning
         capacity = self.max_samples
         if kernel is not None:  # frames find tens of samples a ray; who finds more takes another round
@@ -98,6 +101,8 @@ class FrameRenderer:
             background: [3]; None: black.
             shape: its height and width, where the caller knows them: reading them waits for the device.
         """
+        if background is not None:  # one for each ray would begin anew with each band
+            check_tensor("background", background, (3,), FLOATS)
         height, width = cameras.shape(index) if shape is None else shape
         size = min(BAND_RAYS, CPU_BAND_RAYS) if cameras.c2w.device.type == "cpu" else BAND_RAYS
         for start in range(0, height * width, size):
@@ -112,6 +117,7 @@ class FrameRenderer:
         shape: tuple[int, int] | None = None,
     ) -> Render:
         """A whole frame: rgb [H, W, 3], opacity, depth and n_samples [H, W], extras [H, W, k]; see :meth:`bands`."""
+        check_instance("cameras", cameras, Cameras)
         height, width = cameras.shape(index) if shape is None else shape
         render = _joined(list(self.bands(cameras, index, background, (height, width))))
         return Render(
@@ -127,20 +133,36 @@ class FrameRenderer:
         n = len(rays.origins)
         if self.estimator.fixed_count is not None:  # the number of rays says it already
             return rays, None
-        samples = self.estimator.place(rays, capacity=capacity).samples
+        samples = self._placed(rays, capacity=capacity).samples
         fit = int(samples.kept.sum())  # a march of fixed capacity says how many rays fit
         if fit == n:
             return rays, samples
         rays = rays.map(lambda t: t[: max(1, fit)])
         if fit == 0:  # a ray with more samples than that is taken by itself
-            return rays, self.estimator.place(rays).samples
+            return rays, self._placed(rays).samples
         return rays, samples._replace(offsets=samples.offsets[: fit + 1], kept=samples.kept[:fit])
+
+    def _placed(self, rays: Rays, query: Query | None = None, capacity: int | None = None) -> Placement:
+        placement = self.estimator.place(rays, query, capacity=capacity)
+        return checked_placement(placement, len(rays.origins), type(self.estimator).__name__)
 
     def _op_by_op(self, rays: Rays, background: Tensor | None) -> Render:
         """As in training: place, evaluate, composite."""
-        placement = self.estimator.place(rays, self.field.query)
+        placement = self._placed(rays, self.field.query)
         output = self.field.at_samples(rays, placement.samples, placement.evaluated)
         return self.renderer(output, placement.samples, background=background)
+
+
+def _checked_count(rays: Rays) -> int:
+    """R. What is cut into chunks has to have R entries: a slice of less would be taken for other rays' values."""
+    check_instance("rays", rays, Rays)
+    check_tensor("rays.origins", rays.origins, ("R", 3), torch.float32)
+    n = len(rays.origins)
+    for name, value in rays._asdict().items():
+        if value is not None or name in ("directions", "near", "far"):
+            shape = (n, 3) if name in ("origins", "directions") else (n,)
+            check_tensor(f"rays.{name}", value, shape, torch.int64 if name == "cameras" else torch.float32)
+    return n
 
 
 def _fused(

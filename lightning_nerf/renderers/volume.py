@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import check_number, check_tensor
+from lightning_nerf.checks import check_instance, check_number, check_tensor
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.types import FieldOutput, PackedSamples, Render
@@ -53,7 +53,10 @@ class VolumeRenderer(Renderer):
         return_weights: bool = False,
     ) -> Render:
         """See :meth:`Renderer.forward`."""
+        check_instance("output", output, FieldOutput)
+        check_instance("output.extras", output.extras, dict)
         n = samples.t_starts.shape[0]
+        check_tensor("density", output.density, (n,), _FLOATS)
         check_tensor("rgb", output.rgb, (n, 3), _FLOATS)
         for name, extra in output.extras.items():
             check_tensor(f"extras[{name!r}]", extra, (n, "k"), _FLOATS)

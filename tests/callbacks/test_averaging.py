@@ -10,7 +10,6 @@ from lightning.pytorch import callbacks
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 
-from lightning_nerf.callbacks.averaging import keep_buffers
 from lightning_nerf.modules import InstantNGP
 from tests.scenes import tiny_module, tiny_scene, trainer
 
@@ -25,14 +24,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "EMAWeightAveraging, now and then": {"decay": 0.9, "update_every_n_steps": 7},
     "WeightAveraging": {"use_buffers": True},
 }
-
-
-class Kept(InstantNGP):
-    """A module that protects its buffers."""
-
-    def configure_callbacks(self) -> list[Callback]:
-        keep_buffers(self.trainer)
-        return super().configure_callbacks()
 
 
 class Buffers(Callback):
@@ -59,9 +50,7 @@ def averaging(kind: str) -> Callback:
 
 def module() -> InstantNGP:
     torch.manual_seed(0)
-    kept = tiny_module()
-    kept.__class__ = Kept
-    return kept
+    return tiny_module()
 
 
 def fit(folder: Path, cache: Path, given: list[Callback], m: InstantNGP, **options: Any) -> L.Trainer:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -253,3 +254,31 @@ def test_cameras_that_are_none_are_named(change: dict[str, object], message: str
         checked_cameras("cameras", cameras._replace(**change))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="cameras: expected Cameras, got tuple"):
         checked_cameras("cameras", tuple(cameras))  # type: ignore[arg-type]
+
+
+EYE, LENS = torch.eye(4)[None, :3], torch.tensor([2.0, 2, 2, 2])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"c2w": [[1.0]]}, "c2w: expected a tensor, got list"),
+        ({"c2w": torch.eye(4)[None]}, r"c2w: expected shape \[V, 3, 4\], got \[1, 4, 4\]"),
+        ({"c2w": EYE[0]}, r"c2w: expected shape \[V, 3, 4\], got \[3, 4\]"),
+        ({"intrinsics": [2.0, 2, 2, 2]}, "intrinsics: expected a tensor, got list"),
+        ({"intrinsics": torch.ones(3)}, r"intrinsics: expected shape \[4\], got \[3\]"),
+        ({"intrinsics": torch.ones(3, 4)}, r"intrinsics: expected shape \[1, 4\], got \[3, 4\]"),
+        ({"width": 4.5}, "width: expected an integer >= 1, got 4.5"),
+        ({"height": 0}, "height: expected an integer >= 1, got 0"),
+        ({"near": 1.0}, "near, far: expected both or none, got 1.0, None"),
+        ({"near": 3.0, "far": 1.0}, "near, far: expected 0 <= near < far, got 3.0, 1.0"),
+        ({"near": -1.0, "far": 1.0}, r"near: expected a number in \[0, inf\), got -1.0"),
+        ({"near": float("nan"), "far": 1.0}, r"near: expected a number in \[0, inf\), got nan"),
+        ({"times": torch.zeros(3)}, r"times: expected shape \[1\], got \[3\]"),
+    ],
+)
+def test_cameras_are_not_made_of_what_does_not_fit(change: dict[str, Any], message: str) -> None:
+    proper: dict[str, Any] = {"c2w": EYE, "intrinsics": LENS, "width": 4, "height": 4}
+    assert Cameras.of_one_size(**proper).n_views == 1
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Cameras.of_one_size(**{**proper, **change})

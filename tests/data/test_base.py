@@ -221,6 +221,42 @@ def test_the_box_is_the_arguments_or_the_sources() -> None:
         _ = NeRFDataModule(Given(scene)).scene_box
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (torch.tensor(BOX).float(), r"Knowing.box\(\): expected SceneBox, got Tensor"),
+        ("box", r"Knowing.box\(\): expected SceneBox, got str"),
+        (SceneBox(torch.zeros(2, 3)), r"Knowing.box\(\).aabb: expected a minimum corner and a maximum corner above it"),
+        (
+            SceneBox(torch.tensor(BOX).float(), "l5"),
+            r"Knowing.box\(\).contraction: expected one of none, l2, linf, got 'l5'",
+        ),
+    ],
+)
+def test_a_sources_box_is_checked(given: Any, message: str) -> None:
+    class Knowing(Given):
+        def box(self) -> SceneBox | None:
+            return given
+
+    with pytest.raises(ValueError, match=message):
+        _ = NeRFDataModule(Knowing(numbered_scene())).scene_box
+
+
+def test_a_stage_that_is_none_is_named() -> None:
+    with pytest.raises(ValueError, match="stage: expected one of fit, validate, test, predict, got 'train'"):
+        NeRFDataModule(Given(numbered_scene()), aabb=BOX).setup("train")
+
+
+@pytest.mark.parametrize("unit", [1e-6, 1.0, 1e6, 1e33])
+def test_bounds_that_are_not_given_follow_the_unit(unit: float) -> None:
+    scene = numbered_scene()
+    scene = scene._replace(cameras=scene.cameras._replace(bounds=None))
+    box = [[-1.5 * unit] * 3, [1.5 * unit] * 3]
+    bounds = NeRFDataModule(Given(scene), aabb=box).scene("train").cameras.bounds
+    assert bounds is not None
+    torch.testing.assert_close(bounds, torch.tensor([[0.05 * unit, 1000.0 * unit]]).expand(3, 2), rtol=1e-6, atol=0)
+
+
 def test_the_range_of_times_is_that_of_the_training_views() -> None:
     scene = numbered_scene()
     assert NeRFDataModule(Given(scene), aabb=BOX).time_range() == (0.0, 1.0)

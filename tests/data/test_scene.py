@@ -89,6 +89,15 @@ def test_pictures_that_are_none_are_named(change: Callable[[list[Tensor]], Any],
         Images.from_pictures(given)
 
 
+def test_pictures_come_from_any_iterable() -> None:
+    expected = Images.from_pictures(pictures())
+    assert torch.equal(Images.from_pictures(picture for picture in pictures()).colors, expected.colors)  # type: ignore[arg-type]
+    stack = torch.zeros(2, 3, 4, 3, dtype=torch.uint8)
+    assert Images.from_pictures(stack, torch.ones(2, 3, 4) > 0).offsets.tolist() == [0, 12, 24]  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="pictures: expected Iterable, got NoneType"):
+        Images.from_pictures(None)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("first", [torch.zeros(4, 5, dtype=torch.uint8), None, torch.zeros(4, 5, 2, dtype=torch.uint8)])
 def test_a_first_picture_that_is_none_is_named(first: Any) -> None:
     with pytest.raises(ValueError, match=r"pictures\[0\]: expected (shape \[h, w, C\]|a tensor|3 or 4 channels)"):
@@ -182,6 +191,24 @@ def indices(*values: int) -> Tensor:
     return torch.tensor(values, dtype=torch.int64)
 
 
+def pose(value: float) -> Callable[[Scene], Scene]:
+    def changed(scene: Scene) -> Scene:
+        c2w = scene.cameras.c2w.clone()
+        c2w[1] = value
+        return cameras(c2w=c2w)(scene)
+
+    return changed
+
+
+def focal(value: float) -> Callable[[Scene], Scene]:
+    def changed(scene: Scene) -> Scene:
+        intrinsics = scene.cameras.intrinsics.clone()
+        intrinsics[2, 0] = value
+        return cameras(intrinsics=intrinsics)(scene)
+
+    return changed
+
+
 REFUSED: dict[str, tuple[Callable[[Scene], Any], str]] = {
     "a tuple": (tuple, "it: expected Scene, got tuple"),
     "no cameras": (lambda scene: scene._replace(cameras=None), "it.cameras: expected Cameras, got NoneType"),
@@ -240,6 +267,32 @@ REFUSED: dict[str, tuple[Callable[[Scene], Any], str]] = {
     ),
     "a box without end": (
         box(aabb=torch.tensor([[0.0] * 3, [float("inf")] * 3])), "it.box.aabb: expected a minimum corner and a maximum"
+    ),
+    "a pose that is NaN": (
+        pose(NAN), r"it.cameras.c2w: expected finite numbers, got \[\[nan, nan, nan, nan\].* in view 1"
+    ),
+    "a pose that is infinite": (pose(float("inf")), "it.cameras.c2w: expected finite numbers, got .* in view 1"),
+    "a pose without axes": (pose(0.0), "it.cameras.c2w: expected an invertible rotation, got .* in view 1"),
+    "a focal length of 0": (focal(0.0), "it.cameras.intrinsics: expected finite fx, fy > 0, cx, cy, got .* in view 2"),
+    "a negative focal length": (focal(-9.0), "it.cameras.intrinsics: expected finite fx, fy > 0, cx, cy, got .* in view 2"),
+    "a focal length that is NaN": (focal(NAN), "it.cameras.intrinsics: expected finite fx, fy > 0, cx, cy, got"),
+    "one view's far before its near": (
+        cameras(bounds=torch.tensor([[1.0, 2], [3, 1], [1, 2]])),
+        r"it.cameras.bounds: expected finite numbers, 0 <= near < far, got \[3.0, 1.0\] in view 1",
+    ),
+    "a negative near": (
+        cameras(bounds=torch.tensor([[-1.0, 2], [0, 1], [1, 2]])), "it.cameras.bounds: expected finite numbers, 0 <= near"
+    ),
+    "a time that is NaN": (
+        cameras(times=torch.tensor([0.0, NAN, 1.0])), "it.cameras.times: expected finite numbers, got nan in view 1"
+    ),
+    "no names": (lambda scene: scene._replace(names=None), "it.names: expected list or tuple, got NoneType"),
+    "a name that is a number": (lambda s: s._replace(names=["a", 1, "b"]), r"it.names\[1\]: expected str, got int"),
+    "one name twice": (
+        lambda s: s._replace(names=["a", "b", "A"]), r"it.names\[2\]: expected a name of its own, got 'A' once more"
+    ),
+    "a name outside of the folder": (
+        lambda s: s._replace(names=["a", "../b", "c"]), r"it.names\[1\]: expected a name under which a picture can be saved"
     ),
     "an unknown contraction": (
         box(contraction="cube"), "it.box.contraction: expected one of none, l2, linf, got 'cube'"

@@ -1,0 +1,42 @@
+"""What estimators promise of the samples that they place, looked at before kernels rely on it."""
+
+from __future__ import annotations
+
+import torch
+
+from lightning_nerf.checks import BadArgument, check_instance, check_tensor
+from lightning_nerf.types import Evaluated, PackedSamples, Placement, Round
+
+
+def checked_placement(placement: object, n_rays: int, whose: str) -> Placement:
+    """What an estimator's ``place`` said of R rays. Values are looked at on a CPU only: elsewhere that would synchronise.
+
+    Indices that point outside of the rays or the samples would have kernels read memory that is not theirs.
+
+    Raises:
+        BadType, BadArgument: naming what breaks the promises of :class:`PackedSamples`.
+    """
+    check_instance(f"{whose}.place", placement, Placement)
+    assert isinstance(placement, Placement)
+    samples, name = placement.samples, f"{whose}.place: samples"
+    check_instance(name, samples, PackedSamples)
+    check_tensor(f"{name}.t_starts", samples.t_starts, ("N",), torch.float32)
+    n = len(samples.t_starts)
+    check_tensor(f"{name}.t_ends", samples.t_ends, (n,), torch.float32)
+    check_tensor(f"{name}.ray_indices", samples.ray_indices, (n,), torch.int32)
+    check_tensor(f"{name}.offsets", samples.offsets, (n_rays + 1,), torch.int32)
+    check_tensor(f"{name}.kept", samples.kept, (n_rays,), torch.bool)
+    check_instance(f"{whose}.place: rounds", placement.rounds, tuple)
+    for i, each in enumerate(placement.rounds):
+        check_instance(f"{whose}.place: rounds[{i}]", each, Round)
+    check_instance(f"{whose}.place: evaluated", placement.evaluated, Evaluated, type(None))
+    if samples.t_starts.device.type != "cpu" or torch.compiler.is_compiling():
+        return placement
+    offsets, rays = samples.offsets, samples.ray_indices
+    if int(offsets[0]) != 0 or int(offsets[-1]) > n or bool((offsets.diff() < 0).any()):
+        shown = [int(offsets.min()), int(offsets.max())]
+        raise BadArgument(f"{name}.offsets: expected 0 at first, never falling, at most N = {n} at last, got {shown}")
+    if n and n_rays and not 0 <= int(rays.min()) <= int(rays.max()) < n_rays:
+        shown = [int(rays.min()), int(rays.max())]
+        raise BadArgument(f"{name}.ray_indices: expected 0 to {n_rays - 1}, also in the tail, got {shown}")
+    return placement
