@@ -5,7 +5,7 @@
 
 namespace lightning_nerf::adam {
 
-// What an optimiser keeps on the device from step to step, int32 [4]. In adam_begin_ only `now` and `bad` are written and
+// What an optimizer keeps on the device from step to step, int32 [4]. In adam_begin_ only `now` and `bad` are written and
 // only `ended` is read, in adam_ the other way round: no block can meet a value that another has just changed.
 enum Control : int {
   kEnded = 0,    // number of the last step that ended

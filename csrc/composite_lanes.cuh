@@ -1,4 +1,4 @@
-// How a warp takes the samples of its rays: kLanes neighbouring lanes own a ray and take it kChunk samples at a time, kPer
+// How a warp takes the samples of its rays: kLanes neighboring lanes own a ray and take it kChunk samples at a time, kPer
 // consecutive ones per lane. With kPer = 4 every load and store is of 16 bytes: a chunk then begins at a multiple of four
 // entries, and what lies in front of the ray or behind it is masked. The groups of a warp walk the same number of chunks, so
 // that every shuffle has the whole warp.

@@ -1,7 +1,7 @@
 // A perceptron of any shape for 16 rows at a time, by one warp: rows of any float type and width to and from the fragments
 // of warp_mlp.cuh, and its weights in shared memory.
 //
-// Thread t of a row loads and stores the four neighbouring columns 4 t to 4 t + 3 of a block of 16, in one access. In a
+// Thread t of a row loads and stores the four neighboring columns 4 t to 4 t + 3 of a block of 16, in one access. In a
 // fragment its columns are 2 t, 2 t + 1, 2 t + 8 and 2 t + 9: so column c of memory is column operand_position(c) of the
 // fragment, and the weights' rows and columns are shared in that order.
 #pragma once
@@ -20,7 +20,7 @@ struct Rows {
   void* data;
   int width;
   Number type;
-  bool vector;  // four neighbouring numbers, the first's column a multiple of four, are one access
+  bool vector;  // four neighboring numbers, the first's column a multiple of four, are one access
   bool direct;  // of the operands' type, and eight of them are one access of 16 bytes
 };
 

@@ -42,7 +42,7 @@ LN_HD float clamp_to_unit(float x) {  // NaN becomes 0
 
 LN_HD bool inside_unit(float x) { return x >= 0.0f && x <= 1.0f; }  // where the clamp passes gradients; NaN: no
 
-// x * scale + 0.5, rounded twice as the reference does: a fused result could fall into the neighbouring cell.
+// x * scale + 0.5, rounded twice as the reference does: a fused result could fall into the neighboring cell.
 LN_HD float grid_coordinate(float x, float scale) {
 #ifdef __CUDA_ARCH__
   return __fadd_rn(__fmul_rn(x, scale), 0.5f);
@@ -133,7 +133,7 @@ bool for_shape(int64_t dims, int64_t features, const Body& body) {
 
 #ifdef __CUDACC__
 
-// Two neighbouring lanes share a sample: the even lane takes the lower face of its cell across axis 0, the odd lane the
+// Two neighboring lanes share a sample: the even lane takes the lower face of its cell across axis 0, the odd lane the
 // upper one. The rows at the ends of an edge along axis 0 are r and r + 1 on a dense level and, as that axis' prime is 1,
 // differ in the low bits of r on a hashed one: mostly one transaction of 32 bytes (in 3 of 4 cells for rows of 8 bytes).
 __device__ __forceinline__ int pair_side() { return threadIdx.x & 1; }
@@ -186,7 +186,7 @@ __device__ __forceinline__ void interpolate(
   }
 }
 
-// As interpolate, for two neighbouring lanes with one point that want a level each, the even lane `levels[0]`: each takes
+// As interpolate, for two neighboring lanes with one point that want a level each, the even lane `levels[0]`: each takes
 // one face of both cells and gets its own level's features. All lanes in `mask` must come, which splits no pair.
 template <int D, int F, typename T>
 __device__ __forceinline__ void interpolate_pair(
@@ -203,7 +203,7 @@ __device__ __forceinline__ void interpolate_pair(
     sum[f] += (side ? part[1][f] : part[0][f]) + __shfl_xor_sync(mask, side ? part[0][f] : part[1][f], 1);
 }
 
-// A thread's gradients for the rows of a face, summed as long as its samples stay in one cell, as neighbours on a ray do on
+// A thread's gradients for the rows of a face, summed as long as its samples stay in one cell, as neighbors on a ray do on
 // all but the finest levels. add_row(row, value [F]) takes the sums.
 template <int D, int F>
 struct FaceSum {

@@ -35,7 +35,7 @@ struct Bracket {
   int64_t left, right;
 };
 
-// Neighbours with values[left] <= x < values[right]; an x before the first counts as the first; the last two where it is
+// Neighbors with values[left] <= x < values[right]; an x before the first counts as the first; the last two where it is
 // not before the last.
 LN_HD Bracket bracket(const float* values, int64_t begin, int64_t count, float x) {
   if (count > 0 && x < values[begin]) x = values[begin];

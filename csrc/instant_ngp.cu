@@ -162,7 +162,7 @@ __device__ __forceinline__ void load_features(T* rows, const Encoded<T>& feature
   }
 }
 
-// The gradients of the logits from those of the colours.
+// The gradients of the logits from those of the colors.
 template <typename T>
 __device__ __forceinline__ void logit_gradients(
     Operand<16>& narrow, const Accumulator<16>& logits, const float (&given_rgb)[2][2]) {
@@ -208,7 +208,7 @@ __global__ void __launch_bounds__(kBlock, 2) field_backward_kernel(
     // This warp's rows: the forward pass again.
     const int64_t begin = first + own;
     load_features(encoded_rows, features, begin, n);
-    const float nowhere[3] = {};  // without directions no colour has a gradient
+    const float nowhere[3] = {};  // without directions no color has a gradient
     share_harmonics(
         color_rows, padded(kColorInput),
         directions != nullptr ? directions + 3 * min(begin + (lane & 15), n - 1) : nowhere);
@@ -415,7 +415,7 @@ std::tuple<Tensor, Tensor> instant_ngp_field_backward(
   if (grad_rgb.has_value()) {
     check_float(*grad_rgb, "grad_rgb");
     check_rows(*grad_rgb, n, 3, "grad_rgb");
-    STD_TORCH_CHECK(directions.has_value(), "grad_rgb without directions: there is no colour");
+    STD_TORCH_CHECK(directions.has_value(), "grad_rgb without directions: there is no color");
   }
   const FieldWeights w = field_weights(density1, density2, color1, color2, color3);
   const Launch launch(positions);

@@ -1,7 +1,7 @@
 // Instant-NGP's field for 16 samples at a time, by one warp: hash encoding gathered straight into the left operand of the
 // first layer, both perceptrons on tensor cores, nothing in between in memory.
 //
-// Fixed shape: 32 encoded features (16 levels of 2 or 8 of 4), density perceptron 32 - 64 - 16, colour perceptron
+// Fixed shape: 32 encoded features (16 levels of 2 or 8 of 4), density perceptron 32 - 64 - 16, color perceptron
 // (16 spherical harmonics + 16 geometry features) - 64 - 64 - 3. Any other shape runs op by op.
 #pragma once
 #include "hash_grid.cuh"
@@ -161,7 +161,7 @@ __device__ __forceinline__ void geometry(
   multiply(out, active, net.second);
 }
 
-// Colours before the sigmoid, in columns 0 to 2.
+// Colors before the sigmoid, in columns 0 to 2.
 template <typename T>
 __device__ __forceinline__ void color(Accumulator<16>& out, const SharedColorNet<T>& net, const Operand<kColorInput>& in) {
   Accumulator<kHidden> hidden;

@@ -7,7 +7,7 @@ namespace {
 
 constexpr int kRayWarps = 4;
 constexpr int kRayBlock = 32 * kRayWarps;
-// Lanes of a ray at first. Fewer leave less behind the surface to be evaluated in vain; a colour wants eight, one for each
+// Lanes of a ray at first. Fewer leave less behind the surface to be evaluated in vain; a color wants eight, one for each
 // pair of harmonics.
 constexpr int kDensityWidth = 4, kRenderWidth = 8;
 constexpr int kRenderSlots = 32 / kRenderWidth;
@@ -169,7 +169,7 @@ struct Light {
   }
 };
 
-// The colour perceptron's input for a tile: its slots' harmonics and the geometry features.
+// The color perceptron's input for a tile: its slots' harmonics and the geometry features.
 template <typename T>
 __device__ __forceinline__ void color_input(
     Operand<kColorInput>& in, const T* harmonics, int width, int tile, const Accumulator<kGeometry>& shape) {

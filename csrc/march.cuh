@@ -1,7 +1,7 @@
 // One ray's walk through nested occupancy levels: a lattice of samples in t, looked up cell by cell.
 //
 // The cell of a sample is computed in float from its midpoint, and every step of that (multiply by d, add o, subtract the
-// centre, scale, truncate) is monotone in the midpoint, rounding included. So if two samples of a ray fall in one cell, all
+// center, scale, truncate) is monotone in the midpoint, rounding included. So if two samples of a ray fall in one cell, all
 // between them do, exactly: a walk looks up two samples per cell it crosses, never one per sample, and yet gives what a
 // lookup of each sample would. Where a cell ends is only guessed (by division, up to rounding) and then verified.
 #pragma once
@@ -114,21 +114,21 @@ struct Ray {
 
 struct Grid {
   const Arguments& m;
-  float centre[3], half[3], scale[3];  // u = (p - centre) * scale: level l is -2^l <= u <= 2^l
+  float center[3], half[3], scale[3];  // u = (p - center) * scale: level l is -2^l <= u <= 2^l
   bool valid;
 
   LN_HD explicit Grid(const Arguments& m) : m(m), valid(true) {
     for (int a = 0; a < 3; ++a) {
       const float low = m.aabb[a], high = m.aabb[3 + a];
-      centre[a] = 0.5f * low + 0.5f * high;
+      center[a] = 0.5f * low + 0.5f * high;
       half[a] = 0.5f * high - 0.5f * low;
       scale[a] = 1.0f / half[a];
-      valid &= fabsf(centre[a]) <= kLargestFloat && scale[a] > 0.0f && scale[a] <= kLargestFloat;
+      valid &= fabsf(center[a]) <= kLargestFloat && scale[a] > 0.0f && scale[a] <= kLargestFloat;
     }
   }
 
   LN_HD float unit(float origin, float direction, float t, int a) const {
-    return (origin + t * direction - centre[a]) * scale[a];
+    return (origin + t * direction - center[a]) * scale[a];
   }
 
   LN_HD Place locate(const float* origin, const float* direction, double middle) const {
@@ -171,7 +171,7 @@ struct Grid {
         v = p.side(a) == 0 ? (forward ? 0.5f : -0.5f) : 0.5f * float(p.side(a));
         never |= p.side(a) == (forward ? 1 : -1);
       }
-      const float t_axis = (v * size * half[a] + centre[a] - ray.origin[a]) * ray.inverse[a];
+      const float t_axis = (v * size * half[a] + center[a] - ray.origin[a]) * ray.inverse[a];
       if (!never && t_axis < t) t = t_axis;
     }
     return t;

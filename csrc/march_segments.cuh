@@ -20,7 +20,7 @@ constexpr int kMaxSegments = 2048;  // of a ray; 11 bits
 constexpr int kQueue = 128;         // segments that wait for the fine stage, at least 31 more than it starts at
 constexpr int kPlan = 64;           // segments with samples per ray that a group may have, on average
 
-// The grid as bits. Blocks of 4 x 4 x 4 cells are 64 bits, so that neighbours in space are neighbours in memory; coarse
+// The grid as bits. Blocks of 4 x 4 x 4 cells are 64 bits, so that neighbors in space are neighbors in memory; coarse
 // blocks of 2^shift cells per axis, at most 32 along z, are a bit each: few enough for shared memory.
 struct Bits {
   uint32_t* cells;   // [L, blocks, 2]
@@ -159,8 +159,8 @@ __device__ inline bool find_range(
   for (int a = 0; a < 3; ++a) {
     const int high = min((extent.high[a] + 1) << shift, m.resolution[a]);
     const float low_v = float(extent.low[a] << shift) * m.cell_size[a] - 1.0f, high_v = float(high) * m.cell_size[a] - 1.0f;
-    const float t0 = (low_v * size * grid.half[a] + grid.centre[a] - ray.origin[a]) * ray.inverse[a];
-    const float t1 = (high_v * size * grid.half[a] + grid.centre[a] - ray.origin[a]) * ray.inverse[a];
+    const float t0 = (low_v * size * grid.half[a] + grid.center[a] - ray.origin[a]) * ray.inverse[a];
+    const float t1 = (high_v * size * grid.half[a] + grid.center[a] - ray.origin[a]) * ray.inverse[a];
     enter = fmaxf(enter, fminf(t0, t1));
     leave = fminf(leave, fmaxf(t0, t1));
   }

@@ -132,7 +132,7 @@ __global__ void points_kernel(
     const float* __restrict__ aabb,     // [2, 3]
     GridShape shape, int64_t n,
     float* __restrict__ points) {         // [n, 3]
-  __shared__ float staged[3 * kThreads];  // the block's points, so that neighbours store to neighbours
+  __shared__ float staged[3 * kThreads];  // the block's points, so that neighbors store to neighbors
   const int64_t first = blockIdx.x * int64_t(kThreads), row = first + threadIdx.x;
   if (row < n) cell_point(key, row, cells[row], shape, aabb, staged + 3 * threadIdx.x);
   __syncthreads();

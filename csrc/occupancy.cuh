@@ -41,9 +41,9 @@ LN_HD void cell_point(
   const int32_t index[3] = {slab - level * shape.x, column - slab * shape.y, cell - column * shape.z};
   const float scale = float(int64_t(1) << level);
   for (int d = 0; d < 3; ++d) {
-    const float centre = (aabb[d] + aabb[3 + d]) * 0.5f;
+    const float center = (aabb[d] + aabb[3 + d]) * 0.5f;
     const float half = (aabb[3 + d] - aabb[d]) * 0.5f * scale;
-    point[d] = centre + half * (2.0f * ((float(index[d]) + u[d]) / float(size[d])) - 1.0f);
+    point[d] = center + half * (2.0f * ((float(index[d]) + u[d]) / float(size[d])) - 1.0f);
   }
 }
 

@@ -90,7 +90,7 @@ void forward(const Tensor& like, const Arguments& a, const Losses& out) {
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 
-// A thread per colour.
+// A thread per color.
 __global__ void backward_kernel(
     const Arguments a,
     const float* __restrict__ grad_loss,  // []

@@ -17,7 +17,7 @@ struct Arguments {
 
   LN_HD bool counts(int64_t ray) const { return kept[ray] && (!mask || mask[ray]); }
 
-  // Exact at both ends: a transparent pixel is its background, an opaque one its colour.
+  // Exact at both ends: a transparent pixel is its background, an opaque one its color.
   LN_HD float truth(int64_t ray, int c) const {
     const float end = target[3 * ray + c];
     if (!alpha) return end;
@@ -34,7 +34,7 @@ LN_HD float huber(float error, float delta) {
 }
 LN_HD float huber_slope(float error, float delta) { return error <= -delta ? -delta : error >= delta ? delta : error; }
 
-// The share of one colour in a mean over 3 n of them; at least one ray, so that none at all gives 0.
+// The share of one color in a mean over 3 n of them; at least one ray, so that none at all gives 0.
 LN_HD float mean_share(int64_t n) { return 1.0f / float(3 * (n > 1 ? n : 1)); }
 
 }  // namespace lightning_nerf::ray_loss

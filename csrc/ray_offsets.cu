@@ -1,4 +1,4 @@
-// A thread per ray. Neighbouring rays take the same path down to the last few steps, so that a warp reads little more than the
+// A thread per ray. Neighboring rays take the same path down to the last few steps, so that a warp reads little more than the
 // lines in which its rays begin. At 55 samples a ray that is a third of all indices; and no gap between indices costs more.
 #include "cuda.cuh"
 #include "ray_offsets.h"

@@ -20,7 +20,7 @@ struct RaySamples {
   int32_t* taken;       // [1] rays that warps have taken, 0 before
 };
 
-// What neighbouring lanes, `width` of them, know of their ray.
+// What neighboring lanes, `width` of them, know of their ray.
 struct Slot {
   int32_t ray = -1;  // -1: none
   int32_t next = 0, end = 0;

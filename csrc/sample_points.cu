@@ -4,7 +4,7 @@
 namespace lightning_nerf::sample_points {
 namespace {
 
-// A thread per coordinate: neighbours store to neighbours, and the three reads of a sample's t come from one line.
+// A thread per coordinate: neighbors store to neighbors, and the three reads of a sample's t come from one line.
 __global__ void sample_kernel(Arguments a) {
   const int64_t element = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
   if (element >= 3 * a.n) return;

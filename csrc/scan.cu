@@ -1,8 +1,8 @@
-// Segments by their bounds: a group of kLanes neighbouring lanes owns a segment and takes it kPer * kLanes entries at a
+// Segments by their bounds: a group of kLanes neighboring lanes owns a segment and takes it kPer * kLanes entries at a
 // time. The groups of a warp walk the same number of passes, so that every shuffle has the whole warp; a lane past its
 // segment's end holds the identity.
 // Segments by keys: a warp owns the runs that begin among its 32 entries, and follows the last of them to its end. Nothing
-// has to be counted first, so nothing is synchronised.
+// has to be counted first, so nothing is synchronized.
 #include "cuda.cuh"
 #include "scan.h"
 
@@ -131,7 +131,7 @@ struct Cuda {
     if (s.layout == Layout::kKeys) {
       keys_kernel<S><<<blocks(s.n, kBlock), kBlock, 0, launch.stream>>>(scan, s, reverse);
     } else {
-      if (s.layout == Layout::kPackedInfo)  // the entries between segments, of which none knows its neighbour
+      if (s.layout == Layout::kPackedInfo)  // the entries between segments, of which none knows its neighbor
         STD_CUDA_CHECK(cudaMemsetAsync(scan.out, 0, s.n * sizeof(float), launch.stream));
       // Few idle lanes in a segment of mean length, and not many passes.
       const int64_t mean = s.n / (s.n_segments > 0 ? s.n_segments : 1);

@@ -2,7 +2,7 @@
 // and the reverse direction belong to the launchers.
 //
 // A scan is a State with an identity and an associative combine(earlier, later); `load` reads what entry i adds, `store`
-// writes its result. Both also get the neighbour before or after i in the scan's direction, kNone where the segment begins
+// writes its result. Both also get the neighbor before or after i in the scan's direction, kNone where the segment begins
 // or ends: an exclusive scan is an inclusive one of the values before.
 #pragma once
 #include "host_device.cuh"

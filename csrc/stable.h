@@ -35,7 +35,7 @@ T* mutable_data(const Tensor& t) {
   return t.mutable_data_ptr<T>();
 }
 
-// Uninitialised tensor on the device of `like`.
+// Uninitialized tensor on the device of `like`.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
   return torch::stable::new_empty(like, shape, dtype);
 }

@@ -107,7 +107,7 @@ def check_same_device(**tensors: Tensor | None) -> None:
 
 
 def check_ray_indices(ray_indices: Tensor, n_rays: int) -> None:
-    """Indices in [0, n_rays), in any order. Their values are looked at on a CPU only: elsewhere that would synchronise."""
+    """Indices in [0, n_rays), in any order. Their values are looked at on a CPU only: elsewhere that would synchronize."""
     if n_rays < 0:
         raise BadArgument(f"n_rays: expected >= 0, got {n_rays}")
     if len(ray_indices) == 0:

@@ -123,7 +123,7 @@ def wrapper_options(strategy: object) -> Mapping[str, object]:
 
 
 def syncs_layers(strategy: object) -> bool:
-    """Whether a strategy was told to synchronise batch norm."""
+    """Whether a strategy was told to synchronize batch norm."""
     return strategy._layer_sync is not None  # type: ignore[attr-defined]
 
 

@@ -341,8 +341,8 @@ def test_a_class_that_is_gone_is_named(path: Any) -> None:
 
 
 def test_an_argument_that_is_gone_is_named() -> None:
-    spec = {"class_path": f"{HERE}.Whole", "init_args": {"part": described(Part()), "colour": 1}}
-    with pytest.raises(ValueError, match=r"colour: .*Whole"):
+    spec = {"class_path": f"{HERE}.Whole", "init_args": {"part": described(Part()), "color": 1}}
+    with pytest.raises(ValueError, match=r"color: .*Whole"):
         build(spec, Recorded)
 
 

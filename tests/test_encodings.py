@@ -58,13 +58,13 @@ def test_hash_grid_learns(device: str, dims: int, features: int) -> None:
     grid = grid.to(device)
     x = rand(512, dims, seed=1).to(device)
     target = (x * 5).sin().prod(-1)
-    optimiser = torch.optim.Adam(grid.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(grid.parameters(), lr=1e-2)
     losses = []
     for _ in range(50):
         loss = (grid(x).sum(-1) - target).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.detach())
     assert losses[-1] < 0.05 * losses[0]
 
@@ -129,10 +129,10 @@ def test_the_working_table_follows_the_table(device: str) -> None:
     assert working.dtype == torch.float16
     assert not working.requires_grad
     assert is_current(grid)
-    optimiser = torch.optim.Adam(grid.parameters(), lr=0.1)
+    optimizer = torch.optim.Adam(grid.parameters(), lr=0.1)
     grid(rand(9, 3, seed=2).to(device)).sum().backward()
     for change in (
-        optimiser.step,
+        optimizer.step,
         lambda: grid.load_state_dict(small_grid(1).state_dict()),
         grid.reset_parameters,
         lambda: grid.table.detach().copy_(torch.ones_like(grid.table)),

@@ -137,11 +137,11 @@ def test_it_renders_from_the_checkpoint_alone(checkpoint: Path) -> None:
         [str(checkpoint), "--channels", "rgb", "label", "--data.source.n_test=2", "--trainer.accelerator=cpu"]
     )
     assert sorted(p.name for p in label.iterdir()) == ["test_0.png", "test_1.png"]
-    colours, labels = (iio.imread(folder / "test_0.png").astype(float) for folder in (rgb, label))
+    colors, labels = (iio.imread(folder / "test_0.png").astype(float) for folder in (rgb, label))
     image = TwoBalls(n_test=2).read("test").picture(0).numpy()
     red, blue = ((image[..., 3] > 0) & (image[..., i] > image[..., 2 - i]) for i in (0, 2))
     assert labels[red].mean() > 200 > 50 > labels[blue].mean()
-    assert colours[blue][:, 2].mean() > colours[blue][:, 0].mean() + 50
+    assert colors[blue][:, 2].mean() > colors[blue][:, 0].mean() + 50
 
 
 def test_it_renders_from_a_script_of_ten_lines(checkpoint: Path, tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def drawing(s: Setting) -> Iterator[Case]:
     scene = Scene(cameras, Images.from_pictures(list(pictures)), [str(i) for i in range(views)])
     pixels = scene.to(s.device).pixels()
     key, n = make_key(0).to(s.device), len(s.rays.origins)
-    written, read = 61, 32  # ray, footprint, colour, alpha, mask and index; one sector of an image
+    written, read = 61, 32  # ray, footprint, color, alpha, mask and index; one sector of an image
     yield Case(
         "draw_rays",
         lambda: draw_rays.draw_rays(pixels, key, n),
@@ -206,7 +206,7 @@ def hashing(s: Setting) -> Iterator[Case]:
                 n = len(positions)
                 name = f"hash_grid {levels} x {features} {label}, {kind}"
                 passed = n * (12 + levels * features * size)  # positions and features
-                # Corners that are neighbours along x share a row of up to 8 bytes, if the table is laid out well.
+                # Corners that are neighbors along x share a row of up to 8 bytes, if the table is laid out well.
                 gathers = n * levels * (4 if features * size == 4 else 8)
                 forward = lambda t, p=positions, r=rows, o=options: hash_grid.hash_grid(p, t, r, **o)  # noqa: E731
                 plain = lambda t, p=positions, r=rows: hash_grid.reference(p, t, r)  # noqa: E731
@@ -258,7 +258,7 @@ def grid_update(s: Setting) -> Iterator[Case]:
 
 
 def perceptrons(s: Setting) -> Iterator[Case]:
-    """Instant-NGP's density and colour networks, bf16 on CUDA; bytes are those of inputs and outputs."""
+    """Instant-NGP's density and color networks, bf16 on CUDA; bytes are those of inputs and outputs."""
     for name, inputs, outputs, hidden in [("32-64-16", 32, 16, 1), ("32-64-64-3", 32, 3, 2)]:
         net = mlp(inputs, outputs, hidden_layers=hidden).to(s.device)
         n = len(s.points["random"][0])
@@ -301,7 +301,7 @@ def fields(s: Setting) -> Iterator[Case]:
         )
 
 
-def optimisers(s: Setting) -> Iterator[Case]:
+def optimizers(s: Setting) -> Iterator[Case]:
     """Adam over the parameters of Instant-NGP's default field: 28 bytes each."""
     sizes = [p.shape for p in InstantNGPField(log2_table_size=19 if s.device == "cuda" else 14).parameters()]
     parameters = [torch.nn.Parameter(torch.rand(size, device=s.device)) for size in sizes]
@@ -331,7 +331,7 @@ CASES: Sequence[Callable[[Setting], Iterator[Case]]] = (
     perceptrons,
     fields,
     grid_update,
-    optimisers,
+    optimizers,
 )
 
 

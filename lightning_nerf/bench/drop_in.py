@@ -19,19 +19,19 @@ from lightning_nerf.renderers.rendering import rendering
 
 
 def rendered(s: Setting) -> Iterator[Case]:
-    """int64 ray indices in; colours, opacities, depths, weights, transmittance and alphas out; the loss is on colours."""
+    """int64 ray indices in; colors, opacities, depths, weights, transmittance and alphas out; the loss is on colors."""
     t_starts, t_ends, ray_indices = s.samples.t_starts, s.samples.t_ends, s.samples.ray_indices.long()
     n_rays = len(s.rays.origins)
     peer = peers.composite(s.samples, s.densities, s.channels)
 
-    def colours(densities: Tensor, channels: Tensor) -> Tensor:
+    def colors(densities: Tensor, channels: Tensor) -> Tensor:
         return rendering(t_starts, t_ends, ray_indices, n_rays, lambda *_: (channels, densities))[0]
 
     yield Case("ray_offsets", lambda: ray_offsets(ray_indices, n_rays), s.n, Work((32 + 4) * n_rays))
     per_ray = (32 + 4 + 28) * n_rays  # where a ray begins: a sector of the indices, at least
     yield Case(
         "rendering forward",
-        lambda: colours(s.densities, s.channels),
+        lambda: colors(s.densities, s.channels),
         s.n,
         Work((24 + 12) * s.n + per_ray),
         peer=None if peer is None else lambda: peer(s.densities, s.channels),
@@ -39,7 +39,7 @@ def rendered(s: Setting) -> Iterator[Case]:
     inputs = [s.densities, s.channels]
     yield Case(
         "rendering forward + backward",
-        both(colours, inputs),
+        both(colors, inputs),
         s.n,
         Work((24 + 12 + 24 + 16) * s.n + per_ray + 28 * n_rays),
         peer=None if peer is None else both(peer, inputs),

@@ -2,7 +2,7 @@
 
 CUDA: device time, and NerfAcc's where it is installed. CPU: kernel and pure-torch reference.
 limit_ms is the largest of work / rate; `limits` gives the rates (those of an H200, else measured at the start; gathers and
-atomics are known for an H200 only). Gathers and atomics count random ones: on ray-like points, where neighbours share
+atomics are known for an H200 only). Gathers and atomics count random ones: on ray-like points, where neighbors share
 cells, an op may pass 100 %.
 """
 

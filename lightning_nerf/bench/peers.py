@@ -62,14 +62,14 @@ def visibility(densities: Tensor, samples: PackedSamples, early_stop_eps: float)
 
 
 def composite(samples: PackedSamples, densities: Tensor, channels: Tensor) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """Colours by ``rendering``, a function of densities and colours; it takes no background here."""
+    """Colors by ``rendering``, a function of densities and colors; it takes no background here."""
     peer = nerfacc()
     if peer is None or not densities.is_cuda:
         return None
     t_starts, t_ends, rays = samples.t_starts, samples.t_ends, samples.ray_indices.long()
     n_rays = len(samples.offsets) - 1
 
-    def colours(d: Tensor, c: Tensor) -> Tensor:
+    def colors(d: Tensor, c: Tensor) -> Tensor:
         return peer.rendering(t_starts, t_ends, rays, n_rays=n_rays, rgb_sigma_fn=lambda *_: (c, d))[0]
 
-    return colours
+    return colors

@@ -65,7 +65,7 @@ def median_seconds(run: Callable[[], object], device: str, repeats: int) -> floa
     """Median time of ``run`` after two warm-up calls; on CUDA device time, from an event before it to one behind it.
 
     There each call is queued behind a sleep of the device that is a little longer than the host takes to launch it: the
-    device then never waits for the host, unless ``run`` itself synchronises.
+    device then never waits for the host, unless ``run`` itself synchronizes.
     """
     host = 0.0
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""Colour maps for pictures of scalars."""
+"""Color maps for pictures of scalars."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _STOPS = [
 
 
 def colorize(values: Tensor) -> Tensor:
-    """Colours [..., 3] of values in [0, 1], clamped; NaN becomes the lowest colour."""
+    """Colors [..., 3] of values in [0, 1], clamped; NaN becomes the lowest color."""
     stops = torch.tensor(_STOPS, device=values.device)
     position = torch.nan_to_num(values.float(), nan=0.0).clamp(0, 1) * (len(stops) - 1)
     index = position.long().clamp(max=len(stops) - 2)

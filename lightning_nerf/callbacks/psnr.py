@@ -22,7 +22,7 @@ def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
 class PSNRLogger(L.Callback):
     """Log ``val/psnr`` and ``val/ssim`` (or ``test/…``): the mean over the split of each image's value.
 
-    Per image on float renders against float truth, without quantisation: the convention of the NeRF papers.
+    Per image on float renders against float truth, without quantization: the convention of the NeRF papers.
 
     Args:
         ssim: also compute SSIM (torchmetrics: Gaussian window of 11, sigma 1.5). Pictures that are smaller than the window

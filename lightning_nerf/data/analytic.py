@@ -34,7 +34,7 @@ class AnalyticScene:
     def render(self, c2w: np.ndarray, camera_angle_x: float, resolution: int, samples: int = 3) -> np.ndarray:
         """A square picture [resolution, resolution, 4] uint8, each pixel the mean of ``samples`` x ``samples`` rays.
 
-        Alpha is the covered share of a pixel; colours are straight. ``c2w``: [3, 4], see :mod:`~.views`.
+        Alpha is the covered share of a pixel; colors are straight. ``c2w``: [3, 4], see :mod:`~.views`.
         """
         rows = max(1, _BAND // resolution)
         focal = np.float32(0.5 * resolution / math.tan(0.5 * camera_angle_x))
@@ -50,14 +50,14 @@ class AnalyticScene:
         x, y = (c.ravel().astype(np.float32) for c in (x, y))
         inner = (np.arange(samples, dtype=np.float32) + 0.5) / samples  # sub-pixel positions
         inner_y, inner_x = (c.ravel() for c in np.meshgrid(inner, inner, indexing="ij"))
-        origin, centres = c2w[:, 3:], _directions(c2w, focal, width, x + 0.5, y + 0.5)
+        origin, centers = c2w[:, 3:], _directions(c2w, focal, width, x + 0.5, y + 0.5)
         xs, ys = (x[:, None] + inner_x).ravel(), (y[:, None] + inner_y).ravel()  # pixel by pixel
         directions = _directions(c2w, focal, width, xs, ys)
 
         t = np.full(len(xs), np.inf, np.float32)
         which = np.full(len(xs), -1)
         for i, solid in enumerate(self.solids):
-            o, d = solid.local(origin), solid.unturned(centres)
+            o, d = solid.local(origin), solid.unturned(centers)
             pixels, start = _cone(solid, o, d, spread=np.float32(0.71) / focal)
             rays = (pixels[:, None] * samples**2 + np.arange(samples**2)).ravel()
             d = solid.unturned(_take(directions, rays))
@@ -77,11 +77,11 @@ class AnalyticScene:
 
     def _shade(self, points: np.ndarray, view: np.ndarray, which: np.ndarray) -> np.ndarray:
         """Radiance [3, n] that leaves surface points of the given solids against the direction ``view``."""
-        colours, normals = np.empty_like(points), np.empty_like(points)
+        colors, normals = np.empty_like(points), np.empty_like(points)
         for i, solid in enumerate(self.solids):
             mine = np.flatnonzero(which == i)
             local = solid.local(_take(points, mine))
-            for out, values in ((colours, solid.colour(local)), (normals, solid.turned(_normal(solid, local)))):
+            for out, values in ((colors, solid.color(local)), (normals, solid.turned(_normal(solid, local)))):
                 for row, value in zip(out, values, strict=True):
                     row[mine] = value
         light = column(_LIGHT)
@@ -93,7 +93,7 @@ class AnalyticScene:
         aligned = np.maximum(_dot(normals, half) / length(*half), 0)
         shine, sharpness = np.array([(s.shine, s.sharpness) for s in self.solids], np.float32)[which].T
         highlight = shine * aligned**sharpness * np.sqrt(lit)
-        return np.clip(colours * diffuse + highlight, 0, 1)
+        return np.clip(colors * diffuse + highlight, 0, 1)
 
     def _unshadowed(self, points: np.ndarray, which: np.ndarray, light: np.ndarray, facing: np.ndarray) -> np.ndarray:
         """1 where a point [3, n] of solid ``which`` faces the light and sees it, else 0."""

@@ -74,7 +74,7 @@ def derive_box(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, 
 
 
 def central_rays(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """Origins and unit directions [V, 3] float64 of the rays through the pictures' centres; see :func:`fit_box`."""
+    """Origins and unit directions [V, 3] float64 of the rays through the pictures' centers; see :func:`fit_box`."""
     c2w, (fx, fy, cx, cy) = c2w.double().cpu(), intrinsics.double().cpu().unbind(-1)
     height, width = sizes.double().cpu().unbind(-1)
     local = torch.stack([(width / 2 - cx) / fx, (cy - height / 2) / fy, -torch.ones_like(fx)], -1)

@@ -46,7 +46,7 @@ def read_pictures(paths: Sequence[Path], downscale: int = 1) -> tuple[list[Tenso
 
 
 def read_masks(paths: Sequence[Path | None], sizes: Sequence[tuple[int, int]], downscale: int = 1) -> list[Tensor]:
-    """Masks as [H // downscale, W // downscale] bool each, where 0 in all colour channels is False; None: all True.
+    """Masks as [H // downscale, W // downscale] bool each, where 0 in all color channels is False; None: all True.
 
     A shrunk pixel is True only if all pixels that it averages are.
 
@@ -121,7 +121,7 @@ def _rgba(picture: Image.Image, is_deep: bool) -> tuple[np.ndarray, bool]:
 def shrink(rgba: np.ndarray, factor: int) -> np.ndarray:
     """Average blocks of ``factor`` x ``factor`` pixels, straight alpha in and out; what is left over is cut off.
 
-    Colours are averaged as they cover, hence weighted by alpha: what is invisible must not bleed into the edges.
+    Colors are averaged as they cover, hence weighted by alpha: what is invisible must not bleed into the edges.
 
     Args:
         rgba: [H, W, 4] float32 in [0, 1].

@@ -6,7 +6,7 @@ of pictures of ``w`` x ``h``) and fields of view in radians (``camera_angle_x``,
 1. What the frame states, before what the file states. For focal lengths that is all or nothing: a frame that states one of
    them, as pixels or as an angle, takes none from the file. ``cx``, ``cy``, ``w`` and ``h`` are taken one by one.
 2. Pixels before angles. It is an error if a file, or a frame, states both for one axis and they differ by more than 1 %.
-3. The focal length of one axis for both axes, if only one is stated. The picture's centre, if ``cx`` or ``cy`` is not.
+3. The focal length of one axis for both axes, if only one is stated. The picture's center, if ``cx`` or ``cy`` is not.
 
 Pixels are those of a picture of ``w`` x ``h``; they are scaled to the size of the picture that there is.
 """

@@ -120,7 +120,7 @@ class Scene(NamedTuple):
         return self.images.colors[first : first + height * width].view(height, width, -1)
 
     def truth(self, index: int, background: Tensor) -> Tensor:
-        """One picture as float [H, W, 3] on a background [3]; not quantised after compositing."""
+        """One picture as float [H, W, 3] on a background [3]; not quantized after compositing."""
         image = self.picture(index).to(background.device).float() / 255
         if image.shape[-1] == 3:
             return image

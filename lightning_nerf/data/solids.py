@@ -21,9 +21,9 @@ class Solid(NamedTuple):
     """A textured solid; its functions take points in its own frame."""
 
     distance: Field  # [3, n] -> [n], signed, negative inside
-    colour: Field  # [3, n] -> [3, n] in [0, 1]
-    radius: float  # of a sphere around the centre that holds it
-    centre: Triple
+    color: Field  # [3, n] -> [3, n] in [0, 1]
+    radius: float  # of a sphere around the center that holds it
+    center: Triple
     rotation: np.ndarray | None = None  # [3, 3] own frame to world; None: the identity
     shine: float = 0.3  # strength of its highlights
     sharpness: float = 24.0  # exponent of its highlights
@@ -31,7 +31,7 @@ class Solid(NamedTuple):
 
     def local(self, world: np.ndarray) -> np.ndarray:
         """World points [3, n] in the solid's frame."""
-        return self.unturned(world - column(self.centre))
+        return self.unturned(world - column(self.center))
 
     def unturned(self, world: np.ndarray) -> np.ndarray:
         """World vectors [3, n] in the solid's frame."""
@@ -45,12 +45,12 @@ class Solid(NamedTuple):
 def solids(seed: int) -> list[Solid]:
     """The scene: four large solids, a lantern on a post, thin hoops and rods, two balls, on a round table.
 
-    ``seed`` decides which solid stands where, and the colours. All fits in a sphere of radius 1.34 around the origin, which
+    ``seed`` decides which solid stands where, and the colors. All fits in a sphere of radius 1.34 around the origin, which
     is what a camera with NeRF-Synthetic's distance (4) and field of view (0.69) sees.
     """
     random = np.random.default_rng(seed)
     corners = random.permutation(4)
-    colours = [_PALETTE[i] for i in random.permutation(len(_PALETTE))]
+    colors = [_PALETTE[i] for i in random.permutation(len(_PALETTE))]
 
     def corner(i: int, height: float) -> Triple:
         angle = math.radians(90 * corners[i] + 35)
@@ -60,11 +60,11 @@ def solids(seed: int) -> list[Solid]:
     top = [(0.5 * x, 0.5 * y, _LANTERN - 0.05) for x, y, _ in rim]
     return [
         Solid(_cylinder(1.1, 0.08), _table, 1.11, (0, 0, _TABLE - 0.08), shine=0.15),
-        Solid(_sphere(0.38), _swirl(colours[0], _IVORY), 0.39, corner(0, 0.38), _turn(0.5, 0.4), 0.5, 32),
-        Solid(_box(0.3, 0.3, 0.33, 0.05), _marble(colours[1], _IVORY), 0.52, corner(1, 0.33), _turn(0.6)),
+        Solid(_sphere(0.38), _swirl(colors[0], _IVORY), 0.39, corner(0, 0.38), _turn(0.5, 0.4), 0.5, 32),
+        Solid(_box(0.3, 0.3, 0.33, 0.05), _marble(colors[1], _IVORY), 0.52, corner(1, 0.33), _turn(0.6)),
         Solid(
             _torus(0.28, 0.11),
-            _spokes(colours[2], colours[3]),
+            _spokes(colors[2], colors[3]),
             0.4,
             corner(2, 0.39),
             _turn(2.4, 1.57),
@@ -72,14 +72,14 @@ def solids(seed: int) -> list[Solid]:
             32,
             convex=False,
         ),
-        Solid(_capsule(0.36, 0.18), _rings(colours[4], _NAVY), 0.55, corner(3, 0.54), shine=0.4),
+        Solid(_capsule(0.36, 0.18), _rings(colors[4], _NAVY), 0.55, corner(3, 0.54), shine=0.4),
         Solid(_capsule(0.55, 0.035), _rings(_IVORY, _NAVY), 0.59, (0, 0, _TABLE + 0.5)),
-        Solid(_sphere(0.27), _globe(colours[5], _IVORY), 0.28, (0, 0, _LANTERN), _turn(0.3, 0.5), 0.6, 40),
+        Solid(_sphere(0.27), _globe(colors[5], _IVORY), 0.28, (0, 0, _LANTERN), _turn(0.3, 0.5), 0.6, 40),
         Solid(_torus(0.48, 0.025), _plain(_NAVY), 0.51, (0, 0, _LANTERN - 0.05), shine=0.5, convex=False),
-        Solid(_torus(0.38, 0.022), _plain(colours[0]), 0.41, (0, 0, _LANTERN), _turn(0.4, 0.6), shine=0.5, convex=False),
-        *(_rod(a, b, 0.024, colours[1]) for a, b in zip(rim, top, strict=True)),
-        Solid(_sphere(0.13), _plain(colours[3]), 0.14, (0.03, -0.92, _TABLE + 0.13), shine=0.6, sharpness=32),
-        Solid(_sphere(0.1), _plain(colours[4]), 0.11, (-0.92, -0.12, _TABLE + 0.1), shine=0.6, sharpness=32),
+        Solid(_torus(0.38, 0.022), _plain(colors[0]), 0.41, (0, 0, _LANTERN), _turn(0.4, 0.6), shine=0.5, convex=False),
+        *(_rod(a, b, 0.024, colors[1]) for a, b in zip(rim, top, strict=True)),
+        Solid(_sphere(0.13), _plain(colors[3]), 0.14, (0.03, -0.92, _TABLE + 0.13), shine=0.6, sharpness=32),
+        Solid(_sphere(0.1), _plain(colors[4]), 0.11, (-0.92, -0.12, _TABLE + 0.1), shine=0.6, sharpness=32),
     ]
 
 
@@ -146,7 +146,7 @@ def _capsule(half_length: float, radius: float) -> Field:
     return lambda p: length(p[0], p[1], np.maximum(abs(p[2]) - half_length, 0)) - radius
 
 
-def _rod(a: Triple, b: Triple, radius: float, colour: Triple) -> Solid:
+def _rod(a: Triple, b: Triple, radius: float, color: Triple) -> Solid:
     start, end = np.array(a), np.array(b)
     half = float(np.linalg.norm(end - start)) / 2
     z = (end - start) / (2 * half)
@@ -154,7 +154,7 @@ def _rod(a: Triple, b: Triple, radius: float, colour: Triple) -> Solid:
     x /= np.linalg.norm(x)
     rotation = np.stack([x, np.cross(z, x), z], 1).astype(np.float32)
     x0, y0, z0 = ((start + end) / 2).tolist()
-    return Solid(_capsule(half, radius), _plain(colour), half + radius + 0.01, (x0, y0, z0), rotation, shine=0.4)
+    return Solid(_capsule(half, radius), _plain(color), half + radius + 0.01, (x0, y0, z0), rotation, shine=0.4)
 
 
 def _turn(about_z: float, about_x: float = 0.0) -> np.ndarray:
@@ -166,8 +166,8 @@ def _turn(about_z: float, about_x: float = 0.0) -> np.ndarray:
 # Textures: a few cycles over each solid, so that a picture of 100 x 100 pixels resolves them.
 
 
-def _plain(colour: Triple) -> Field:
-    return lambda p: np.broadcast_to(column(colour), p.shape)
+def _plain(color: Triple) -> Field:
+    return lambda p: np.broadcast_to(column(color), p.shape)
 
 
 def _mix(a: Triple, b: Triple, weight: np.ndarray) -> np.ndarray:
@@ -184,11 +184,11 @@ def _swirl(a: Triple, b: Triple) -> Field:
 
 
 def _marble(a: Triple, b: Triple) -> Field:
-    def colour(p: np.ndarray) -> np.ndarray:
+    def color(p: np.ndarray) -> np.ndarray:
         bent = 6 * p[0] + 5 * p[2] + 1.6 * np.sin(5 * p[1] + 2 * np.sin(6 * p[2])) + np.sin(9 * p[0] - 7 * p[1])
         return _mix(a, b, (0.5 + 0.5 * np.sin(bent)) ** 2)
 
-    return colour
+    return color
 
 
 def _spokes(a: Triple, b: Triple) -> Field:

@@ -32,7 +32,7 @@ class OccupancyGrid(Estimator):
     ``threshold``, or the mean of all cells where that is lower. Before the first update every cell counts as occupied: that
     space is empty has to be found out.
 
-    In :meth:`sample`, given capacities, and :meth:`update` nothing on CUDA synchronises with the host. All buffers are only
+    In :meth:`sample`, given capacities, and :meth:`update` nothing on CUDA synchronizes with the host. All buffers are only
     ever written in place, and all are saved. Without Lightning::
 
         grid = OccupancyGrid(resolution=128).bind([-1, -1, -1, 1, 1, 1]).to(device)

@@ -41,7 +41,7 @@ def capture(what: str, fn: Callable[[], T], pool: Pool, stream: torch.cuda.Strea
 
 
 def empty_batch(batch: T) -> T:
-    """A batch of the same form, its tensors uninitialised: tensors, None, and tuples (also named) of those."""
+    """A batch of the same form, its tensors uninitialized: tensors, None, and tuples (also named) of those."""
     if isinstance(batch, tuple):
         parts = [empty_batch(part) for part in batch]
         return cast(T, type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts))

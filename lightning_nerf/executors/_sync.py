@@ -16,7 +16,7 @@ _INSIDE = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
 
 
 @contextmanager
-def synchronisations() -> Iterator[list[str]]:
+def synchronizations() -> Iterator[list[str]]:
     """Collect the places in the block where the host waits for the device, as ``file:line: code``; nothing is stopped."""
     places: list[str] = []
     with warnings.catch_warnings():

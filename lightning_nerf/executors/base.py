@@ -23,7 +23,7 @@ class Window(NamedTuple):
 class StepProgram(Protocol):
     """The device's share of a training step, as an executor runs it; a :class:`~lightning_nerf.NeRFModule` is one.
 
-    Everything takes tensors and gives tensors: no host synchronisation, no logging, and nothing in Python that differs from
+    Everything takes tensors and gives tensors: no host synchronization, no logging, and nothing in Python that differs from
     step to step, since it may be recorded once and repeated.
 
     >>> from lightning_nerf import NeRFModule, StepProgram

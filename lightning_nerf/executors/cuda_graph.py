@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from lightning_nerf.checks import check_integer
 from lightning_nerf.executors._graph import Pool, capture, copy_batch, empty_batch
-from lightning_nerf.executors._sync import synchronisations, unwatched
+from lightning_nerf.executors._sync import synchronizations, unwatched
 from lightning_nerf.executors._watch import Options, Rates, Watch
 from lightning_nerf.executors.base import Executor, StepProgram
 from lightning_nerf.optim.mirror import mirrors
@@ -47,7 +47,7 @@ class CUDAGraphExecutor(Executor):
 
     Between the two lie Lightning's seams: hooks that see and edit gradients, their reduction over processes, accumulation.
     Functions given to :meth:`run` are graphs of their own. The first batches of every fit run eagerly, so that what is made
-    on first use is there; the last of them is watched for host synchronisations. If there are any, the fit stays eager and
+    on first use is there; the last of them is watched for host synchronizations. If there are any, the fit stays eager and
     says why. A tensor that was replaced rather than written in place is noticed before the next replay, and all is captured
     again.
 
@@ -192,7 +192,7 @@ class CUDAGraphExecutor(Executor):
 
     @contextmanager
     def _trying(self, what: str) -> Iterator[None]:
-        with synchronisations() as places:
+        with synchronizations() as places:
             yield
         if places:
             self.stop(f"{what} waits for the device: {places[0]}")
@@ -341,7 +341,7 @@ class CUDAGraphExecutor(Executor):
             self._runs[key].replay()
         elif key not in self._tried:
             self._tried.add(key)
-            with synchronisations() as places:
+            with synchronizations() as places:
                 fn(*reads)
             if places:
                 self._waiting.add(name)

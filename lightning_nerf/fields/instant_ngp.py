@@ -24,7 +24,7 @@ MAX_WIDTH, MAX_LAYERS = 4096, 16  # limits that catch typos before they take all
 
 
 class InstantNGPField(RadianceField):
-    """Density from hashed features of the position; colour from that network's features and the direction.
+    """Density from hashed features of the position; color from that network's features and the direction.
 
     Position -> hash grid -> perceptron -> ``geometry_features``, the first of them the log density; these and the spherical
     harmonics of the direction -> perceptron -> :func:`~lightning_nerf.fields.activations.leaky_sigmoid` -> rgb. Density is
@@ -46,7 +46,7 @@ class InstantNGPField(RadianceField):
         width: hidden width of both perceptrons, 1 to 4096.
         geometry_features: outputs of the density perceptron, 1 to 4096.
         density_layers: hidden layers of the density perceptron, 0 to 16.
-        color_layers: hidden layers of the colour perceptron, 0 to 16.
+        color_layers: hidden layers of the color perceptron, 0 to 16.
         sh_degree: degree of the spherical harmonics, ``sh_degree**2`` coefficients.
         density_bias: added to the log density, per third of the box's longest side; -1 starts training with a thin fog.
         fused: under CUDA autocast, run the whole field in one kernel each way, see :mod:`lightning_nerf.ops.instant_ngp`.

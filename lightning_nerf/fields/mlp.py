@@ -42,7 +42,7 @@ class FusedMLP(nn.Sequential):
                 if type(layer) is not nn.ReLU:
                     return None
                 continue
-            # The exact type: a subclass, such as a parametrised layer, may compute something else.
+            # The exact type: a subclass, such as a parametrized layer, may compute something else.
             if type(layer) is not nn.Linear or layer.bias is not None or layer.weight.dtype is not torch.float32:
                 return None
             weights.append(layer.weight)

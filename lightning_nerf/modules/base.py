@@ -56,7 +56,7 @@ class NeRFModule(EvaluatedModule):
         field: the radiance field.
         estimator: where to place samples.
         renderer: how to composite them. None: :class:`VolumeRenderer`.
-        losses: their weighted sum is minimised. None: ``[Photometric(delta=huber_delta)]``.
+        losses: their weighted sum is minimized. None: ``[Photometric(delta=huber_delta)]``.
         samples_per_step: capacity of samples with gradient per step. Rays that do not fit are left out of the losses.
         march_factor: on CUDA, samples before pruning fit in ``march_factor * samples_per_step``.
         max_rays: capacity of rays per step.
@@ -208,7 +208,7 @@ class NeRFModule(EvaluatedModule):
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a batch, and device scalars to log. Without a batch the step's rays are drawn here.
 
-        Tensors in, tensors out, no host synchronisation: this is what execution strategies run.
+        Tensors in, tensors out, no host synchronization: this is what execution strategies run.
         """
         batch = self.draw() if batch is None else batch
         exact = batch.rays.origins.device.type == "cpu"  # there a count is free, on CUDA it would stall the step

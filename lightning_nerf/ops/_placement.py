@@ -9,7 +9,7 @@ from lightning_nerf.types import Evaluated, PackedSamples, Placement, Round
 
 
 def checked_placement(placement: object, n_rays: int, whose: str) -> Placement:
-    """What an estimator's ``place`` said of R rays. Values are looked at on a CPU only: elsewhere that would synchronise.
+    """What an estimator's ``place`` said of R rays. Values are looked at on a CPU only: elsewhere that would synchronize.
 
     Indices that point outside of the rays or the samples would have kernels read memory that is not theirs.
 

@@ -9,7 +9,7 @@ from lightning_nerf.checks import BadArgument, check_tensor
 
 
 def check_packed_info(name: str, packed_info: Tensor, n: int) -> None:
-    """[R, 2] int64, begin and count. Their values are looked at on a CPU only: elsewhere that would synchronise."""
+    """[R, 2] int64, begin and count. Their values are looked at on a CPU only: elsewhere that would synchronize."""
     check_tensor(name, packed_info, ("R", 2), torch.int64)
     if packed_info.device.type != "cpu" or packed_info.shape[0] == 0:
         return

@@ -60,11 +60,11 @@ def composite(
         densities: [N] per unit of t. Infinite: alpha is exactly 1. Negative or NaN: counts as 0, its channels are ignored
             and both get gradient 0, so that neither light is created nor NaN spreads. An interval with
             ``t_end <= t_start`` is treated alike. Channels that no light reaches are ignored too.
-        channels: [N, C], colours or anything else; any C, 32 channels cost one pass.
+        channels: [N, C], colors or anything else; any C, 32 channels cost one pass.
         t_starts: [N], finite; None if the samples are given by ``deltas`` and ``ts``.
         t_ends: [N], finite; None likewise.
         offsets: [R + 1] int32, CSR: ray r owns samples ``offsets[r]`` to ``offsets[r + 1]``; ``offsets[0] == 0``, never
-            falling, ``offsets[R] <= N``. Not checked, which would synchronise.
+            falling, ``offsets[R] <= N``. Not checked, which would synchronize.
         deltas: [N], the samples' lengths, where ``ts`` [N] says where they lie: in place of t_starts and t_ends.
         ts: [N], takes the place of ``t_mid``.
         early_stop_eps: in [0, 1); 0 composites every sample.

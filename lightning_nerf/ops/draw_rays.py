@@ -42,7 +42,7 @@ def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None 
     Args:
         pixels: see :class:`Pixels`.
         key: [3] int64, see :func:`~lightning_nerf.ops.random.make_key`; read on the device, as is ``n_rays``: nothing is
-            synchronised, so a CUDA graph can capture the draw.
+            synchronized, so a CUDA graph can capture the draw.
         capacity: R, 0 <= R < 2^31.
         n_rays: [] int32 or int64: rays from this one on are inactive (``near = far = 0``) and False in ``mask``. None: all
             are active, and the batch has no mask.
@@ -101,7 +101,7 @@ def draw_background(key: Tensor, n: int, *, color: tuple[float, float, float] | 
 
     Args:
         key: [3] int64, see :func:`~lightning_nerf.ops.random.make_key`; its step is read on the device: nothing is
-            synchronised, and a CUDA graph can capture the draw.
+            synchronized, and a CUDA graph can capture the draw.
         n: rays, 0 <= n < 2^31.
         color: red, green, blue. None: random in every step.
         random_steps: >= 0.
@@ -117,14 +117,14 @@ def draw_background(key: Tensor, n: int, *, color: tuple[float, float, float] | 
 
 
 def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Origins and unit directions [R, 3] of the rays of pinhole cameras through the centres of pixels.
+    """Origins and unit directions [R, 3] of the rays of pinhole cameras through the centers of pixels.
 
     Cameras follow OpenGL: x right, y up, looking along -z. The pixel in column x and row y covers [x, x + 1) x [y, y + 1).
 
     Args:
         c2w: [R, 3, 4], camera to world: rotation | position.
         intrinsics: [R, 4]: fx, fy, cx, cy in pixels.
-        x, y: [R] column and row, integers; a fraction moves the ray off the pixel's centre.
+        x, y: [R] column and row, integers; a fraction moves the ray off the pixel's center.
     """
     fx, fy, cx, cy = intrinsics.unbind(-1)
     camera = torch.stack([(x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy, torch.full_like(cx, -1.0)], -1)

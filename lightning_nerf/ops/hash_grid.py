@@ -45,7 +45,7 @@ def hash_grid(
             need more than the 8 or 11 bits of a half type.
         table: [T, F] float32, float16 or bfloat16, F = 1, 2, 4 or 8; the rows of all levels.
         levels: [L, 3] int32 or int64, each level's (resolution, offset, size): it owns the rows ``offset`` to
-            ``offset + size``. The size of a hashed level is a power of two. Read on its device, without synchronisation;
+            ``offset + size``. The size of a hashed level is a power of two. Read on its device, without synchronization;
             a level that does not fit the table is an error on the CPU and stops the kernel on CUDA.
         working: [T, F], a copy of ``table`` in a narrower dtype. The rows are read from it; the table's gradient is that of
             a table with these values and passes through no narrower dtype. It gets no gradient itself.

@@ -1,4 +1,4 @@
-"""Resampling of intervals along rays by the inverse of a CDF, and the search for a value's neighbours that goes with it."""
+"""Resampling of intervals along rays by the inverse of a CDF, and the search for a value's neighbors that goes with it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Resampled(NamedTuple):
 def searchsorted(
     keys: Tensor, queries: Tensor, *, packed_info: Tensor | None = None, query_rays: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """The neighbours of each query among its ray's sorted keys: ``keys[left] <= query < keys[right]``, next to each other.
+    """The neighbors of each query among its ray's sorted keys: ``keys[left] <= query < keys[right]``, next to each other.
 
-    A query outside its ray's keys counts as the nearest of them; the last key's neighbours are the last two. NaN counts as
-    above. A single key is both neighbours, and where there is none both are the place where the first would stand.
+    A query outside its ray's keys counts as the nearest of them; the last key's neighbors are the last two. NaN counts as
+    above. A single key is both neighbors, and where there is none both are the place where the first would stand.
 
     Args:
         keys: [..., K], ascending along the last dimension; or [N], all rays' keys in one list, with ``packed_info``.
@@ -39,7 +39,7 @@ def searchsorted(
 
     Returns:
         ``(left, right)``, int64 in the shape of ``queries``. They count from the ray's first key, or where queries come in
-        one list from the first key of all, as indices into flattened keys. No derivative, nothing is synchronised.
+        one list from the first key of all, as indices into flattened keys. No derivative, nothing is synchronized.
 
     Raises:
         ValueError: wrong shape, dtype or device, or a number of rays that differs.
@@ -82,7 +82,7 @@ def importance_sampling(
     Args:
         edges: [..., E], ascending along the last dimension; or [N], all rays' edges in one list, with ``packed_info``.
         cdfs: at the edges, in their shape, never falling.
-        n_samples: for each ray; or a tensor [R] int64 or int32 of their numbers (one host synchronisation on CUDA: the
+        n_samples: for each ray; or a tensor [R] int64 or int32 of their numbers (one host synchronization on CUDA: the
             size of what is returned depends on it). A ray of 0 has no new edges then, and one without meaning otherwise.
         packed_info: [R, 2] int64, begin and count of each ray's edges in [N].
         jitter: [R] in [0, 1), shared by a ray's samples; None: 0.5, the middle of each stratum.

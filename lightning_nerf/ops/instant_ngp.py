@@ -1,6 +1,6 @@
-"""Instant-NGP's field in one kernel: encoding, density perceptron, spherical harmonics, colour perceptron.
+"""Instant-NGP's field in one kernel: encoding, density perceptron, spherical harmonics, color perceptron.
 
-The shape is that of the paper: 32 encoded features (16 levels of 2, or 8 of 4), density perceptron 32 - 64 - 16, colour
+The shape is that of the paper: 32 encoded features (16 levels of 2, or 8 of 4), density perceptron 32 - 64 - 16, color
 perceptron (16 harmonics + 16 geometry features) - 64 - 64 - 3, ReLU between layers, no biases. Operands of every product
 are rounded to float16 or bfloat16, sums are float32. CUDA kernels where :func:`has_kernels` says; elsewhere the reference.
 """
@@ -55,7 +55,7 @@ def field(
     dtype: torch.dtype,
     evaluated: Evaluated | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Density [N] and colour [N, 3] of N samples; without directions the density alone (and an empty [0, 3]).
+    """Density [N] and color [N, 3] of N samples; without directions the density alone (and an empty [0, 3]).
 
         g = density2 relu(density1 hash_grid(x)),   density = exp(g_0 + density_bias) inside the unit cube, else 0
         rgb = sigmoid(color3 relu(color2 relu(color1 [Y(d), g])))
@@ -164,7 +164,7 @@ def render(
     alpha_thre: Tensor,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Colour [R, 3] without background, opacity [R], depth [R] and composited samples [R] int32 of R rays, in one kernel.
+    """Color [R, 3] without background, opacity [R], depth [R] and composited samples [R] int32 of R rays, in one kernel.
 
     What pruning (:func:`~lightning_nerf.ops.visibility.prune`), :func:`field` and compositing
     (:func:`~lightning_nerf.ops.composite.composite`) would give, up to rounding, without evaluating what is behind an

@@ -21,7 +21,7 @@ _LEAST_SLOPE = 0.01766270621  # the derivative of the sigmoid at 4 and at -4
 
 
 class Weights(NamedTuple):
-    """The layers' weights, [outputs, inputs] float32; colour inputs are 16 harmonics, then 16 geometry features."""
+    """The layers' weights, [outputs, inputs] float32; color inputs are 16 harmonics, then 16 geometry features."""
 
     density1: Tensor  # [64, 32]
     density2: Tensor  # [16, 64]

@@ -43,7 +43,7 @@ def march(
     A ray's lattice starts at t_0 = near + jitter * step_size and has intervals of dt(t) = max(step_size, cone_angle * t):
     t_k = t_0 + k * step_size up to k = c, the first with t_c >= step_size / cone_angle, then t_c (1 + cone_angle)^(k - c).
     Sample k, from t_k to t_{k+1}, is returned if its midpoint m_k is in [near, far) and origin + m_k * direction in an
-    occupied cell of the finest level that contains it. Level l covers the box scaled by 2^l about its centre; outside of
+    occupied cell of the finest level that contains it. Level l covers the box scaled by 2^l about its center; outside of
     the outermost level nothing is occupied. Lattice arithmetic is float64 (exact for k < 2^50), positions are float32. A
     ray's last interval may end beyond far.
 
@@ -59,7 +59,7 @@ def march(
         step_size: least dt, > 0, in units of t.
         cone_angle: growth of dt with t, >= 0.
         jitter: [R] float32 in [0, 1), where in its first step a ray starts. None: 0.
-        capacity: None: exactly as many samples as there are, one host synchronisation. Else N, without synchronisation:
+        capacity: None: exactly as many samples as there are, one host synchronization. Else N, without synchronization:
             rays that don't fit (see :func:`~lightning_nerf.ops.pack.pack`) have ``kept`` False and no samples.
         limit: of each ray's samples, the first so many only, >= 0. None: all.
 
@@ -253,10 +253,10 @@ def candidates(
     """A range [R], [R] of k that holds all samples inside of the bounds, found by a slab test in float64."""
     finite = origins.isfinite().all(-1) & directions.isfinite().all(-1) & near.isfinite() & lattice.start.isfinite()
     o, d, (low, high) = origins.double(), directions.double(), bounds.unbind(0)
-    centre, half = 0.5 * (low + high), 0.5 * (high - low)
-    half = half * (1 + 2**-18) + (centre.abs() + o.abs()) * 2**-18  # 64 roundings of a position
-    sides = torch.stack([(centre - half - o) / d, (centre + half - o) / d])
-    inside = (o - centre).abs() <= half
+    center, half = 0.5 * (low + high), 0.5 * (high - low)
+    half = half * (1 + 2**-18) + (center.abs() + o.abs()) * 2**-18  # 64 roundings of a position
+    sides = torch.stack([(center - half - o) / d, (center + half - o) / d])
+    inside = (o - center).abs() <= half
     enter = torch.where(d == 0, torch.where(inside, -math.inf, math.inf), sides.amin(0)).amax(-1)
     leave = torch.where(d == 0, math.inf, sides.amax(0)).amin(-1)
     enter, leave = torch.maximum(enter, near.double()), torch.minimum(leave, far.double().clamp(max=_LARGEST))
@@ -301,8 +301,8 @@ def _hits(
     lattice: Lattice,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     low, high = aabb.double().unbind(0)
-    centre, half = 0.5 * (low + high), 0.5 * (high - low) * 2 ** (occupancy.shape[0] - 1)
-    bounds = torch.stack([centre - half, centre + half])
+    center, half = 0.5 * (low + high), 0.5 * (high - low) * 2 ** (occupancy.shape[0] - 1)
+    bounds = torch.stack([center - half, center + half])
     return find_samples(origins, directions, near, far, lattice, bounds, lambda p: occupied_at(p, occupancy, aabb))
 
 

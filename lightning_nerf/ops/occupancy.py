@@ -1,6 +1,6 @@
 """The occupancy grid's ops: choose cells, draw a point in each, keep the newest values, decay and threshold in place.
 
-A grid has L nested levels of X x Y x Z cells. Level l covers the box ``aabb`` scaled by 2^l about its centre. A cell's
+A grid has L nested levels of X x Y x Z cells. Level l covers the box ``aabb`` scaled by 2^l about its center. A cell's
 index counts over all levels, ``((l * X + x) * Y + y) * Z + z``. Per cell there are two states; the second follows from the
 first:
 
@@ -27,7 +27,7 @@ def occupancy_select(key: Tensor, binaries: Tensor, n_uniform: int, n_occupied: 
     """Draw cells to evaluate, with replacement: per level, ``n_uniform`` among all and ``n_occupied`` among occupied ones.
 
     Both draws are uniform and independent (to 2^-32 times the number of cells). In a level where nothing is occupied, the
-    second draw is among all cells as well. No host synchronisation: the number of cells is fixed.
+    second draw is among all cells as well. No host synchronization: the number of cells is fixed.
 
     Args:
         key: [3] int64, see :func:`~lightning_nerf.ops.random.make_key`; draw i is a function of (key, i) and ``binaries``.
@@ -181,12 +181,12 @@ def mark_invisible_cells(
     step = max(1, 2**20 // max(1, views))
     for begin in range(0, occs.numel(), step):
         cells = torch.arange(begin, min(begin + step, occs.numel()), device=occs.device)
-        centres, diagonals = _cell_boxes(cells, aabb.double(), resolution)
-        depth_inside = centres.new_full((len(cells), views), torch.inf)  # of the centre: distance to the nearest plane
+        centers, diagonals = _cell_boxes(cells, aabb.double(), resolution)
+        depth_inside = centers.new_full((len(cells), views), torch.inf)  # of the center: distance to the nearest plane
         for normals, offsets in planes:
-            depth_inside = torch.minimum(depth_inside, torch.addmm(offsets, centres, normals.T))
+            depth_inside = torch.minimum(depth_inside, torch.addmm(offsets, centers, normals.T))
         if shortened:
-            depth_inside = torch.minimum(depth_inside, torch.cdist(centres, c2w[:, :, 3].double()) - near)
+            depth_inside = torch.minimum(depth_inside, torch.cdist(centers, c2w[:, :, 3].double()) - near)
         seen = (depth_inside >= -0.5 * diagonals[:, None]).any(-1)
         occs[begin : begin + step].masked_fill_(~seen, -1.0)
         flat[begin : begin + step].logical_and_(seen)
@@ -229,7 +229,7 @@ def _place(level: Tensor, fraction: Tensor, aabb: Tensor) -> Tensor:
 
 
 def _cell_boxes(cells: Tensor, aabb: Tensor, resolution: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Centres [M, 3] and diagonals [M] of cells [M]."""
+    """Centers [M, 3] and diagonals [M] of cells [M]."""
     level, index = _cell_index(cells, resolution)
     size = torch.tensor(tuple(resolution), dtype=aabb.dtype, device=aabb.device)
     diagonal = ((aabb[1] - aabb[0]) / size).norm()

@@ -12,7 +12,7 @@ MAX_COUNT = 2**31 - 1  # a count that stands for itself and all above: such a ra
 
 
 def pack(counts: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor]:
-    """Offsets of rays in a packed list of at most ``capacity`` samples; no host synchronisation.
+    """Offsets of rays in a packed list of at most ``capacity`` samples; no host synchronization.
 
     Rays are packed in their order, whole or not at all. From the first one that does not fit on, none is kept, not even
     smaller or empty ones: which rays are kept depends on the counts of those before them only.
@@ -20,7 +20,7 @@ def pack(counts: Tensor, capacity: int | None = None) -> tuple[Tensor, Tensor]:
     Args:
         counts: [R] int32, >= 0; 2^31 - 1 means "that many or more" and never fits.
         capacity: 0 to 2^31 - 1. None: the largest, for an exact list: the caller reads its size, ``offsets[-1]``, and is
-            to look whether all rays are kept (each of the two is a host synchronisation on CUDA).
+            to look whether all rays are kept (each of the two is a host synchronization on CUDA).
 
     Returns:
         ``(offsets [R + 1] int32, kept [R] bool)``: ray r owns the entries ``offsets[r]`` to ``offsets[r + 1]``; none, where

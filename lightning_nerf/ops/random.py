@@ -28,7 +28,7 @@ def make_key(seed: int, rank: int = 0, step: int = 0, device: torch.device | str
 
 
 def key_from_torch(device: torch.device | str | None = None) -> Tensor:
-    """A key drawn from torch's own generator of ``device``, without synchronisation: it follows ``torch.manual_seed``."""
+    """A key drawn from torch's own generator of ``device``, without synchronization: it follows ``torch.manual_seed``."""
     return torch.randint(0, 2**32, (3,), dtype=torch.int64, device=device)
 
 
@@ -39,7 +39,7 @@ def random_uniform(key: Tensor, stream: int, n: int, k: int) -> Tensor:
     seed, rank and step enter with their low 32 bits.
 
     Args:
-        key: [3] int64, see :func:`make_key`; read on its device, without synchronisation.
+        key: [3] int64, see :func:`make_key`; read on its device, without synchronization.
         stream: which of 2^32 independent sequences; this module's ``STREAM_*`` are taken.
         n: rows, 0 <= n < 2^31.
         k: numbers per row, k >= 1; four cost as much as one.

@@ -12,7 +12,7 @@ _INTEGERS = (torch.int32, torch.int64)
 
 
 def ray_budget_(n_rays: Tensor, n_samples: Tensor, n_counted: Tensor, *, target: float, max_rays: int) -> None:
-    """Let ``n_rays`` follow a target number of samples, in place and without synchronisation.
+    """Let ``n_rays`` follow a target number of samples, in place and without synchronization.
 
         n_rays <- target / (n_samples / n_counted), at least half and at most twice n_rays, in [1, max_rays], rounded down
 

@@ -30,7 +30,7 @@ def ray_loss(
         loss = mean of e^2 / 2 where |e| < delta, else delta (|e| - delta / 2)
         mse = mean of e^2
 
-    Means are over three colours of the rays that count, and 0 if none does. What other rays hold has no effect, NaN
+    Means are over three colors of the rays that count, and 0 if none does. What other rays hold has no effect, NaN
     included, and their gradient is exactly 0. Sums have a fixed order: the same input gives the same bits.
 
     Args:
@@ -43,7 +43,7 @@ def ray_loss(
         delta: > 0; inf for half the squared error.
 
     Returns:
-        loss [], mse [], both float32, and n_rays [] int64; nothing is synchronised. The loss is differentiable, once, in
+        loss [], mse [], both float32, and n_rays [] int64; nothing is synchronized. The loss is differentiable, once, in
         ``rgb``. Where target, alpha or background require a gradient, as for a learned background, :func:`reference`
         computes the same, differentiable any number of times and slower.
 

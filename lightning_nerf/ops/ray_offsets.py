@@ -17,7 +17,7 @@ def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:
         n_rays: R, 0 to 2^31 - 2; 0 only where there are no samples.
 
     Returns:
-        [R + 1] int32: ray r owns samples ``offsets[r]`` to ``offsets[r + 1]``. Not differentiable, no synchronisation.
+        [R + 1] int32: ray r owns samples ``offsets[r]`` to ``offsets[r + 1]``. Not differentiable, no synchronization.
 
     Raises:
         ValueError: also, on a CPU, where the indices fall or leave [0, n_rays). On CUDA that is not looked at: sorted

@@ -17,7 +17,7 @@ def sample_points(
 
     .. math:: x_i = o_{r(i)} + \\tfrac{1}{2} (t^{start}_i + t^{end}_i)\\, d_{r(i)}
 
-    Directions are the rays' own, not normalised. In the tail, t = 0 and the ray is ray 0: finite if that ray is. With no
+    Directions are the rays' own, not normalized. In the tail, t = 0 and the ray is ray 0: finite if that ray is. With no
     rays at all, everything is 0. Indices are not checked.
 
     With ``to_unit`` = (a, b) positions are :math:`a x_i + b` instead, coordinate by coordinate.

@@ -28,7 +28,7 @@ def segmented_sum(
     Args:
         values: [N] float32; bfloat16 and float16 are summed in float32, float64 by :func:`reference`.
         offsets: [R + 1] int32, CSR: segment r is the entries ``offsets[r]`` to ``offsets[r + 1]``; ``offsets[0] == 0``,
-            never falling, ``offsets[R] <= N``. Not checked, which would synchronise.
+            never falling, ``offsets[R] <= N``. Not checked, which would synchronize.
         packed_info: [R, 2] int64, begin and count of each segment, in any order, with gaps between them or without, never
             overlapping. Checked on a CPU; on CUDA, segments are cut off at the memory's ends, and where they overlap either
             one's result may stand.
@@ -38,7 +38,7 @@ def segmented_sum(
         reverse: from the segment's end, ``j >= i`` (``j > i``).
 
     Returns:
-        [N], in the dtype of ``values``; 0 for entries in no segment, whatever they hold. Nothing is synchronised.
+        [N], in the dtype of ``values``; 0 for entries in no segment, whatever they hold. Nothing is synchronized.
 
     Differentiable in ``values``, any number of times. Precision: on a CPU sums are accumulated in float64. On CUDA in
     float32, pairwise within L entries and one after the other beyond that, where L is 4 to 32, the longer the segments the

@@ -24,14 +24,14 @@ def spherical_harmonics(directions: Tensor, degree: int) -> Tensor:
     the sign convention of graphics. They are orthonormal over the sphere.
 
     Args:
-        directions: [N, 3] float32 of any length between about 1e-19 and 1e19: normalised here. Zero, longer, shorter or not
+        directions: [N, 3] float32 of any length between about 1e-19 and 1e19: normalized here. Zero, longer, shorter or not
             finite: no direction is known, and the result is the mean over all of them, ``Y_00`` followed by zeros.
         degree: 1 to 5; 4 gives 16 coefficients.
 
     Returns:
         [N, degree^2] float32, Y_lm at column ``l^2 + l + m``.
 
-    Differentiable once in the directions, normalisation included (so the gradient is orthogonal to the direction); 0 where
+    Differentiable once in the directions, normalization included (so the gradient is orthogonal to the direction); 0 where
     no direction is known. :func:`reference` is differentiable twice. Under autocast it stays in float32.
 
     Source: Sloan, "Efficient Spherical Harmonic Evaluation", Journal of Computer Graphics Techniques 2(2), 2013.
@@ -57,11 +57,11 @@ def reference(directions: Tensor, degree: int) -> Tensor:
         below, current = torch.zeros_like(z), torch.full_like(z, diagonal)
         for order in range(m, degree):
             norm = math.sqrt((2 * order + 1) / (4 * math.pi) * math.factorial(order - m) / math.factorial(order + m))
-            centre = order * order + order
+            center = order * order + order
             if m > 0:
                 norm *= math.sqrt(2.0)
-                columns[centre - m] = norm * current * imaginary
-            columns[centre + m] = norm * current * real
+                columns[center - m] = norm * current * imaginary
+            columns[center + m] = norm * current * real
             below, current = current, ((2 * order + 1) * z * current - (order + m) * below) / (order + 1 - m)
         real, imaginary = x * real - y * imaginary, x * imaginary + y * real
         diagonal *= -(2 * m + 1)

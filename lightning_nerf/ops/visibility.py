@@ -38,7 +38,7 @@ def prune_from(
         samples: N samples of R rays.
         early_stop_eps: >= 0; 0 keeps all samples in front of infinite density.
         alpha_thre: a number, or a tensor of one float on the samples' device, so that it can change inside a CUDA graph.
-        capacity: None: exactly as many samples as survive, one host synchronisation. Else N' without synchronisation, see
+        capacity: None: exactly as many samples as survive, one host synchronization. Else N' without synchronization, see
             :func:`~lightning_nerf.ops.pack.pack`.
 
     Returns:

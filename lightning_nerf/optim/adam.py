@@ -161,7 +161,7 @@ class FusedAdam(torch.optim.Optimizer):
         if not params:
             return loss
         grads = {p: _gradient(p) for p in params}
-        states = {p: self._initialised(p, group) for group, members in groups for p in members}
+        states = {p: self._initialized(p, group) for group, members in groups for p in members}
         control = self._device_control()
         checks = self.skip_non_finite and found_inf is None
         if self.idle is not None:
@@ -210,7 +210,7 @@ class FusedAdam(torch.optim.Optimizer):
         own = {"skip_non_finite": self.skip_non_finite, "zero_grads": self.zero_grads, "_control": self._control}
         return {**super().__getstate__(), **own}
 
-    def _initialised(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+    def _initialized(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         state = self.state[p]
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)

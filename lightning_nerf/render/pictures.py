@@ -31,7 +31,7 @@ def check_channels(channels: Sequence[str], render: Render) -> None:
 def picture(render: Render, channel: str, depth_range: tuple[float, float], background: Tensor) -> Tensor:
     """A channel of a view as [H, W, 3] uint8 on the CPU; ``rgba`` as [H, W, 4].
 
-    ``depth`` is the mean distance to the camera of what is seen (divided by the opacity), coloured from dark violet at
+    ``depth`` is the mean distance to the camera of what is seen (divided by the opacity), colored from dark violet at
     ``depth_range``'s lower end to yellow at its upper end and darkened by the transparency. ``opacity`` and an extra of one
     number are grey, 0 black and 1 white; an extra of three is red, green and blue. ``rgba`` is the color without the
     background, not multiplied by the opacity, which is the fourth channel. What is beyond [0, 1] is clamped.

@@ -79,7 +79,7 @@ class NPY(Writer):
 
 
 class GIF(Writer):
-    """An endless GIF, each frame in its own 256 colours; of finished frames, one byte a pixel is kept until the end."""
+    """An endless GIF, each frame in its own 256 colors; of finished frames, one byte a pixel is kept until the end."""
 
     def __init__(self, path: Path, fps: float) -> None:
         super().__init__(path)

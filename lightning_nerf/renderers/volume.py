@@ -17,7 +17,7 @@ _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 class VolumeRenderer(Renderer):
     """Emission and absorption along each ray, see :func:`lightning_nerf.ops.composite.composite`.
 
-    Colours and extras go through one call; ``rgb = sum w_i rgb_i + (1 - opacity) * background``. Extras get no background.
+    Colors and extras go through one call; ``rgb = sum w_i rgb_i + (1 - opacity) * background``. Extras get no background.
     Computes in float32, also under autocast. Differentiable in density, rgb, extras and background.
 
     >>> import torch

@@ -20,7 +20,7 @@ from lightning_nerf.strategies._refusals import refuse_combination, refuse_optim
 
 
 class ReplayedSteps(Strategy):
-    """What the two strategies share. Automatic optimisation, all hooks and all flags keep their meaning or are refused."""
+    """What the two strategies share. Automatic optimization, all hooks and all flags keep their meaning or are refused."""
 
     executor: Executor = EAGER
     _graphs: CUDAGraphExecutor | None = None  # the executor of a fit on CUDA

@@ -15,7 +15,7 @@ from lightning_nerf.strategies.executor import ExecutorStrategy
 class CUDAGraphStrategy(ReplayedSteps, ExecutorStrategy):
     """One device; training steps are replayed from CUDA graphs. On a CPU every step runs eagerly, with one message.
 
-    So does a step that makes the host wait for the device, if torch's synchronisation debug mode sees it in the last eager
+    So does a step that makes the host wait for the device, if torch's synchronization debug mode sees it in the last eager
     batch. One that it does not see (a native library's own wait, or one that comes later) cannot be captured, which is an
     error that says so.
 

@@ -40,7 +40,7 @@ def sphere(n: int = 100, radius: float = 4.0311) -> Tensor:
         look_at(torch.tensor([[x, -4.0, 0.2] for x in (-0.5, 0.0, 0.5)]), (0.0, 1e4, 0.0)),  # parallel, towards the box
         look_at(torch.tensor([[0.0, 0.0, 0.0], [0.1, 0.0, 0.0], [0.0, 0.1, 0.0]]), (3.0, 3.0, 3.0)),  # from inside it
     ],
-    ids=["sphere", "few", "turntable", "off centre", "one", "one place", "parallel", "inside"],
+    ids=["sphere", "few", "turntable", "off center", "one", "one place", "parallel", "inside"],
 )
 def test_the_default_stays_where_cameras_look_into_it(c2w: Tensor) -> None:
     if c2w[0, 0, 3] == 0:  # cameras amid the scene look around

@@ -54,12 +54,12 @@ def test_shrinking_averages_what_is_seen() -> None:
 
     for background in (0.0, 0.3, 1.0):
         average = on(background, rgba)[:6, :8].reshape(3, 2, 4, 2, 3).mean((1, 3))
-        # Colour and alpha are each rounded to 1/255: half of it from each.
+        # Color and alpha are each rounded to 1/255: half of it from each.
         assert np.abs(on(background, small) - average).max() <= 1.001 / 255
     assert not small[:2, :2].any()
 
 
-def test_invisible_colours_do_not_bleed() -> None:
+def test_invisible_colors_do_not_bleed() -> None:
     rgba = np.zeros((2, 2, 4), np.float32)
     rgba[..., 0] = 1.0  # red where nothing is seen
     rgba[0, 0] = (0, 0, 1, 1)

@@ -178,7 +178,7 @@ def test_distances_are_bounds() -> None:
         change = abs(solid.distance(solid.local(a)) - solid.distance(solid.local(b)))
         assert (change <= np.linalg.norm(a - b, axis=0) + 2e-6).all()
         outside = solid.distance(solid.local(a)) > 0
-        beyond = np.linalg.norm(a - np.array(solid.centre, np.float32)[:, None], axis=0) - solid.radius
+        beyond = np.linalg.norm(a - np.array(solid.center, np.float32)[:, None], axis=0) - solid.radius
         assert (solid.distance(solid.local(a))[outside] >= beyond[outside] - 2e-6).all()  # the sphere holds the solid
 
 
@@ -187,8 +187,8 @@ def test_color_depends_on_the_view_only_by_highlights() -> None:
     ball = next(i for i, solid in enumerate(scene.solids) if solid.shine == 0.6)
     n = np.random.default_rng(0).normal(size=(3, 2000)).astype(np.float32)
     n /= np.linalg.norm(n, axis=0)
-    centre = np.array(scene.solids[ball].centre, np.float32)[:, None]
-    points, which = centre + (scene.solids[ball].radius - 0.01) * n, np.full(2000, ball)
+    center = np.array(scene.solids[ball].center, np.float32)[:, None]
+    points, which = center + (scene.solids[ball].radius - 0.01) * n, np.full(2000, ball)
     views = [np.broadcast_to(np.array(v, np.float32)[:, None], n.shape) for v in ((0, 1, 0), (0.6, 0, -0.8))]
     first, second = (scene._shade(points, view, which) for view in views)
     differs = (abs(first - second) > 1e-3).any(0)

@@ -21,8 +21,8 @@ BOX = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
 RADIUS = 0.6
 
 
-def ball(positions: Tensor, centre: float = 0.0) -> Tensor:
-    return 50.0 * ((positions - centre).norm(dim=-1) < RADIUS)
+def ball(positions: Tensor, center: float = 0.0) -> Tensor:
+    return 50.0 * ((positions - center).norm(dim=-1) < RADIUS)
 
 
 def empty(positions: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def rays(n: int, device: str = "cpu", seed: int = 0, times: bool = False) -> Ray
 
 
 def cell_distances(resolution: int, levels: int = 1) -> tuple[Tensor, Tensor]:
-    """Distance of each cell's nearest and farthest point from the box's centre, [L, X, Y, Z]."""
+    """Distance of each cell's nearest and farthest point from the box's center, [L, X, Y, Z]."""
     edge = torch.linspace(-1, 1, resolution + 1)
     low, high = edge[:-1], edge[1:]
     near = torch.where((low <= 0) & (high >= 0), 0.0, torch.minimum(low.abs(), high.abs()))
@@ -164,7 +164,7 @@ def test_densities_that_are_not_finite_leave_their_cells() -> None:
 
 def test_half_of_the_box_is_invisible_for_good() -> None:
     grid = bound()
-    # At the centre, looking along -z, nearly 180 degrees wide.
+    # At the center, looking along -z, nearly 180 degrees wide.
     grid.mark_invisible_cells(torch.eye(3, 4)[None], torch.tensor([0.5, 0.5, 50.0, 50.0]), 100, 100)
     assert grid.binaries[..., :8].all()
     assert not grid.binaries[..., 9:].any()  # a cell's half diagonal reaches beyond z = 0
@@ -344,7 +344,7 @@ def test_a_share_that_there_is_not_is_named(share: tuple[int, int]) -> None:
 
 
 @pytest.mark.gpu
-def test_no_host_synchronisation() -> None:
+def test_no_host_synchronization() -> None:
     grid, some, key = found("cuda"), rays(64, "cuda"), make_key(0, device="cuda")
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

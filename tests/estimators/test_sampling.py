@@ -154,7 +154,7 @@ def test_jitter_follows_torchs_seed(device: str) -> None:
 
 
 @pytest.mark.gpu
-def test_jitter_and_updates_draw_without_synchronisation() -> None:
+def test_jitter_and_updates_draw_without_synchronization() -> None:
     grid = grid_of("cuda")
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")

@@ -21,7 +21,7 @@ from lightning_nerf.strategies import _replay
 mode = "default"
 
 
-def synchronise() -> None:
+def synchronize() -> None:
     """What ``item()`` does on a CUDA tensor, as far as the debug mode goes."""
     if mode == "error":
         raise RuntimeError("called a synchronizing CUDA operation")

@@ -21,7 +21,7 @@ class Waits(PlainField):
         if out.is_cuda:
             assert out.sum().item() < 1e9
         else:
-            replay.synchronise()
+            replay.synchronize()
         return out
 
 
@@ -35,7 +35,7 @@ class BackwardWaits(torch.autograd.Function):
         if grad.is_cuda:
             assert grad.sum().item() < 1e9
         else:
-            replay.synchronise()
+            replay.synchronize()
         return grad.clone()
 
 

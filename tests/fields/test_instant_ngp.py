@@ -19,7 +19,7 @@ class OtherDensity(InstantNGPField):
         return 2 * super().density(positions)
 
 
-class OtherColours(InstantNGPField):
+class OtherColors(InstantNGPField):
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         output = super().forward(positions, directions)
         return output._replace(rgb=1 - output.rgb)
@@ -44,7 +44,7 @@ def test_plain_fields_give_their_weights() -> None:
     assert [tuple(w.shape) for w in weights] == [(64, 32), (16, 64), (64, 32), (64, 64), (3, 64)]
 
 
-@pytest.mark.parametrize("kind", [OtherDensity, OtherColours])
+@pytest.mark.parametrize("kind", [OtherDensity, OtherColors])
 def test_overridden_methods_are_honoured(kind: type[InstantNGPField]) -> None:
     field = kind(n_levels=8, n_features=4, log2_table_size=12, max_resolution=64)
     assert field.fused

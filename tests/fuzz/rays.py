@@ -13,16 +13,16 @@ from tests.fuzz.strategies import INF, NAN, tensors
 PLACES = (0.0, 0.5, -0.5, 0.999999, -3.0, 1.0, 1e-45, 1e6, NAN, INF)
 WAYS = (0.0, -0.0, 1.0, -1.0, 0.3, 1e-30, 1e30, NAN, -INF)
 LIMITS = (0.0, -1.0, 0.5, 1e6, 1e9, 1e10, 3e38, NAN, INF, -INF)
-CENTRES = (0.0, 0.5, 1e6, -1e6)
+CENTERS = (0.0, 0.5, 1e6, -1e6)
 
 
 @st.composite
-def rays(draw: st.DrawFn, device: str, centre: float) -> tuple[Tensor, Tensor]:
+def rays(draw: st.DrawFn, device: str, center: float) -> tuple[Tensor, Tensor]:
     """Origins and directions [R, 3]; R may be 0, some miss, some have no direction at all."""
     n = draw(st.integers(0, 4))
     origins = draw(tensors((n, 3), PLACES, device))
     if draw(st.booleans()):  # near the box, so that some hit it
-        origins = origins + centre
+        origins = origins + center
     return origins, draw(tensors((n, 3), WAYS, device))
 
 
@@ -65,8 +65,8 @@ def binaries(draw: st.DrawFn, device: str, levels: int = 2) -> Tensor:
     return (torch.rand(shape, generator=generator) < share).to(device)
 
 
-def box(centre: float, half: float, device: str) -> Tensor:
-    return torch.tensor([centre - half] * 3 + [centre + half] * 3, dtype=torch.float32, device=device)
+def box(center: float, half: float, device: str) -> Tensor:
+    return torch.tensor([center - half] * 3 + [center + half] * 3, dtype=torch.float32, device=device)
 
 
 def assert_samples(found: tuple[Tensor, Tensor, Tensor], n_rays: int, device: str) -> None:

@@ -17,7 +17,7 @@ from tests.fuzz.strategies import INF, NAN, bounded, fuzz, spaced, tensors
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 PLACES = (-1.0, 0.0, 0.3, 4.0, 1e-45, 1e30, 3e38, INF, -INF, NAN)
-COLOURS = (0.0, 0.5, 1.0, -1.0, 1e30, 3e38, INF, NAN)
+COLORS = (0.0, 0.5, 1.0, -1.0, 1e30, 3e38, INF, NAN)
 DTYPES = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64)
 
 
@@ -36,8 +36,8 @@ def batches(draw: st.DrawFn) -> RayBatch:
     near, far = some((n,), 0.0, PLACES), some((n,), 3.0, PLACES)
     times, footprint = (draw(st.none() | tensors((n,), PLACES, "cpu")) for _ in range(2))
     cameras = draw(st.none() | st.just(torch.arange(n)))
-    rgb = some((n, 3), 0.5, COLOURS)
-    alpha = draw(st.none() | st.just(some((n,), 1.0, COLOURS)))
+    rgb = some((n, 3), 0.5, COLORS)
+    alpha = draw(st.none() | st.just(some((n,), 1.0, COLORS)))
     masks = st.lists(st.booleans(), min_size=n, max_size=n).map(lambda m: torch.tensor(m, dtype=torch.bool))
     mask = draw(st.none() | st.just(torch.zeros(n, dtype=torch.bool)) | masks)
     return RayBatch(Rays(origins, directions, near, far, times, cameras, footprint), rgb, alpha, mask)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_nerf import nerfacc
-from tests.fuzz.rays import CENTRES, LIMITS, PLACES, assert_samples, binaries, box, planes, rays, steps, too_many
+from tests.fuzz.rays import CENTERS, LIMITS, PLACES, assert_samples, binaries, box, planes, rays, steps, too_many
 from tests.fuzz.strategies import FLOATS, INF, NAN, STRANGE, answer, assert_finite, assert_like, bounded, fuzz, tensors
 from tests.ops.harness import DEVICES
 
@@ -33,15 +33,15 @@ def test_ray_aabb_intersect(device: str, data: st.DataObject) -> None:
 
 
 @st.composite
-def boxes(draw: st.DrawFn, levels: int, centre: float, device: str) -> Tensor:
+def boxes(draw: st.DrawFn, levels: int, center: float, device: str) -> Tensor:
     """[M, 6]: each twice as large as the one before, or anywhere, or no boxes at all."""
     kind = draw(st.sampled_from(["nested", "anywhere", "strange"]))
     if kind == "strange":
         return draw(tensors((levels, 6), [p for p in PLACES if p != 1e6], device))
     if kind == "nested":
-        return torch.stack([box(centre, 2.0**level, device) for level in range(levels)])
+        return torch.stack([box(center, 2.0**level, device) for level in range(levels)])
     halves = draw(st.lists(st.sampled_from([0.5, 1.0, 3.0]), min_size=levels, max_size=levels))
-    places = draw(st.lists(st.sampled_from([centre, centre + 1.5]), min_size=levels, max_size=levels))
+    places = draw(st.lists(st.sampled_from([center, center + 1.5]), min_size=levels, max_size=levels))
     return torch.stack([box(c, half, device) for c, half in zip(places, halves, strict=True)])
 
 
@@ -49,8 +49,8 @@ def boxes(draw: st.DrawFn, levels: int, centre: float, device: str) -> Tensor:
 @fuzz
 @given(st.data())
 def test_traverse_grids(device: str, data: st.DataObject) -> None:
-    centre = data.draw(st.sampled_from(CENTRES))
-    rays_o, rays_d = data.draw(rays(device, centre))
+    center = data.draw(st.sampled_from(CENTERS))
+    rays_o, rays_d = data.draw(rays(device, center))
     n = len(rays_o)
     cells = data.draw(binaries(device))
     step: dict[str, Any] = data.draw(steps() | st.sampled_from([{"step_size": None}, {"step_size": -1.0}]))
@@ -59,7 +59,7 @@ def test_traverse_grids(device: str, data: st.DataObject) -> None:
     allocate = bool(limit) and data.draw(st.booleans())
     mask = None if data.draw(st.booleans()) else torch.arange(n, device=device) % 2 == 0
     options: dict[str, Any] = {"traverse_steps_limit": limit, "over_allocate": allocate, "rays_mask": mask}
-    aabbs = data.draw(boxes(len(cells), centre, device))
+    aabbs = data.draw(boxes(len(cells), center, device))
 
     def traverse() -> Any:
         return nerfacc.traverse_grids(rays_o, rays_d, cells, aabbs, near, far, **step, **options)
@@ -89,11 +89,11 @@ def test_traverse_grids(device: str, data: st.DataObject) -> None:
 @fuzz
 @given(st.data())
 def test_occ_grid_sampling(device: str, data: st.DataObject) -> None:
-    centre = data.draw(st.sampled_from(CENTRES))
+    center = data.draw(st.sampled_from(CENTERS))
     cells = data.draw(binaries(device))
-    estimator = nerfacc.OccGridEstimator(box(centre, 1.0, "cpu"), list(cells.shape[1:]), len(cells)).to(device)
+    estimator = nerfacc.OccGridEstimator(box(center, 1.0, "cpu"), list(cells.shape[1:]), len(cells)).to(device)
     estimator.binaries.copy_(cells)
-    rays_o, rays_d = data.draw(rays(device, centre))
+    rays_o, rays_d = data.draw(rays(device, center))
     values = data.draw(tensors((7,), STRANGE, device, FLOATS))
 
     def function(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
@@ -122,7 +122,7 @@ def test_occ_grid_sampling(device: str, data: st.DataObject) -> None:
 @fuzz
 @given(st.data())
 def test_occ_grid_update(device: str, data: st.DataObject) -> None:
-    roi = box(data.draw(st.sampled_from(CENTRES)), data.draw(st.sampled_from([0.25, 1.0, 1e6])), "cpu")
+    roi = box(data.draw(st.sampled_from(CENTERS)), data.draw(st.sampled_from([0.25, 1.0, 1e6])), "cpu")
     estimator = nerfacc.OccGridEstimator(roi, data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))).to(device)
     values = data.draw(tensors((7,), STRANGE, device, FLOATS))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_nerf import OccupancyGrid
-from tests.fuzz.rays import CENTRES, LIMITS, assert_samples, box, planes, rays, steps, too_many
+from tests.fuzz.rays import CENTERS, LIMITS, assert_samples, box, planes, rays, steps, too_many
 from tests.fuzz.strategies import FLOATS, INF, NAN, STRANGE, answer, assert_finite, bounded, fuzz, tensors
 from tests.ops.harness import DEVICES
 
@@ -24,10 +24,10 @@ def recurring(values: Tensor, n: int) -> Tensor:
 @fuzz
 @given(st.data())
 def test_sampling(device: str, data: st.DataObject) -> None:
-    centre = data.draw(st.sampled_from(CENTRES))
+    center = data.draw(st.sampled_from(CENTERS))
     grid = OccupancyGrid(resolution=data.draw(st.integers(1, 4)), n_levels=data.draw(st.integers(1, 3))).to(device)
-    grid.bind(box(centre, 1.0, device))
-    rays_o, rays_d = data.draw(rays(device, centre))
+    grid.bind(box(center, 1.0, device))
+    rays_o, rays_d = data.draw(rays(device, center))
     n = len(rays_o)
     values = data.draw(tensors((7,), STRANGE, device, FLOATS))
 
@@ -60,7 +60,7 @@ def test_sampling(device: str, data: st.DataObject) -> None:
 @given(st.data())
 def test_update(device: str, data: st.DataObject) -> None:
     grid = OccupancyGrid(resolution=data.draw(st.integers(1, 4)), n_levels=data.draw(st.integers(1, 3))).to(device)
-    grid.bind(box(data.draw(st.sampled_from(CENTRES)), data.draw(st.sampled_from([0.25, 1.0, 1e6])), device))
+    grid.bind(box(data.draw(st.sampled_from(CENTERS)), data.draw(st.sampled_from([0.25, 1.0, 1e6])), device))
     values = data.draw(tensors((7,), STRANGE, device, FLOATS))
     times = data.draw(st.none() | st.tuples(*[st.sampled_from([0.0, 1.0, -1e30, 3e38, INF, NAN])] * 2))
     for step in data.draw(st.lists(st.sampled_from([0, 1, 255, 256, 10**9]), max_size=3)):

@@ -283,7 +283,7 @@ def test_learning_rate_monitor_logs_the_schedule(tmp_path: Path, scene_cache: Pa
 
 
 class Anomalous(PlainField):
-    """Its colours are fine; their derivative is not."""
+    """Its colors are fine; their derivative is not."""
 
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         out = super().forward(positions, directions)

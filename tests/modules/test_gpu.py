@@ -24,7 +24,7 @@ from tests.scenes import fused_module, tiny_module, tiny_scene, trainer
 pytestmark = pytest.mark.gpu
 
 
-class NoSynchronisation(L.Callback):
+class NoSynchronization(L.Callback):
     """From a few steps on, whatever makes the host wait for the device is an error."""
 
     def __init__(self, after: int) -> None:
@@ -44,10 +44,10 @@ class NoSynchronisation(L.Callback):
 
 @pytest.mark.parametrize("make", [tiny_module, fused_module])
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
-def test_a_training_step_does_not_synchronise(
+def test_a_training_step_does_not_synchronize(
     tmp_path: Path, scene_cache: Path, precision: str, make: Callable[..., InstantNGP]
 ) -> None:
-    watch = NoSynchronisation(after=5)
+    watch = NoSynchronization(after=5)
     fit = trainer(tmp_path, accelerator="gpu", devices=1, precision=precision, max_steps=60, callbacks=[watch])
     try:
         fit.fit(make(), tiny_scene(scene_cache))

@@ -67,10 +67,10 @@ def run(folder: Path, cache: Path, kind: str, field: Any = None, **options: Any)
     return states, telemetry, done
 
 
-@pytest.mark.parametrize("why", ["infinite colours", "no samples"])
+@pytest.mark.parametrize("why", ["infinite colors", "no samples"])
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_a_bad_step_changes_nothing_and_is_counted(tmp_path: Path, scene_cache: Path, kind: str, why: str) -> None:
-    bad = {"field": lambda: InfAt(3)} if why == "infinite colours" else {"callbacks": [Empty({3})]}
+    bad = {"field": lambda: InfAt(3)} if why == "infinite colors" else {"callbacks": [Empty({3})]}
     states, telemetry, done = run(tmp_path, scene_cache, kind, **bad)
     assert states.unchanged() == [3]
     assert len(states.moved()) == 6
@@ -109,16 +109,16 @@ def test_the_first_step_may_be_a_bad_one(tmp_path: Path, scene_cache: Path) -> N
     assert telemetry.latest["train/skipped_steps"] == 1
 
 
-@pytest.mark.parametrize("why", ["infinite colours", "no samples"])
+@pytest.mark.parametrize("why", ["infinite colors", "no samples"])
 def test_a_grad_scaler_skips_as_well(tmp_path: Path, scene_cache: Path, why: str) -> None:
     """And takes no empty step for an overflow."""
-    bad = {"field": lambda: InfAt(3)} if why == "infinite colours" else {"callbacks": [Empty({3})]}
+    bad = {"field": lambda: InfAt(3)} if why == "infinite colors" else {"callbacks": [Empty({3})]}
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**10)
     plugin = MixedPrecision("16-mixed", "cpu", scaler)
     states, telemetry, _ = run(tmp_path, scene_cache, "FusedAdam", **bad, plugins=[plugin])
     assert states.unchanged() == [3]
     assert telemetry.latest["train/skipped_steps"] == 1
-    assert scaler.get_scale() == (2.0**9 if why == "infinite colours" else 2.0**10)
+    assert scaler.get_scale() == (2.0**9 if why == "infinite colors" else 2.0**10)
 
 
 def test_a_step_that_a_grad_scaler_does_not_make_is_counted(tmp_path: Path, scene_cache: Path) -> None:

@@ -72,22 +72,22 @@ def test_the_two_intersections_agree(device: str) -> None:
 
 def test_query_reads_the_finest_level() -> None:
     data = torch.arange(2 * 2 * 4 * 2, dtype=torch.float32).reshape(2, 2, 4, 2) + 1
-    centre = (BOX[:3] + BOX[3:]) / 2
+    center = (BOX[:3] + BOX[3:]) / 2
     for level, x, y, z in itertools.product(range(2), range(2), range(4), range(2)):
         fraction = (torch.tensor([x, y, z]) + 0.5) / torch.tensor([2, 4, 2]) - 0.5
-        point = centre + fraction * (BOX[3:] - BOX[:3]) * 2**level
+        point = center + fraction * (BOX[3:] - BOX[:3]) * 2**level
         inner = level == 1 and (fraction.abs() < 0.25).all()
         values, inside = _query(point[None], data, BOX)
         assert inside.all()
         if not inner:
             assert values.item() == data[level, x, y, z]
-    outside = torch.stack([centre + torch.tensor([2.1, 0, 0]), centre * NAN, centre + INF])
+    outside = torch.stack([center + torch.tensor([2.1, 0, 0]), center * NAN, center + INF])
     values, inside = _query(outside, data, BOX)
     assert not inside.any()
     assert not values.any()
-    occupied, _ = _query(centre[None], data > 0, BOX)
+    occupied, _ = _query(center[None], data > 0, BOX)
     assert occupied.dtype == torch.bool
 
 
-def test_enlarging_keeps_the_centre() -> None:
+def test_enlarging_keeps_the_center() -> None:
     torch.testing.assert_close(_enlarge_aabb(BOX, 2), torch.tensor([-2.0, -1.5, -1.0, 2.0, 2.5, 3.0]))

@@ -81,7 +81,7 @@ def test_half_precision_weights(device: str, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-def test_nothing_synchronises() -> None:
+def test_nothing_synchronizes() -> None:
     weights, *rest = to("cuda", samples(COUNTS))
     weights.requires_grad_()
     torch.cuda.set_sync_debug_mode("error")

@@ -40,7 +40,7 @@ def test_errors() -> None:
 
 
 @pytest.mark.gpu
-def test_with_a_number_of_rays_nothing_synchronises() -> None:
+def test_with_a_number_of_rays_nothing_synchronizes() -> None:
     indices = torch.tensor([0, 2, 2], device="cuda")
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -20,9 +20,9 @@ from tests.ops.harness import DEVICES, rand
 FAR = 6.0
 
 
-def bump(centre: float = 3.0, width: float = 0.3, height: float = 20.0) -> Callable[[Tensor, Tensor], Tensor]:
+def bump(center: float = 3.0, width: float = 0.3, height: float = 20.0) -> Callable[[Tensor, Tensor], Tensor]:
     def sigmas(t_starts: Tensor, t_ends: Tensor) -> Tensor:
-        return height * torch.exp(-((((t_starts + t_ends) / 2 - centre) / width) ** 2))
+        return height * torch.exp(-((((t_starts + t_ends) / 2 - center) / width) ** 2))
 
     return sigmas
 
@@ -164,7 +164,7 @@ def test_the_loss_scales_and_forgets(device: str) -> None:
     estimator = PropNetEstimator().to(device)
 
     def sigma_fn(t_starts: Tensor, t_ends: Tensor) -> Tensor:
-        return scale * bump(centre=4.0, height=0.5)(t_starts, t_ends)
+        return scale * bump(center=4.0, height=0.5)(t_starts, t_ends)
 
     def loss(loss_scaler: float) -> Tensor:
         t_starts, t_ends = estimator.sampling([sigma_fn] * 2, [32, 32], 16, 5, 0.1, FAR, "uniform", requires_grad=True)

@@ -82,7 +82,7 @@ def test_values_and_gradients_are_those_of_a_loop(device: str, eps: float, n_cha
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_the_gradient_at_an_opaque_sample_sees_what_is_behind_it(device: str) -> None:
-    """d colour / d alpha_i = T_i (c_i - what is behind i, as if i were not there): no division by 1 - alpha_i = 0."""
+    """d color / d alpha_i = T_i (c_i - what is behind i, as if i were not there): no division by 1 - alpha_i = 0."""
     alphas = torch.tensor([0.0, 1.0, 1.0, 0.5]).to(device).requires_grad_()
     colors = torch.tensor([[0.2], [0.4], [0.9], [0.6]]).to(device)
     t = torch.arange(4.0).to(device)

@@ -110,10 +110,10 @@ def test_gradcheck_of_the_reference(per_ray: bool) -> None:
     densities, channels, t_starts, t_ends, offsets = make(counts)
     doubles = [a.double() for a in (densities + 0.1, channels, background_of(counts, per_ray))]
 
-    def colours(densities: Tensor, channels: Tensor, background: Tensor) -> Tensor:
+    def colors(densities: Tensor, channels: Tensor, background: Tensor) -> Tensor:
         return reference(densities, channels, t_starts.double(), t_ends.double(), offsets, background=background)[0]
 
-    assert torch.autograd.gradcheck(colours, tuple(a.requires_grad_() for a in doubles))
+    assert torch.autograd.gradcheck(colors, tuple(a.requires_grad_() for a in doubles))
 
 
 def test_bad_arguments_are_named() -> None:

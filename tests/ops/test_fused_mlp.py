@@ -39,12 +39,12 @@ def perceptron(shape: tuple[int, int, int, int], device: str) -> list[Tensor]:
 
 
 # -- numbers whose sums are exact ----------------------------------------------------------------------------------------
-# Else a kernel, which sums in another order than its reference, rounds some numbers to their other neighbour, and passes
+# Else a kernel, which sums in another order than its reference, rounds some numbers to their other neighbor, and passes
 # some gradients that the reference's ReLU stops: off by so much that a comparison would have to be loose.
 
 
 def nearly(x: Tensor, seed: int) -> Tensor:
-    """float32 numbers that any rounding to nearest takes back to x, and any other to some neighbour."""
+    """float32 numbers that any rounding to nearest takes back to x, and any other to some neighbor."""
     error = (
         0.9 * 2.0**-12 * (2 * torch.rand(x.shape, generator=generator(seed)) - 1)
     )  # float16 errs by up to 2^-12 below 2^k

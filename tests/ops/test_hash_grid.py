@@ -43,7 +43,7 @@ def tolerances(n: int, dims: int, levels: int, features: int, resolution: int, d
 
     An output sums 2^D terms whose weights sum to 1, each weight D roundings: (D + 2^D) EPS. A table gradient sums at most n
     terms. A position gradient sums ``levels * features * 2^D`` terms, each at most ``resolution``. In a half type two
-    nearly equal sums may round to neighbours: one unit in the last place.
+    nearly equal sums may round to neighbors: one unit in the last place.
     """
     corners = 2**dims
     half = {torch.float32: 0.0, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}[dtype]
@@ -153,7 +153,7 @@ def test_gradients_of_any_type(device: str, dtype: torch.dtype, deterministic: b
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("features", [1, 2, 4, 8])
 def test_samples_along_rays(device: str, features: int) -> None:
-    """Many neighbours share a cell and some gradients are zero: what the CUDA backward sums within a thread."""
+    """Many neighbors share a cell and some gradients are zero: what the CUDA backward sums within a thread."""
     t = torch.linspace(0, 1, 100)[None, :, None]
     ends = rand(2, 20, 1, 3, seed=1)
     x = (ends[0] + (ends[1] - ends[0]) * t).reshape(-1, 3)
@@ -234,7 +234,7 @@ def test_hash_of_the_paper() -> None:
     levels, n_rows = grid_levels(dims, [(resolution, size)])
     x = (torch.tensor([vertex], dtype=torch.float32) - 0.5 + 1e-3) / (resolution - 1)
     out = hash_grid(x, torch.arange(n_rows, dtype=torch.float32)[:, None], levels)
-    # Nearly all weight is on the lower corner; neighbours differ by less than size.
+    # Nearly all weight is on the lower corner; neighbors differ by less than size.
     assert abs(out.item() - expected % size) < size * 1e-2
 
 

@@ -52,7 +52,7 @@ def ragged(counts: list[int], seed: int) -> tuple[Tensor, Tensor]:
 # --- searchsorted ---
 
 
-def neighbours(keys: list[float], x: float) -> tuple[int, int]:
+def neighbors(keys: list[float], x: float) -> tuple[int, int]:
     """By Python's bisection, of the query drawn into the keys' range."""
     if not keys:
         return 0, 0
@@ -72,7 +72,7 @@ def test_rows_of_queries_in_rows_of_keys(device: str, width: int, n_queries: int
     check_op("searchsorted", searchsorted_reference, args, device=device, **EXACT, opcheck=width == 3)
     left, right = searchsorted(keys.to(device), queries.to(device))
     assert left.shape == right.shape == queries.shape
-    expected = [neighbours(k, q) for k, row in zip(keys.tolist(), queries.tolist(), strict=True) for q in row]
+    expected = [neighbors(k, q) for k, row in zip(keys.tolist(), queries.tolist(), strict=True) for q in row]
     assert list(zip(left.flatten().tolist(), right.flatten().tolist(), strict=True)) == expected
 
 
@@ -90,7 +90,7 @@ def test_lists_of_keys(device: str, counts: list[int]) -> None:
             assert (i, j) == (-1, -1)
             continue
         begin, count = info[ray].tolist()
-        a, b = neighbours(keys[begin : begin + count].tolist(), x)
+        a, b = neighbors(keys[begin : begin + count].tolist(), x)
         assert (i, j) == (begin + a, begin + b)
 
 
@@ -298,7 +298,7 @@ def test_views_are_accepted() -> None:
 
 
 @pytest.mark.gpu
-def test_nothing_synchronises() -> None:
+def test_nothing_synchronizes() -> None:
     edges, cdfs = (v.cuda() for v in smooth(5, 9, 1))
     info = torch.tensor([[9 * i, 9] for i in range(5)], device="cuda")
     torch.cuda.set_sync_debug_mode("error")

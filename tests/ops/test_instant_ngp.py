@@ -23,7 +23,7 @@ def decided(p: Net, features: Tensor, d: Tensor, dtype: torch.dtype) -> Tensor:
     weights = p.weights
     hidden, first = relu(layer(known(features), weights.density1, dtype), dtype)
     geometry = layer(hidden, weights.density2, dtype)
-    # Harmonics are polynomials of degree 3 of a normalised direction: some ten roundings of numbers below 4.
+    # Harmonics are polynomials of degree 3 of a normalized direction: some ten roundings of numbers below 4.
     harmonics = known(spherical_harmonics.reference(d.double(), 4), 40 * CUT)
     shown = Interval(*(torch.cat(parts, 1) for parts in zip(harmonics, geometry, strict=True)))
     hidden, second = relu(layer(shown, weights.color1, dtype), dtype)
@@ -126,7 +126,7 @@ def test_references_are_the_field_up_to_rounding(layout: tuple[int, int], dtype:
     shown = torch.cat([spherical_harmonics.reference(d, 4).double(), g], 1)
     rgb = torch.sigmoid(((shown @ weights[2].T).relu() @ weights[3].T).relu() @ weights[4].T)
     density_rounded, rgb_rounded, features = instant_ngp.field_reference(*field_arguments(p, x, d, dtype))
-    # Six roundings lie between an encoding and a colour.
+    # Six roundings lie between an encoding and a color.
     assert distance(density_rounded, density.detach()) <= 6 * ROUNDOFF[dtype]
     assert distance(rgb_rounded, rgb.detach()) <= 6 * ROUNDOFF[dtype]
     grads = (0.1 * normal(400, seed=5), normal(400, 3, seed=6))

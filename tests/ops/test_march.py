@@ -196,15 +196,15 @@ def test_random_scenes_give_exactly_the_reference(device: str) -> None:
         check_op("march_write", write_reference, write, device=device, rtol=0, atol=0, opcheck=False)
 
 
-def neighbourhood(points: Tensor, occupancy: Tensor, aabb: Tensor, margin: float) -> tuple[Tensor, Tensor]:
+def neighborhood(points: Tensor, occupancy: Tensor, aabb: Tensor, margin: float) -> tuple[Tensor, Tensor]:
     """Are all, and are any, of the cells occupied that points within ``margin`` fall in? In float64, level by level."""
     corners = torch.tensor(list(itertools.product((-margin, margin), repeat=3)), dtype=torch.float64)
     p = points.double()[:, None] + corners  # [N, 8, 3]
     low, high = aabb.double()
     result = torch.zeros(p.shape[:2], dtype=torch.bool)
     for level in reversed(range(len(occupancy))):
-        centre, half = (low + high) / 2, (high - low) / 2 * 2**level
-        v = (p - centre + half) / (2 * half)
+        center, half = (low + high) / 2, (high - low) / 2 * 2**level
+        v = (p - center + half) / (2 * half)
         inside = ((v >= 0) & (v <= 1)).all(-1)
         resolution = torch.tensor(occupancy.shape[1:])
         cell = torch.minimum((v.clamp(0, 1) * resolution).long(), resolution - 1)
@@ -230,7 +230,7 @@ def test_samples_are_the_lattice_points_in_occupied_cells(device: str, name: str
         middles = middles[middles < float(rays.far[r])]
         edges = edges[: len(middles) + 1]
         # Float rounding of the midpoint and of the position, for coordinates up to 40.
-        sure, possible = neighbourhood(origins[r] + middles[:, None] * directions[r], occupancy, aabb, 2e-5)
+        sure, possible = neighborhood(origins[r] + middles[:, None] * directions[r], occupancy, aabb, 2e-5)
         begin, end = samples.offsets[r : r + 2].tolist()
         starts = samples.t_starts[begin:end].double()
         nearest = (starts[:, None] - edges[None]).abs().argmin(1)

@@ -138,8 +138,8 @@ def test_points_fill_their_cells(device: str) -> None:
     points = cell_points(make_key(0, device=device), cells, AABB.to(device), resolution).cpu().double()
     size = (AABB[1] - AABB[0]).double()
     for level in range(3):
-        centre = AABB.double().mean(0)
-        fraction = ((points - centre) / size / 2**level + 0.5).view(200, n, 3)[:, level * 64 : (level + 1) * 64]
+        center = AABB.double().mean(0)
+        fraction = ((points - center) / size / 2**level + 0.5).view(200, n, 3)[:, level * 64 : (level + 1) * 64]
         place = fraction * torch.tensor(resolution)
         index = torch.cartesian_prod(*(torch.arange(r) for r in resolution))
         inside = place - index
@@ -316,8 +316,8 @@ def visible(c2w: Tensor, device: str = "cpu", levels: int = 1, intrinsics: Tenso
 def test_a_camera_sees_what_lies_before_it(device: str) -> None:
     # At the origin, looking along -z, 90 degrees: |x| <= -z and |y| <= -z, and a cell's half diagonal around that.
     seen = visible(camera([0.0, 0.0, 0.0], X, Y, Z)[None], device)[0]
-    centre = torch.arange(8) * 0.25 - 0.875
-    x, y, z = torch.meshgrid(centre, centre, centre, indexing="ij")
+    center = torch.arange(8) * 0.25 - 0.875
+    x, y, z = torch.meshgrid(center, center, center, indexing="ij")
     margin = torch.minimum((-z - x.abs()) / 2**0.5, (-z - y.abs()) / 2**0.5)
     radius = 0.125 * 3**0.5
     assert torch.equal(seen, (margin >= -radius) & (-z >= -radius))
@@ -345,7 +345,7 @@ def test_cameras_unite_levels_nest_and_near_cuts() -> None:
     assert near[:, :, :3].all()
     assert not near[:, :, 5:].any()  # the farthest corner is 4.1 away
     levels = visible(camera([0.0, 0.0, 0.0], X, Y, Z)[None], levels=3)
-    assert torch.equal(levels[0], levels[1])  # seen from the common centre, all boxes look the same
+    assert torch.equal(levels[0], levels[1])  # seen from the common center, all boxes look the same
     assert torch.equal(levels[0], levels[2])
 
 

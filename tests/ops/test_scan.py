@@ -335,7 +335,7 @@ def test_bits_do_not_depend_on_the_number_of_threads(layout: str) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_nothing_synchronises(layout: str) -> None:
+def test_nothing_synchronizes(layout: str) -> None:
     segments, _, n = segments_of(COUNTS["ragged"], layout)
     segments = segments.cuda()
     for function, dtype in itertools.product((segmented_sum, segmented_product), (torch.float32, torch.float64)):

@@ -99,7 +99,7 @@ def test_parameters_without_gradient_and_steps_without_any() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", ["Adam", "Adam, fused", "SGD with momentum", "FusedAdam"])
-def test_no_host_synchronisation(kind: str) -> None:
+def test_no_host_synchronization(kind: str) -> None:
     training = Training(KINDS[kind], "cuda")
     training.step(0)
     before = training.tensors()

@@ -269,7 +269,7 @@ def test_arguments_go_before_the_checkpoints(own: str, scene_cache: Path) -> Non
         (["--data.n_tests=1"], ["n_tests", "SyntheticScene"]),
         (["--data.n_test=-1"], ["n_test: expected", "-1"]),
         (["--model.eval_samples=0"], ["eval_samples: expected an integer from 1"]),
-        (["--model.field.colour=0"], ["field.colour", "Ball"]),
+        (["--model.field.color=0"], ["field.color", "Ball"]),
         (["--trainer.precision=3"], ["precision"]),
         (["--date.n_test=1"], ["no key 'date.n_test'; did you mean 'data'?"]),
         (["--trainer.precisoin=3"], ["no key 'trainer.precisoin'; did you mean 'trainer.precision'?"]),
@@ -377,7 +377,7 @@ def test_bad_checkpoints_are_named(ball: list[str], capsys: pytest.CaptureFixtur
     assert "does not describe its model nor its data: name the recipe" in refused([checkpoint], capsys)
     assert "given twice" in refused([checkpoint, "--ckpt", checkpoint], capsys)
     cli = build(["-c", recipe])
-    torch.save({"state_dict": {"field.colour": torch.zeros(1), **cli.model.state_dict()}}, "more.ckpt")
+    torch.save({"state_dict": {"field.color": torch.zeros(1), **cli.model.state_dict()}}, "more.ckpt")
     message = refused(["-c", recipe, "--ckpt", "more.ckpt"], capsys)
     assert "more.ckpt does not fit the model" in message
-    assert "field.colour" in message
+    assert "field.color" in message

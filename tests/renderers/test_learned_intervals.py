@@ -105,7 +105,7 @@ def test_wanting_them_changes_no_value(device: str, surface: str, kind: str) -> 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("surface", SURFACES)
 def test_void_and_opaque_samples(device: str, surface: str) -> None:
-    """Colours of what is void or out of the light may be anything, as without gradients of edges."""
+    """Colors of what is void or out of the light may be anything, as without gradients of edges."""
     inf, nan = float("inf"), float("nan")
     absorbers = torch.tensor([nan, -1.0, 2.0, 1.0, inf, 1.0, inf, 0.0, 1e30, 2.0, 1.0, 1.0, 1.0]).to(device)
     t_starts = torch.tensor([0.0, 1, 2, 2, 3, 4, 5, 0, 0, 0, 3, 2, 1]).to(device)

@@ -20,7 +20,7 @@ def indices(counts: list[int]) -> Tensor:
 
 
 def render(args: Args, counts: list[int], device: str = "cpu", **options: Any) -> Any:
-    """``rendering`` of samples whose densities and colours are known."""
+    """``rendering`` of samples whose densities and colors are known."""
     densities, channels, t_starts, t_ends, _ = to(device, args)
     function = options.pop("function", lambda *_: (channels, densities))
     return rendering(t_starts, t_ends, indices(counts).to(device), len(counts), function, **options)

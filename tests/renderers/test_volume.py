@@ -40,7 +40,7 @@ def equal(a: Tensor, b: Tensor) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_colours_and_extras_are_composited_alike(device: str) -> None:
+def test_colors_and_extras_are_composited_alike(device: str) -> None:
     output, samples = make(device)
     render = VolumeRenderer()(output, samples, return_weights=True)
     assert list(render.extras) == ["normal", "label"]

@@ -39,7 +39,7 @@ class SyntheticSource(BlenderSource):
     Args:
         resolution: pixels along each side, 1 to 4096.
         n_train, n_test, n_val: views per split, each on a golden spiral between 10 degrees below and 70 above the horizon.
-        seed: which solid stands where, and the colours.
+        seed: which solid stands where, and the colors.
         cache_dir: default ``$XDG_CACHE_HOME/lightning-nerf``, or ``~/.cache/lightning-nerf``.
     """
 

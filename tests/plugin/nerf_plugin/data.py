@@ -11,8 +11,8 @@ from lightning_nerf.cameras import image_rays
 from lightning_nerf.cameras.poses import spiral_poses
 
 RADIUS = 0.35
-CENTRES = torch.tensor([[-0.45, 0.0, 0.0], [0.45, 0.0, 0.0]])
-COLOURS = torch.tensor([[0.9, 0.2, 0.1], [0.1, 0.3, 0.9]])
+CENTERS = torch.tensor([[-0.45, 0.0, 0.0], [0.45, 0.0, 0.0]])
+COLORS = torch.tensor([[0.9, 0.2, 0.1], [0.1, 0.3, 0.9]])
 SIZES = ((1.0, 1.0), (1.25, 0.75), (0.75, 1.125))  # width and height of every third picture, of the resolution
 
 
@@ -58,8 +58,8 @@ class TwoBalls(Source):
         rays = image_rays(cameras, index)
         rgba = torch.zeros(len(rays.origins), 4)
         nearest = torch.full((len(rays.origins),), torch.inf)
-        for centre, color, radius in self.balls(0.0 if cameras.times is None else float(cameras.times[index])):
-            to_ray = rays.origins - centre
+        for center, color, radius in self.balls(0.0 if cameras.times is None else float(cameras.times[index])):
+            to_ray = rays.origins - center
             along = (to_ray * rays.directions).sum(-1)
             root = along**2 - to_ray.square().sum(-1) + radius**2
             t = -along - root.clamp(min=0).sqrt()
@@ -70,10 +70,10 @@ class TwoBalls(Source):
         return (255 * rgba).round().to(torch.uint8).view(*cameras.shape(index), 4)
 
     def balls(self, time: float) -> list[tuple[torch.Tensor, torch.Tensor, float]]:
-        """Centre, color and radius of each ball at a time."""
+        """Center, color and radius of each ball at a time."""
         angle = 0.5 * math.pi * time
         turn = torch.tensor([[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]])
-        balls = [(turn @ centre, color, RADIUS) for centre, color in zip(CENTRES, COLOURS, strict=True)]
+        balls = [(turn @ center, color, RADIUS) for center, color in zip(CENTERS, COLORS, strict=True)]
         if self.far_ball:
             balls.append((torch.tensor([0.0, 0.0, -3.2]), torch.tensor([0.2, 0.8, 0.2]), 1.6))
         return balls
