@@ -31,7 +31,7 @@ void begin(const Tensor&, const std::vector<Parameter>& parameters, int32_t* sta
     parallel_for((t.n + kChunk - 1) / kChunk, 8, [&](int64_t chunk) {
       const int64_t begin = chunk * kChunk;
       if (non_finite(t.grad + begin, std::min(kChunk, t.n - begin)))
-        __atomic_store_n(state + kBad, now, __ATOMIC_RELAXED);  // whoever meets one writes the same
+        __atomic_store_n(state + kBad, now, __ATOMIC_RELAXED);  // all threads that find one write the same value
     });
   }
 }

@@ -85,7 +85,7 @@ __global__ void begin_kernel(
   }
   const int64_t end = min(n, begin + kReadChunk);
   for (int64_t i = rest + threadIdx.x; i < end; i += kThreads) sum = fmaf(grad[i], 0.0f, sum);
-  if (sum != sum) control[kBad] = now;  // whoever meets one writes the same
+  if (sum != sum) control[kBad] = now;  // all threads that find one write the same value
 }
 
 __device__ float4 load(const float* values, int64_t i) { return __ldcs(reinterpret_cast<const float4*>(values + i)); }

@@ -338,7 +338,7 @@ std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
   const FieldWeights w = density_weights(density1, density2);
   Tensor densities = torch::stable::new_zeros(origins, {s.n}, ScalarType::Float);
   Tensor features = empty(origins, {keep_features ? s.n : 0, kEncoded}, bfloat16 ? ScalarType::BFloat16 : ScalarType::Half);
-  // Where nothing has been evaluated, whoever asks for a sample that is not there reads row 0.
+  // Where nothing has been evaluated, a read of a missing sample gets row 0.
   if (keep_features && s.n > 0)
     STD_CUDA_CHECK(cudaMemsetAsync(features.data_ptr(), 0, kEncoded * sizeof(uint16_t), launch.stream));
   if (s.n_rays == 0 || s.n == 0) return {densities, features};

@@ -1,6 +1,6 @@
 // Rays that end early, and the lanes of a warp that follow them: where a ray has become opaque or run out of samples its
 // lanes take the next one that no warp has taken. Once there are none, the rays that are left get more lanes each, so that a
-// few long ones don't keep everybody waiting.
+// a few long rays do not delay the others.
 #pragma once
 #include "host_device.cuh"
 

@@ -22,10 +22,10 @@ _NUMBERS = {int: numbers.Integral, float: numbers.Real, bool: numbers.Real}
 _WORDS = {Tensor: "a tensor", int: "an integer", float: "a number", bool: "a bool", type(None): "None"}
 
 
-def names_types(function: Callable[P, R]) -> Callable[P, R]:
+def typed_errors(function: Callable[P, R]) -> Callable[P, R]:
     """Where a call fails on the type of an argument, raise a TypeError that names it, what came and what was expected.
 
-    Annotations are looked at only then; an argument of another type that works is nobody's concern.
+    The annotations are read only then: an argument of another type that works is accepted.
     """
 
     @functools.wraps(function)

@@ -128,7 +128,7 @@ class _Builder:
         return self.called(target, target.arguments_of_file(arguments), name)
 
     def named(self, target: Any, path: str, name: str) -> Any:
-        """What a name alone stands for. Whoever gets it may call it, so it has to be harmless."""
+        """The class, dtype or enum member of a name without arguments; harmless if called."""
         if isinstance(target, (torch.dtype, enum.Enum)):
             return target
         if not inspect.isclass(target):

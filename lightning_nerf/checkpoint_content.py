@@ -1,4 +1,4 @@
-"""What may stand in a checkpoint, which a stranger may have written: its structure, before anyone relies on it."""
+"""Checks of the structure of an untrusted checkpoint, before other code reads it."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def read_checkpoint(path: str | Path | IO[bytes], map_location: Any = None, weights_only: bool | None = None) -> Plain:
-    """What a checkpoint holds: of a file, local or remote, or of an open one, which is left where it was.
+    """The content of a checkpoint: of a file, local or remote, or of an open one, which is left where it was.
 
     Only tensors and plain values are read, no code that a file brings, unless ``weights_only`` is False. ``map_location``
     is as of :func:`torch.load`; None: the CPU where torch sees no GPU. ``http://`` and ``https://`` are fetched each time,

@@ -1,4 +1,4 @@
-"""What a user got wrong: the errors that say so, and the checks of public functions that raise them.
+"""Errors for a user's mistakes, and the checks of public functions that raise them.
 
 Each message names the argument, what came and what was expected. The command line shows a :class:`BadArgument` in one line,
 without a traceback; any other exception is a bug and keeps its own.

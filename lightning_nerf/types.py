@@ -1,4 +1,4 @@
-"""What flows between data, estimators, fields, renderers, losses and modules.
+"""The types that flow between data, estimators, fields, renderers, losses and modules.
 
 Every type is a NamedTuple of tensors: Lightning moves them between devices and torch.compile takes them as they are. The
 Protocols at the end say what parts ask of each other. Shape letters, here and everywhere in this project:
@@ -147,7 +147,7 @@ class Pruning(NamedTuple):
 
 
 class FieldOutput(NamedTuple):
-    """What a radiance field says of N points. ``extras`` are further per-sample channels, composited with the colors.
+    """A radiance field's output at N points. ``extras`` are further per-sample channels, composited with the colors.
 
     >>> import torch
     >>> from lightning_nerf import FieldOutput
@@ -161,7 +161,7 @@ class FieldOutput(NamedTuple):
 
 
 class Render(NamedTuple):
-    """What a renderer says of R rays; per-ray outputs are always computed and always fully shaped.
+    """A renderer's output for R rays; per-ray outputs are always computed and always fully shaped.
 
     >>> import torch
     >>> from lightning_nerf import Render

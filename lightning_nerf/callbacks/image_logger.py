@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_nerf.callbacks.colors import colorize, to_uint8
-from lightning_nerf.callbacks.loggers import log_image, run_goes_on
+from lightning_nerf.callbacks.loggers import log_image, warning_instead
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained, view_outputs
 from lightning_nerf.checks import check_integer
@@ -137,7 +137,7 @@ class ImageLogger(WritesRunFiles):
         view = view_outputs(outputs)
         picture = view_picture(view["render"], view["truth"], trained(pl_module).estimator)
         path = folder / f"{split}_{view['name']}.png"
-        with run_goes_on(str(path)):
+        with warning_instead(str(path)):
             save_png(path, picture)
         log_image(trainer, f"{split}/{view['name']}", picture.numpy())
 

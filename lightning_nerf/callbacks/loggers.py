@@ -1,4 +1,4 @@
-"""What loggers are given beside numbers: pictures and films."""
+"""Pictures and films for loggers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.wandb_run import wandb_run_id
 
-__all__ = ["log_image", "log_video", "logged_step", "run_goes_on", "wandb_run_id"]
+__all__ = ["log_image", "log_video", "logged_step", "wandb_run_id", "warning_instead"]
 
 
 def logged_step(trainer: L.Trainer) -> int:
@@ -29,7 +29,7 @@ def log_image(trainer: L.Trainer, key: str, image: np.ndarray) -> None:
     """
     step = logged_step(trainer)
     for logger in trainer.loggers:
-        with run_goes_on(f"{type(logger).__name__}: picture {key!r}"):
+        with warning_instead(f"{type(logger).__name__}: picture {key!r}"):
             experiment = getattr(logger, "experiment", None)
             if hasattr(logger, "log_image"):
                 logger.log_image(key, [image], step=step)  # type: ignore[attr-defined]
@@ -41,13 +41,13 @@ def log_video(trainer: L.Trainer, key: str, path: Path) -> None:
     """Hand a film to each logger with ``log_video(key, videos, step)``, such as WandbLogger; as :func:`log_image`."""
     for logger in trainer.loggers:
         if hasattr(logger, "log_video"):
-            with run_goes_on(f"{type(logger).__name__}: film {key!r}"):
+            with warning_instead(f"{type(logger).__name__}: film {key!r}"):
                 logger.log_video(key, [str(path)], step=logged_step(trainer))  # type: ignore[attr-defined]
 
 
 @contextmanager
-def run_goes_on(what: str) -> Iterator[None]:
-    """Turn an exception into a warning: no picture is worth a training."""
+def warning_instead(what: str) -> Iterator[None]:
+    """Turn an exception into a warning: a lost picture must not end a training."""
     try:
         yield
     except Exception as error:

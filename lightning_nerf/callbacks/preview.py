@@ -11,7 +11,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.image_logger import save_png, view_picture
-from lightning_nerf.callbacks.loggers import log_image, run_goes_on
+from lightning_nerf.callbacks.loggers import log_image, warning_instead
 from lightning_nerf.callbacks.quality_marks import evaluation
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained
@@ -67,7 +67,7 @@ class Preview(WritesRunFiles):
             return
         clock = clock_of(trainer)
         clock.halt()
-        with run_goes_on("preview"):
+        with warning_instead("preview"):
             self._show(trainer, pl_module)
         clock.resume()
         end = time.monotonic()

@@ -111,7 +111,7 @@ class NeRFProgressBar(TQDMProgressBar):
     # -- what ----------------------------------------------------------------------------------------------------------
 
     def get_metrics(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Any]:
-        """What stands behind the bar."""
+        """The metrics shown behind the bar."""
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         items = {name: f"{value:.4g}" if isinstance(value, float) else value for name, value in items.items()}

@@ -1,4 +1,4 @@
-"""Sees that a checkpoint, which a stranger may have written, can be gone on from and leads to no file but the run's own."""
+"""Checks an untrusted checkpoint before a fit resumes from it: well-formed, and no paths outside of the run."""
 
 from __future__ import annotations
 

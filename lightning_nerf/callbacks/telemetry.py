@@ -1,4 +1,4 @@
-"""Reads what a training step says of itself, without waiting for the step."""
+"""Logs the scalars of training steps without waiting for the device."""
 
 from __future__ import annotations
 

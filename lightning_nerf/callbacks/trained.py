@@ -43,7 +43,7 @@ class TrainedModule(Protocol):
 
 
 class ViewOutputs(TypedDict):
-    """What a module's ``validation_step`` and ``test_step`` return."""
+    """The result of a module's ``validation_step`` and ``test_step``."""
 
     render: Render
     truth: Tensor  # [H, W, 3]
@@ -56,10 +56,10 @@ def trained(pl_module: L.LightningModule) -> TrainedModule:
 
 
 def view_outputs(outputs: STEP_OUTPUT) -> ViewOutputs:
-    """What a hook is given of a validation or test step."""
+    """The outputs that a hook gets of a validation or test step."""
     return cast(ViewOutputs, outputs)
 
 
 def step_outputs(outputs: STEP_OUTPUT) -> dict[str, Tensor]:
-    """What a hook is given of a training step; empty where the step was skipped."""
+    """The outputs that a hook gets of a training step; empty where the step was skipped."""
     return cast("dict[str, Tensor]", outputs or {})

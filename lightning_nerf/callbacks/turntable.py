@@ -13,7 +13,7 @@ import numpy as np
 from lightning_nerf.callbacks.colors import to_uint8
 from lightning_nerf.callbacks.films import whole_film
 from lightning_nerf.callbacks.framing import object_box
-from lightning_nerf.callbacks.loggers import log_video, run_goes_on
+from lightning_nerf.callbacks.loggers import log_video, warning_instead
 from lightning_nerf.callbacks.progress import shown
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained
@@ -55,7 +55,7 @@ class Turntable(WritesRunFiles):
         views = shown(trainer, range(self.n_frames), "turntable", "frame")
         with trainer.precision_plugin.forward_context():
             frames = [to_uint8(module.render_camera(cameras, i, background).rgb).numpy() for i in views]
-        with run_goes_on("turntable"):
+        with warning_instead("turntable"):
             log_video(trainer, "test/turntable", save_video(folder / "turntable", np.stack(frames), self.fps))
 
 

@@ -118,7 +118,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
 
     @property
     def scene_name(self) -> str:
-        """What reports call the scene."""
+        """The scene's name in reports."""
         return self.source.name
 
     @property

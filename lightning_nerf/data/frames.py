@@ -40,7 +40,7 @@ class Frame(NamedTuple):
 
 
 class Transforms:
-    """What a ``transforms_*.json`` says. Frames whose picture or mask is missing are left out, with one warning.
+    """The content of a ``transforms_*.json``. Frames whose picture or mask is missing are left out, with one warning.
 
     Which of the intrinsics count that a file and its frames state: see :mod:`lightning_nerf.data.intrinsics`.
 

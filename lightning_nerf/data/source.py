@@ -28,11 +28,11 @@ class Source(Recorded, ABC):
 
     @property
     def name(self) -> str:
-        """What reports call the scene."""
+        """The scene's name in reports."""
         return type(self).__name__
 
     def prepare(self) -> None:
-        """Do once what several processes would do in vain, such as rendering into a cache. Called before :meth:`read`."""
+        """Do work that one process must do for all, such as rendering into a cache. Called before :meth:`read`."""
         return
 
     def box(self) -> SceneBox | None:

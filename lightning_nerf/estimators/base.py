@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from lightning_nerf.argument_types import names_types
+from lightning_nerf.argument_types import typed_errors
 from lightning_nerf.arguments import Recorded
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import FLOATS, BadArgument, check_returned, check_same_device, check_tensor
@@ -104,7 +104,7 @@ class Estimator(Recorded, nn.Module, ABC):
                 raise BadArgument(f"{name}: {type(self).__name__} has no such setting, expected None, got {value}")
         return self.place(rays, key=key).samples
 
-    @names_types
+    @typed_errors
     @torch.no_grad()
     def sampling(
         self,

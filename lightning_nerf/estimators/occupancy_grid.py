@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.argument_types import names_types
+from lightning_nerf.argument_types import typed_errors
 from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
 from lightning_nerf.estimators.base import Estimator, corners
@@ -117,7 +117,7 @@ class OccupancyGrid(Estimator):
         self.register_buffer("_zero", torch.zeros(()), persistent=False)
         self._diagonal: float | None = None  # of the scene box, for the host; None while unbound
 
-    @names_types
+    @typed_errors
     @torch.no_grad()
     def bind(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> OccupancyGrid:
         """Lay the first level over the scene box. Binding the same box again changes nothing; another starts afresh."""
@@ -209,7 +209,7 @@ class OccupancyGrid(Estimator):
         return self._zero if alpha_threshold == 0 else (self.mean * 0.5).clamp(max=alpha_threshold)
 
     @states("captured", "shared")
-    @names_types
+    @typed_errors
     @torch.no_grad()
     def update(
         self,
@@ -260,7 +260,7 @@ class OccupancyGrid(Estimator):
         return occupancy.occupancy_select(key, self.binaries, quarter, quarter)
 
     def combine(self, newest: Tensor) -> Tensor:
-        """The maximum over all processes of the newest values [L * X * Y * Z] in their shares; -1: in nobody's."""
+        """The maximum over all processes of the newest values [L * X * Y * Z] in their shares; -1: in no share."""
         torch.distributed.all_reduce(newest, torch.distributed.ReduceOp.MAX)
         return newest
 

@@ -34,7 +34,7 @@ def as_query(density_fn: DensityFn) -> Query:
 
 
 def densities(density_fn: DensityFn, positions: Tensor, times: Tensor | None = None) -> Tensor:
-    """What a density function says of points, checked, as float32."""
+    """The values of a density function at points, checked, as float32."""
     values = density_fn(positions) if times is None else density_fn(positions, times)
     check_returned("density_fn", values, (positions.shape[0],), device=positions.device)
     return values.float()

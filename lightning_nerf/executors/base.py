@@ -65,7 +65,7 @@ class StepProgram(Protocol):
         ...
 
     def inputs(self) -> object:
-        """What the step reads beside that: an object that is replaced when its tensors are."""
+        """The step's further inputs: an object that is replaced when its tensors are."""
         ...
 
 

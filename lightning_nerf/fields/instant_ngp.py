@@ -144,7 +144,7 @@ class InstantNGPField(RadianceField):
         if not (self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and self._kernel_weights()):
             return None
         if not instant_ngp.has_kernels(device):
-            _say_slow(device)
+            _warn_slow(device)
             return None
         dtype = torch.get_autocast_dtype("cuda")
         wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
@@ -241,7 +241,7 @@ class InstantNGPField(RadianceField):
         return render
 
     def _kernel_bias(self) -> float:
-        """What kernels add to the log density: the bias, and the step from the box's unit to the world's."""
+        """The summand of the log density in kernels: the bias, and the change from the box's unit to the world's."""
         return self.density_bias - math.log(self.unit_length)
 
     def _ray_operands(self, rays: Rays, *further: Tensor) -> torch.dtype | None:
@@ -251,7 +251,7 @@ class InstantNGPField(RadianceField):
 
 
 @functools.cache
-def _say_slow(device: torch.device) -> None:
+def _warn_slow(device: torch.device) -> None:
     warnings.warn(
         f"InstantNGPField runs op by op on {torch.cuda.get_device_name(device)}, several times slower than in one kernel, "
         "for which it takes compute capability 8.0, 8.7, 9.0 or 10.x (104 KiB of shared memory a block) and CUDA "

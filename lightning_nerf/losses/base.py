@@ -22,7 +22,7 @@ class Loss(Recorded, nn.Module, ABC):
 
     >>> from lightning_nerf import Loss
     >>> class Haze(Loss):
-    ...     \"\"\"What is half transparent costs.\"\"\"
+    ...     \"\"\"Penalizes half-transparent rays.\"\"\"
     ...     def forward(self, step):
     ...         opacity, counts = step.render.opacity, step.counts
     ...         return (opacity * (1 - opacity) * counts).sum() / counts.sum().clamp(min=1)

@@ -155,7 +155,7 @@ class NeRFModule(EvaluatedModule):
                 self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
 
     def _check_wants(self) -> None:
-        """What the data have must be what the field wants."""
+        """Refuse data without the times that the field wants; warn of times or grid levels that it cannot use."""
         timed = self.datamodule.time_range() is not None
         name = type(self.field).__name__
         if "times" in self.field.wants and not timed:
@@ -170,7 +170,7 @@ class NeRFModule(EvaluatedModule):
             )
 
     def configure_callbacks(self) -> list[Callback]:
-        """What the parts need in training, unless the user brought it."""
+        """The callbacks that the parts need in training and that the user did not give."""
         clock_of(self.trainer)  # makes it
         keep_buffers(self.trainer)
         wanted: list[tuple[type[Callback], bool]] = [
@@ -200,7 +200,7 @@ class NeRFModule(EvaluatedModule):
         return self.datamodule.draw(self.key, self.max_rays, self.n_rays)
 
     def background(self, batch: RayBatch) -> Tensor:
-        """What a batch is composited on, [3] or [R, 3]."""
+        """The background of a batch, [3] or [R, 3]."""
         if batch.alpha is None:  # nothing shows through: the images were taken on some background
             return self.eval_background()
         return self.datamodule.draw_background(self.key, len(batch.rays.origins), self.random_background_steps)

@@ -148,7 +148,7 @@ class CheckpointedModule(Recorded, L.LightningModule):
     def _load_as_lightning(
         cls, checkpoint: Plain, hparams_file: str | Path | None, strict: bool | None, **kwargs: Any
     ) -> Self:
-        """The module of a checkpoint whose arguments others saved, or nobody."""
+        """The module of a checkpoint that does not hold our record of the arguments."""
         buffer = io.BytesIO()  # of what was read: Lightning would fetch a URL again, and then run what it brings
         plain = {k: v for k, v in checkpoint.items() if k not in ("hparams_type", *CHECKPOINT_PAST_HPARAMS_KEYS)}
         torch.save({"pytorch-lightning_version": L.__version__, **plain}, buffer)

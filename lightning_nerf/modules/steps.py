@@ -1,4 +1,4 @@
-"""The step as an executor runs it: which one it is, and what it has seen."""
+"""The step as an executor runs it: its number, and the samples that it has seen."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class SteppedModule(CheckpointedModule):
 
     @property
     def executor(self) -> Executor:
-        """What runs the step: the strategy's, else eager."""
+        """The strategy's executor; an eager one where the strategy has none."""
         return getattr(self.trainer.strategy, "executor", EAGER)
 
     # -- the program -------------------------------------------------------------------------------------------------

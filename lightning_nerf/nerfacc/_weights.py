@@ -172,7 +172,7 @@ def _offsets(absorbers: Tensor, packed_info: Tensor | None, ray_indices: Tensor 
 
 
 def _places(absorbers: Tensor) -> Tensor:
-    """Places that nobody asks for: any finite floats of the right type. A gradient of zero is multiplied by them."""
+    """Places whose value is never used: any finite floats of the right type. A gradient of zero is multiplied by them."""
     return torch.zeros_like(absorbers, dtype=torch.float64 if absorbers.dtype is torch.float64 else torch.float32)
 
 

@@ -6,7 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec, TypeVar
 
-from lightning_nerf.argument_types import names_types
+from lightning_nerf.argument_types import typed_errors
 from lightning_nerf.checks import BadArgument, BadType
 
 P = ParamSpec("P")
@@ -57,7 +57,7 @@ def _named(
 ) -> Exception:
     """The error itself, or one that names the argument of a wrong type which led to it."""
 
-    @names_types
+    @typed_errors
     @functools.wraps(function)
     def fail(*_: object, **__: object) -> NoReturn:
         raise error

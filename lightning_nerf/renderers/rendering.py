@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.argument_types import names_types
+from lightning_nerf.argument_types import typed_errors
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops.composite import Composite, composite, composite_alphas
 from lightning_nerf.ops.ray_offsets import ray_offsets
@@ -21,7 +21,7 @@ SampleFn = Callable[[Tensor, Tensor, Tensor | None], Any]
 _OURS = ("weights", "trans", "alphas", "sigmas", "rgbs")
 
 
-@names_types
+@typed_errors
 def rendering(
     t_starts: Tensor,
     t_ends: Tensor,

