@@ -21,6 +21,7 @@ from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
+from lightning_nerf.data.borders import border_hint
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
@@ -154,6 +155,8 @@ class NeRFModule(EvaluatedModule):
             raise BadArgument(f"data: {name} wants times, but these training views have none")
         if timed and "times" not in self.field.wants:
             rank_zero_warn(f"the training views have times, but {name} does not want any: the scene is taken for static")
+        if hint := border_hint(self.datamodule.scene("train"), self.datamodule.eval_background):
+            rank_zero_warn(hint)
         n_levels = getattr(self.estimator, "n_levels", 1)
         if n_levels > 1 and self.field.ends_at_box and self.field.scene_box.contraction == "none":
             rank_zero_warn(
