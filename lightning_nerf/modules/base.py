@@ -59,7 +59,7 @@ class NeRFModule(EvaluatedModule):
         max_rays: capacity of rays per step.
         initial_rays: active rays in the first step.
         random_background_steps: steps that composite on random colors whatever the data module says. On one color from
-            the start, a field can pass off dark fog in front of it as grey; its colors saturate and never recover.
+            the start, a field can pass off fog of that color as empty space.
         huber_delta: of the default loss: errors below it cost quadratically, above it linearly; inf for the mean square.
         optimizer: from parameter groups to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that is stepped every training step; default :class:`WarmupDecay`.
