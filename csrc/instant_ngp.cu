@@ -170,7 +170,7 @@ __device__ __forceinline__ void logit_gradients(
   for (int r = 0; r < 2; ++r) {
     float grad[2];
 #pragma unroll
-    for (int c = 0; c < 2; ++c) { grad[c] = logit_gradient(sigmoid(logits.tile[0][2 * r + c]), given_rgb[r][c]); }
+    for (int c = 0; c < 2; ++c) grad[c] = logit_gradient(sigmoid(logits.tile[0][2 * r + c]), given_rgb[r][c]);
     narrow.block[0][r] = pack_pair<T>(grad[0], grad[1]);
     narrow.block[0][2 + r] = 0u;
   }

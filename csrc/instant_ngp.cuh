@@ -198,11 +198,11 @@ __device__ __forceinline__ bool inside_box(const float (&x)[3]) {
 }
 
 // Gradient of a logit from that of its color y = sigmoid(logit). Where descent brings the logit closer to 0, the slope is at
-// least that at 4: a saturated logit has no gradient in float, and could never return.
-constexpr float kLeastSlope = 0.01766270621f;
+// least that at 5: a saturated logit has no gradient in float, and could never return.
+constexpr float kLeastSlope = 0.006648056671f;
 __device__ __forceinline__ float logit_gradient(float y, float grad) {
-  const float slope = y * (1.0f - y);
-  return grad * (grad * (y - 0.5f) > 0.0f ? fmaxf(slope, kLeastSlope) : slope);
+  const bool returns = grad * (y - 0.5f) > 0.0f;
+  return returns && y * (1.0f - y) < kLeastSlope ? grad * kLeastSlope : grad * y * (1.0f - y);
 }
 
 constexpr float kLargestLogDensity = 15.0f;  // of truncated_exp: its derivative is that of exp(clamp(x, -15, 15))

@@ -22,6 +22,7 @@ from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
+from lightning_nerf.data.borders import border_hint
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
@@ -62,7 +63,7 @@ class NeRFModule(EvaluatedModule):
         max_rays: capacity of rays per step.
         initial_rays: active rays in the first step.
         random_background_steps: steps that composite on random colors whatever the data module says. On one color from
-            the start, a field can pass off dark fog in front of it as grey; its colors saturate and never recover.
+            the start, a field can pass off fog of that color as empty space.
         huber_delta: of the default loss: errors below it cost quadratically, above it linearly; inf for the mean square.
         optimizer: from parameter groups to an optimizer.
         lr_scheduler: from an optimizer to a scheduler that is stepped every training step; default :class:`WarmupDecay`.
@@ -162,6 +163,8 @@ class NeRFModule(EvaluatedModule):
             raise BadArgument(f"data: {name} wants times, but these training views have none")
         if timed and "times" not in self.field.wants:
             rank_zero_warn(f"the training views have times, but {name} does not want any: the scene is taken for static")
+        if hint := border_hint(self.datamodule.scene("train"), self.datamodule.eval_background):
+            rank_zero_warn(hint)
         n_levels = self.estimator.n_levels
         if n_levels > 1 and self.field.ends_at_box and self.field.scene_box.contraction == "none":
             rank_zero_warn(

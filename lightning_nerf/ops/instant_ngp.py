@@ -72,7 +72,7 @@ def field(
         evaluated: encodings of the samples that :func:`ray_densities` kept; they are not gathered again.
 
     Differentiable once in table and weights; not in positions and directions. The derivative of exp is that of
-    ``exp(clamp(x, -15, 15))``; that of a sigmoid is at least 0.018 where a descent step brings its logit closer to 0, see
+    ``exp(clamp(x, -15, 15))``; that of a sigmoid is at least 0.0066 where a descent step brings its logit closer to 0, see
     :func:`~lightning_nerf.fields.activations.leaky_sigmoid`. The table's gradient is summed in float32; incoming gradients
     of encodings have ``dtype``, so with float16 the loss wants scaling.
 

@@ -17,7 +17,7 @@ from lightning_nerf.types import PackedSamples, Rays
 ENCODED = 32
 SHAPES = {"density1": (64, 32), "density2": (16, 64), "color1": (64, 32), "color2": (64, 64), "color3": (3, 64)}
 _LARGEST_LOG_DENSITY = 15.0
-_LEAST_SLOPE = 0.01766270621  # the derivative of the sigmoid at 4 and at -4
+_LEAST_SLOPE = 0.006648056671  # the derivative of the sigmoid at 5 and at -5
 
 
 class Weights(NamedTuple):
