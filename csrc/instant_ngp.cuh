@@ -197,12 +197,12 @@ __device__ __forceinline__ bool inside_box(const float (&x)[3]) {
   return inside_unit(x[0]) && inside_unit(x[1]) && inside_unit(x[2]);
 }
 
-// Gradient of a logit from that of its color y = sigmoid(logit). Where descent brings the logit closer to 0, the slope is at
-// least that at 5: a saturated logit has no gradient in float, and could never return.
-constexpr float kLeastSlope = 0.006648056671f;
+// Gradient of a logit from that of its color y = sigmoid(logit). Beyond 12 and -12, where descent brings the logit closer to
+// 0, the slope is that at 5: the true one is soon 0 in float, and a saturated color could never return.
+constexpr float kSaturated = 6.1441368e-6f, kWayBack = 0.006648056671f;
 __device__ __forceinline__ float logit_gradient(float y, float grad) {
   const bool returns = grad * (y - 0.5f) > 0.0f;
-  return returns && y * (1.0f - y) < kLeastSlope ? grad * kLeastSlope : grad * y * (1.0f - y);
+  return returns && y * (1.0f - y) < kSaturated ? grad * kWayBack : grad * y * (1.0f - y);
 }
 
 constexpr float kLargestLogDensity = 15.0f;  // of truncated_exp: its derivative is that of exp(clamp(x, -15, 15))

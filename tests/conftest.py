@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,3 +22,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def scene_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where procedural scenes are rendered once for all tests."""
     return tmp_path_factory.mktemp("scenes")
+
+
+@pytest.fixture(autouse=True)
+def left_as_found() -> Iterator[None]:
+    """No test decides for the next: a Trainer's determinism outlives it, signal handlers have to be given back."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    torch.use_deterministic_algorithms(False)
+    left = {number: signal.getsignal(number) for number in handlers}
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    assert left == handlers

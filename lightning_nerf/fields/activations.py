@@ -8,7 +8,8 @@ from torch import Tensor
 from lightning_nerf.ops._library import Context
 
 _LARGEST = 15.0
-_LEAST_SLOPE = 0.006648056671  # the derivative of the sigmoid at 5 and at -5
+_SATURATED = 6.1441368e-6  # the derivative of the sigmoid at 12 and at -12; what is below it counts as saturated
+_WAY_BACK = 0.006648056671  # its derivative at 5 and at -5: what a saturated color gets on its way back
 
 
 class _TruncatedExp(torch.autograd.Function):
@@ -44,17 +45,17 @@ class _LeakySigmoid(torch.autograd.Function):
     def backward(ctx: Context, grad: Tensor) -> Tensor:  # type: ignore[override]
         (y,) = ctx.saved_tensors
         returns = grad * (y - 0.5) > 0  # descent goes against the gradient
-        floored = returns & (y * (1 - y) < _LEAST_SLOPE)
-        return torch.where(floored, grad * _LEAST_SLOPE, grad * (1 - y) * y)  # the latter as torch rounds it
+        saturated = y * (1 - y) < _SATURATED
+        return torch.where(returns & saturated, grad * _WAY_BACK, grad * (1 - y) * y)  # the latter as torch rounds it
 
 
 def leaky_sigmoid(x: Tensor) -> Tensor:
     """sigmoid(x) in float32, with a gradient that leads a saturated x back, however far out it is.
 
-    Where a descent step brings x closer to 0, the derivative is at least that at 5, 0.0066; everywhere else it is the true
-    one. The gradient of ``torch.sigmoid`` is 0 in float32 from about 17 on. Adam moves weights by its rate, however small
-    the gradient, so in its first steps it can take all colors of a dark scene far beyond that, and they never return. A
-    floor in both directions would let x drift outwards without end.
+    Beyond 12 and -12, where a descent step brings x closer to 0, the derivative is that at 5, 0.0066; everywhere else it is
+    the true one. The gradient of ``torch.sigmoid`` is 0 in float32 from about 17 on. Adam moves weights by its rate, however
+    small the gradient, so in its first steps it can take all colors of a dark scene far beyond that, and they never return.
+    A derivative of 0.0066 in both directions would let x drift outwards without end.
 
     >>> import torch
     >>> from lightning_nerf.fields.activations import leaky_sigmoid

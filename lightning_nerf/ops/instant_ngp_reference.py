@@ -17,7 +17,7 @@ from lightning_nerf.types import PackedSamples, Rays
 ENCODED = 32
 SHAPES = {"density1": (64, 32), "density2": (16, 64), "color1": (64, 32), "color2": (64, 64), "color3": (3, 64)}
 _LARGEST_LOG_DENSITY = 15.0
-_LEAST_SLOPE = 0.006648056671  # the derivative of the sigmoid at 5 and at -5
+_SATURATED, _WAY_BACK = 6.1441368e-6, 0.006648056671  # the derivatives of the sigmoid at 12 and at 5
 
 
 class Weights(NamedTuple):
@@ -64,7 +64,7 @@ def _logit_gradient(rgb: Tensor, grad_rgb: Tensor) -> Tensor:
     """What fields' ``leaky_sigmoid`` passes back, which lies above this layer: a saturated logit can return."""
     slope = rgb * (1 - rgb)
     returns = grad_rgb * (rgb - 0.5) > 0
-    return grad_rgb * torch.where(returns, slope.clamp(min=_LEAST_SLOPE), slope)
+    return grad_rgb * torch.where(returns & (slope < _SATURATED), _WAY_BACK, slope)
 
 
 def _inside(positions: Tensor) -> Tensor:
