@@ -53,9 +53,9 @@ def leaky_sigmoid(x: Tensor) -> Tensor:
     """sigmoid(x) in float32, with a gradient that leads a saturated x back, however far out it is.
 
     Beyond 12 and -12, where a descent step brings x closer to 0, the derivative is that at 5, 0.0066; everywhere else it is
-    the true one. The gradient of ``torch.sigmoid`` is 0 in float32 from about 17 on. Adam moves weights by its rate, however
-    small the gradient, so in its first steps it can take all colors of a dark scene far beyond that, and they never return.
-    A derivative of 0.0066 in both directions would let x drift outwards without end.
+    the true one. The gradient of ``torch.sigmoid`` is 0 in float32 from about 17 on. Adam moves weights by its rate,
+    however small the gradient, so in its first steps it can take all colors of a dark scene far beyond that, and they
+    never return. A derivative of 0.0066 in both directions would let x drift outwards without end.
 
     >>> import torch
     >>> from lightning_nerf.fields.activations import leaky_sigmoid
