@@ -16,6 +16,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
+from lightning_nerf import lightning_names
 from lightning_nerf.bench.table import Report
 from lightning_nerf.bench.timing import environment
 from lightning_nerf.callbacks import QualityMarks
@@ -40,8 +41,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     marks, findings = QualityMarks(sorted(options.marks), options.views_every), TestFindings()
     cli = build(rest, [marks, findings])
     trainer, model, datamodule = cli.trainer, cli.model, cli.datamodule
-    given = trainer.callbacks  # type: ignore[attr-defined]
-    trainer.callbacks = [c for c in given if c is marks or not isinstance(c, QualityMarks)]  # type: ignore[attr-defined]
+    given = lightning_names.callbacks(trainer)
+    lightning_names.set_callbacks(trainer, [c for c in given if c is marks or not isinstance(c, QualityMarks)])
     trainer.fit(model, datamodule=datamodule)
     steps = trainer.global_step
     trainer.test(model, datamodule=datamodule, verbose=False)

@@ -16,6 +16,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.run_folder import existing_run_folder
 from lightning_nerf.checkpoint_content import resembling
 from lightning_nerf.checkpoint_io import is_url
@@ -76,12 +77,13 @@ class CheckedResume(L.Callback):
 
 def cleaned_callbacks(trainer: L.Trainer, states: Plain) -> Plain:
     """The callbacks' states of a checkpoint without paths outside of the folders that this run writes to."""
-    checkpoints = [c for c in trainer.callbacks if isinstance(c, Checkpoint)]  # type: ignore[attr-defined]
+    callbacks = lightning_names.callbacks(trainer)
+    checkpoints = [c for c in callbacks if isinstance(c, Checkpoint)]
     folders = [str(c.dirpath) for c in checkpoints if getattr(c, "dirpath", None)]  # type: ignore[attr-defined]
     run = existing_run_folder(trainer)
     everywhere = folders if run is None else [*folders, str(run)]
     cleaned: Plain = {key: _without_paths(state, everywhere) for key, state in states.items()}
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    for callback in callbacks:
         key = callback.state_key
         if states.get(key) is None:
             continue

@@ -156,7 +156,7 @@ class NeRFModule(EvaluatedModule):
                 self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
 
     def _check_wants(self) -> None:
-        """Refuse data without the times that the field wants; warn of times or grid levels that it cannot use."""
+        """Refuse data without the times that the field wants; warn of times, borders or grid levels that do not fit."""
         timed = self.datamodule.time_range() is not None
         name = type(self.field).__name__
         if "times" in self.field.wants and not timed:
