@@ -30,6 +30,8 @@ _HOME = {
     "FusedAdam": "optim",
     "RadianceField": "fields",
     "InstantNGPField": "fields",
+    "VanillaField": "fields",
+    "WideMLP": "fields",
     "Estimator": "estimators",
     "as_query": "estimators",
     "OccupancyGrid": "estimators",
@@ -46,6 +48,7 @@ _HOME = {
     "ExecutorStrategy": "strategies",
     "NeRFModule": "modules",
     "InstantNGP": "modules",
+    "VanillaNeRF": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
     "SyntheticScene": "data",
@@ -64,9 +67,9 @@ if TYPE_CHECKING:
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
     from lightning_nerf.estimators import Estimator, OccupancyGrid, as_query
     from lightning_nerf.executors import Executor, StepProgram
-    from lightning_nerf.fields import InstantNGPField, RadianceField
+    from lightning_nerf.fields import InstantNGPField, RadianceField, VanillaField, WideMLP
     from lightning_nerf.losses import Loss, Photometric
-    from lightning_nerf.modules import InstantNGP, NeRFModule
+    from lightning_nerf.modules import InstantNGP, NeRFModule, VanillaNeRF
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import FrameRenderer, Renderer, VolumeRenderer
     from lightning_nerf.renderers.rendering import rendering

@@ -40,6 +40,8 @@ OPS = [
     "visibility_count",
     "visibility_pack",
     "visibility_write",
+    "wide_mlp",
+    "wide_mlp_backward",
 ]
 
 # On a CPU their callers take other ops instead.
@@ -50,4 +52,6 @@ CUDA_ONLY = {
     "instant_ngp_field_backward",
     "instant_ngp_ray_densities",
     "instant_ngp_render",
+    "wide_mlp",
+    "wide_mlp_backward",
 }

@@ -2,5 +2,7 @@
 
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.instant_ngp import InstantNGPField
+from lightning_nerf.fields.vanilla import VanillaField
+from lightning_nerf.fields.wide_mlp import WideMLP
 
-__all__ = ["InstantNGPField", "RadianceField"]
+__all__ = ["InstantNGPField", "RadianceField", "VanillaField", "WideMLP"]

@@ -4,5 +4,6 @@ import lightning_nerf.strategies  # noqa: F401  the names that Trainer(strategy=
 from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.modules.instant_ngp import InstantNGP
 from lightning_nerf.modules.schedule import WarmupDecay
+from lightning_nerf.modules.vanilla import VanillaNeRF
 
-__all__ = ["InstantNGP", "NeRFModule", "WarmupDecay"]
+__all__ = ["InstantNGP", "NeRFModule", "VanillaNeRF", "WarmupDecay"]

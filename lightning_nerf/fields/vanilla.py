@@ -1,0 +1,171 @@
+"""The field of the first NeRF: one wide perceptron on encoded positions, with a branch for the direction."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_nerf.checks import BadArgument, check_integer, check_number
+from lightning_nerf.encodings import Frequency
+from lightning_nerf.fields.activations import leaky_sigmoid
+from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layers, run, trunk_layers, weights_and_biases
+from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, make_key, random_uniform
+from lightning_nerf.ops.sample_points import per_sample, sample_points
+from lightning_nerf.ops.wide_mlp_layout import Layer, Network
+from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Rays
+
+HALF_SIDE = 1.5  # of the scene's box, as positions are encoded: the box of the NeRF-Synthetic scenes
+DENSITY_ACTIVATIONS = ("relu", "softplus")
+
+
+class VanillaField(RadianceField):
+    """Density from the encoded position, color from that network's last hidden layer and the encoded direction.
+
+    Position -> :class:`Frequency` -> eight layers of 256, of which the one behind ``skip`` takes the encoding once more ->
+    density; a linear layer and the encoded direction -> one layer of 128 -> rgb. Positions are encoded as multiples of a
+    half-side of the scene's box, from -1.5 to 1.5, so that world units do not matter. Density is 0 outside the box, unless
+    the box has a contraction: then the field is defined everywhere, and the box's surroundings reach to 3.
+
+    >>> import torch
+    >>> from lightning_nerf import SceneBox, VanillaField
+    >>> field = VanillaField(width=64, hidden_layers=3, skip=1)
+    >>> field.bind(SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])))
+    >>> field(torch.zeros(5, 3), torch.ones(5, 3)).rgb.shape
+    torch.Size([5, 3])
+
+    Args:
+        width: of the hidden layers; see :class:`WideMLP` for which of them have kernels.
+        hidden_layers: before density, >= 1.
+        skip: hidden layer behind which the encoded position is concatenated, 0 being the first; None: nowhere.
+        view_width: of the layer that sees the direction.
+        position_frequencies: L of the encoding of positions, 1 to 16.
+        direction_frequencies: L of the encoding of directions, 1 to 16.
+        include_input: whether encodings hold what they encode.
+        density_activation: "relu" or "softplus".
+        density_noise: standard deviation of noise added to the density before its activation, in training, per third of
+            the box's longest side; 0: none. The paper has 1 for photographs.
+        fused: under CUDA autocast, run all layers in one kernel each way; False: layer by layer.
+
+    Differentiable in all parameters; layer by layer also in positions and directions. A position or direction that requires
+    a gradient is not sent to the kernels.
+
+    Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020, figure 7.
+    """
+
+    free_arguments = ("fused", "density_noise")
+    ends_at_box = True
+
+    noise_key: Tensor  # [3] int64: seed, rank, number of the next draw
+
+    def __init__(
+        self,
+        width: int = 256,
+        hidden_layers: int = 8,
+        skip: int | None = 4,
+        view_width: int = 128,
+        position_frequencies: int = 10,
+        direction_frequencies: int = 4,
+        include_input: bool = True,
+        density_activation: str = "relu",
+        density_noise: float = 0.0,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        check_integer("view_width", view_width, 1, MAX_WIDTH)
+        for name, value in [
+            ("position_frequencies", position_frequencies),
+            ("direction_frequencies", direction_frequencies),
+        ]:
+            check_integer(name, value, 1, 16)
+        if density_activation not in DENSITY_ACTIVATIONS:
+            raise BadArgument(
+                f"density_activation: expected one of {', '.join(DENSITY_ACTIVATIONS)}, got {density_activation!r}"
+            )
+        check_number("density_noise", density_noise, "[0, inf)")
+        self.position_encoding = Frequency(position_frequencies, include_input)
+        self.direction_encoding = Frequency(direction_frequencies, include_input)
+        trunk = trunk_layers(width, hidden_layers, () if skip is None else (skip,))
+        inputs = self.position_encoding.n_outputs, self.direction_encoding.n_outputs
+        density = Layer(1, True, is_head=True)
+        self.density_network = Network(inputs[:1], (*trunk, density))
+        self.network = Network(inputs, (*trunk, density, Layer(view_width, True, (1,)), Layer(3, True, is_head=True)))
+        *trunk_modules, density_layer, view_layer, color_layer = linear_layers(self.network)
+        self.trunk = nn.ModuleList(trunk_modules)
+        self.density_layer = density_layer
+        self.feature_layer = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.feature_layer.weight)
+        nn.init.zeros_(self.feature_layer.bias)
+        self.view_layer = view_layer
+        self.color_layer = color_layer
+        self.density_activation = density_activation
+        self.density_noise = density_noise
+        self.fused = fused
+        self.register_buffer("noise_key", make_key(0))
+
+    def density(self, positions: Tensor) -> Tensor:
+        """See :meth:`RadianceField.density`."""
+        return self._density(positions, None)
+
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        """See :meth:`RadianceField.forward`."""
+        return self._output(positions, self._encoded(directions), None)
+
+    def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        """See :meth:`RadianceField.query`; the unused end of a capacity costs nothing."""
+        positions, _, _ = sample_points(rays, samples)
+        return Densities(self._density(positions, samples.offsets[-1:]))
+
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        """See :meth:`RadianceField.at_samples`; directions are encoded once for each ray."""
+        positions, _, _ = sample_points(rays, samples)
+        return self._output(positions, per_sample(self._encoded(rays.directions), samples), samples.offsets[-1:])
+
+    # -- the layers --------------------------------------------------------------------------------------------------
+
+    def _density(self, positions: Tensor, count: Tensor | None) -> Tensor:
+        encoded, inside = self._encoded_positions(positions)
+        layers = weights_and_biases([*self.trunk, self.density_layer])
+        raw = run(self.density_network, [encoded], *layers, count=count, fused=self.fused)
+        return self._activated(raw[:, 0]) * inside
+
+    def _output(self, positions: Tensor, directions: Tensor, count: Tensor | None) -> FieldOutput:
+        encoded, inside = self._encoded_positions(positions)
+        weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
+        weights[-2], biases[-2] = self._features_seen()
+        raw = run(self.network, [encoded, directions], weights, biases, count=count, fused=self.fused)
+        return FieldOutput(self._activated(raw[:, 0]) * inside, leaky_sigmoid(raw[:, 1:]))
+
+    def _features_seen(self) -> tuple[Tensor, Tensor]:
+        """Weight and bias of the feature layer and the view layer in one: nothing is between them.
+
+        One product of two small matrices takes the place of a ninth of all products with samples.
+        """
+        (feature, view), (feature_bias, view_bias) = weights_and_biases([self.feature_layer, self.view_layer])
+        with torch.autocast(feature.device.type, enabled=False):
+            width = feature.shape[0]
+            features, directions = view[:, :width], view[:, width:]
+            weight = torch.cat([features @ feature, directions], 1)
+            return weight, torch.addmv(view_bias, features, feature_bias)
+
+    def _encoded_positions(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodings [N, 63], and whether positions lie in the box, [N] bool."""
+        unit = self.unit_positions(positions)
+        inside = (unit.clamp(0, 1) == unit).all(-1)
+        scale = 2 * HALF_SIDE if self.scene_box.contraction == "none" else 4 * HALF_SIDE
+        return self.position_encoding(scale * unit - 0.5 * scale), inside
+
+    def _encoded(self, directions: Tensor) -> Tensor:
+        return self.direction_encoding(F.normalize(directions, dim=-1))
+
+    def _activated(self, raw: Tensor) -> Tensor:
+        """Density per unit of world length."""
+        if self.density_noise > 0 and self.training:
+            u, v = random_uniform(self.noise_key, STREAM_DENSITY_NOISE, len(raw), 2).unbind(1)
+            self.noise_key[2] += 1
+            raw = raw + self.density_noise * (-2 * torch.log1p(-u)).sqrt() * (2 * math.pi * v).cos()
+        density = raw.relu() if self.density_activation == "relu" else F.softplus(raw)
+        return density / self.unit_length

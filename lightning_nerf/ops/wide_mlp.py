@@ -1,0 +1,175 @@
+"""Wide perceptrons: all layers of a group of rows, one after the other, while its activations stay on the chip.
+
+Layers of up to 256 outputs with biases, ReLU behind hidden layers, any layer may take the inputs once more (skip
+connections), and several may be outputs. Operands of every product are rounded to float16 or bfloat16, sums are float32.
+CUDA kernels for compute capability 9.0 (Hopper); elsewhere :func:`layer_by_layer`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
+from lightning_nerf.ops import _library
+from lightning_nerf.ops import wide_mlp_layout as layout
+from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops.wide_mlp_layout import Network
+from lightning_nerf.ops.wide_mlp_reference import reference, reference_backward
+
+
+def wide_mlp(
+    network: Network,
+    inputs: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor],
+    *,
+    dtype: torch.dtype,
+    count: Tensor | None = None,
+) -> Tensor:
+    """Outputs [N, O] float32 of N rows, those of all heads side by side.
+
+    As ``torch.autocast`` runs such layers: inputs, weights, what leaves a hidden layer and the gradients there are
+    rounded to ``dtype``. Biases, outputs and the gradients of weights and biases are float32.
+
+    Args:
+        network: which layer takes what; one that :func:`has_kernel` knows.
+        inputs: one or two, [N, I] float32 each, 256 columns in all.
+        weights: [outputs, inputs] float32 of each layer; what a layer takes is concatenated in the order hidden, inputs.
+        biases: [outputs] float32 of each layer.
+        dtype: torch.float16 or torch.bfloat16.
+        count: [1] int32 on the device: rows from there on are not read, cost nothing and have outputs of 0. None: all.
+
+    Differentiable once in weights and biases, not in the inputs, with sums in an order that depends on N and the GPU alone.
+    Training keeps 2 bytes for each row and unit of a hidden layer, and its backward pass takes as much again.
+
+    Source: the layers of Mildenhall et al., "NeRF", ECCV 2020, and of others like it; products as in NVIDIA's PTX ISA 8.0.
+    """
+    sizes = network.sizes()
+    if not layout.fits(network):
+        raise BadArgument(f"network: expected one that the kernels know, see has_kernel, got {network}")
+    if len(inputs) != len(network.inputs) or len(weights) != len(sizes) or len(biases) != len(sizes):
+        raise BadArgument(
+            f"inputs, weights, biases: expected {len(network.inputs)}, {len(sizes)} and {len(sizes)} tensors, got "
+            f"{len(inputs)}, {len(weights)} and {len(biases)}"
+        )
+    named: dict[str, Tensor | None] = {"count": count}
+    for i, (x, columns) in enumerate(zip(inputs, network.inputs, strict=True)):
+        check_tensor(f"inputs[{i}]", x, ("N" if i == 0 else inputs[0].shape[0], columns), torch.float32)
+        named[f"inputs[{i}]"] = x
+    for i, ((rows, columns), weight, bias) in enumerate(zip(sizes, weights, biases, strict=True)):
+        check_tensor(f"weights[{i}]", weight, (rows, columns), torch.float32)
+        check_tensor(f"biases[{i}]", bias, (rows,), torch.float32)
+        named |= {f"weights[{i}]": weight, f"biases[{i}]": bias}
+    if count is not None:
+        check_tensor("count", count, (1,), torch.int32)
+    if dtype not in (torch.float16, torch.bfloat16):
+        raise BadArgument(f"dtype: expected torch.float16 or torch.bfloat16, got {dtype}")
+    check_same_device(**named)
+    parameters = torch.cat([t.flatten() for pair in zip(weights, biases, strict=True) for t in pair])
+    save = torch.is_grad_enabled() and parameters.requires_grad
+    plan = _plan_on(network, parameters.device)
+    rest = [x.contiguous() for x in inputs] + [None] * (2 - len(inputs))
+    return torch.ops.lightning_nerf.wide_mlp(*rest, parameters, count, *plan, save, dtype)[0]
+
+
+def layer_by_layer(
+    network: Network, inputs: Sequence[Tensor], weights: Sequence[Tensor], biases: Sequence[Tensor]
+) -> Tensor:
+    """The same in torch's own products, in the dtype of the inputs or autocast's; differentiable in everything."""
+    hidden: Tensor | None = None
+    outputs = []
+    for layer, weight, bias in zip(network.layers, weights, biases, strict=True):
+        taken = [hidden] if layer.takes_hidden and hidden is not None else []
+        taken += [inputs[i] for i in layer.takes_inputs]
+        result = F.linear(taken[0] if len(taken) == 1 else torch.cat(taken, -1), weight, bias)
+        if layer.is_head:
+            outputs.append(result)
+        else:
+            hidden = result.relu()
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs, -1)
+
+
+def has_kernel(device: torch.device, network: Network) -> bool:
+    """Is there a kernel for a perceptron of this shape on this device?"""
+    return device.type == "cuda" and layout.fits(network) and _is_hopper(device.index or 0)
+
+
+@functools.cache
+def _is_hopper(device: int) -> bool:
+    return _library.has_kernel("wide_mlp", "CUDA") and torch.cuda.get_device_capability(device) == (9, 0)
+
+
+@functools.lru_cache(maxsize=32)
+def _plan_on(network: Network, device: torch.device) -> tuple[Any, ...]:
+    """What the ops take of a plan, on a device. On a CPU, where a reference serves, with one piece for each product."""
+    cuda = device.type == "cuda"
+    plan = layout.plan(network)
+    pieces = layout.pieces(network, torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
+    with torch.inference_mode(False):  # a validation may come first
+        tensors = [*plan[:5], pieces.items, pieces.sources]
+        return *(t.to(device) for t in tensors), network.n_outputs, plan.saved_blocks, pieces.n_pieces
+
+
+# -- derivative ----------------------------------------------------------------------------------------------------------
+
+
+def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
+    parameters, count, (n_pieces, _, dtype) = inputs[2], inputs[3], inputs[-3:]
+    backward_links, backward_index, items, sources = inputs[7:11]
+    _, blocks, hidden, signs = output
+    ctx.mark_non_differentiable(blocks, hidden, signs)
+    ctx.save_for_backward(blocks, hidden, signs, parameters, count, backward_links, backward_index, items, sources)
+    ctx.n_pieces, ctx.dtype = n_pieces, dtype
+
+
+def _backward(ctx: Context, grad: Tensor | None, *_: Tensor | None) -> Inputs:
+    nothing: list[Any] = [None] * 16
+    if any(ctx.needs_input_grad[:2]):
+        raise NotImplementedError("wide_mlp has no derivative in its inputs: run layer_by_layer where these need gradients")
+    if grad is not None and ctx.needs_input_grad[2]:
+        nothing[2] = torch.ops.lightning_nerf.wide_mlp_backward(
+            grad.contiguous(), *ctx.saved_tensors, ctx.n_pieces, ctx.dtype
+        )
+    return tuple(nothing)
+
+
+def _fake(x: Tensor, x2: Tensor | None, parameters: Tensor, count: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    n_outputs, saved_blocks, _, save, dtype = rest[7:]
+    groups = (x.shape[0] + 127) // 128 * 2
+    blocks = layout.blocks(x.shape[1]) + (0 if x2 is None else layout.blocks(x2.shape[1]))
+    kept = groups if save else 0
+    return (
+        x.new_empty((x.shape[0], n_outputs)),
+        x.new_empty((groups, blocks, 4096), dtype=dtype),
+        x.new_empty((kept, saved_blocks, 4096), dtype=dtype),
+        x.new_empty((kept, saved_blocks, 128), dtype=torch.int32),
+    )
+
+
+def _fake_backward(grad: Tensor, blocks: Tensor, hidden: Tensor, signs: Tensor, parameters: Tensor, *_: Any) -> Tensor:
+    return torch.empty_like(parameters)
+
+
+_library.define(
+    "wide_mlp",
+    "(Tensor x, Tensor? x2, Tensor parameters, Tensor? count, Tensor links, Tensor index, Tensor bias_index, "
+    "Tensor backward_links, Tensor backward_index, Tensor items, Tensor sources, int n_outputs, int saved_blocks, "
+    "int n_pieces, bool save, ScalarType dtype) -> (Tensor y, Tensor inputs, Tensor hidden, Tensor signs)",
+    reference,
+    _fake,
+)
+_library.define(
+    "wide_mlp_backward",
+    "(Tensor grad, Tensor inputs, Tensor hidden, Tensor signs, Tensor parameters, Tensor? count, Tensor backward_links, "
+    "Tensor backward_index, Tensor items, Tensor sources, int n_pieces, ScalarType dtype) -> Tensor",
+    reference_backward,
+    _fake_backward,
+)
+_library.differentiable("wide_mlp", _setup_context, _backward)
+_library.once_differentiable("wide_mlp_backward", instead="run layer_by_layer for second derivatives")

@@ -1,0 +1,289 @@
+"""How a wide perceptron's layers become chains of matrix products: the plan that its kernels read.
+
+Numbers are kept in blocks of 64 rows of 64 columns, each row's eight pieces of 16 bytes swizzled (csrc/hopper.cuh). A
+weight's block holds up to 256 outputs as rows, and 64 of the layer's inputs as columns.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BLOCK = 64  # rows and columns
+WIDTHS = (8, 64, 128, 256)  # of results, padded
+PIECE_COLUMNS = 256
+PIECE_SIZE = 2 * BLOCK * PIECE_COLUMNS + 2 * BLOCK
+OUTER, INNER, INPUTS, HIDDEN = range(4)  # operands of weights' gradients
+
+
+class Layer(NamedTuple):
+    """One linear layer. What it takes is concatenated in this order: the hidden layer before, then whole inputs."""
+
+    outputs: int
+    takes_hidden: bool
+    takes_inputs: tuple[int, ...] = ()
+    is_head: bool = False  # its results are outputs of the perceptron; else ReLU makes them the next hidden layer
+
+
+class Network(NamedTuple):
+    """Layers in their order, and the number of columns of each input."""
+
+    inputs: tuple[int, ...]
+    layers: tuple[Layer, ...]
+
+    def sizes(self) -> list[tuple[int, int]]:
+        """Outputs and inputs of each layer's weight."""
+        found, hidden = [], 0
+        for layer in self.layers:
+            taken = (hidden if layer.takes_hidden else 0) + sum(self.inputs[i] for i in layer.takes_inputs)
+            found.append((layer.outputs, taken))
+            hidden = hidden if layer.is_head else layer.outputs
+        return found
+
+    @property
+    def n_outputs(self) -> int:
+        """Of all heads."""
+        return sum(layer.outputs for layer in self.layers if layer.is_head)
+
+
+def blocks(columns: int) -> int:
+    """Blocks that hold so many columns."""
+    return -(-columns // BLOCK)
+
+
+def padded(columns: int) -> int:
+    """The smallest width of a product that holds so many columns."""
+    return next(width for width in WIDTHS if width >= columns)
+
+
+class _Placed(NamedTuple):
+    """A layer with its places."""
+
+    layer: Layer
+    weight: int  # first number among the parameters
+    bias: int
+    columns: int  # of the weight
+    hidden: int  # columns of the hidden layer that it takes; 0: none
+    source: int  # of that hidden layer, index among hidden layers
+    slot: int  # hidden: first block among what is saved; head: first column of y
+    padded_bias: int
+
+
+def _placed(network: Network) -> list[_Placed]:
+    found: list[_Placed] = []
+    at = slot = column = bias = 0
+    hidden, source = 0, -1
+    for layer, (outputs, columns) in zip(network.layers, network.sizes(), strict=True):
+        taken = hidden if layer.takes_hidden else 0
+        place = column if layer.is_head else slot
+        found.append(_Placed(layer, at, at + outputs * columns, columns, taken, source, place, bias))
+        at += outputs * (columns + 1)
+        bias += max(BLOCK, padded(outputs))
+        if layer.is_head:
+            column += outputs
+        else:
+            slot += blocks(padded_hidden(outputs))
+            hidden, source = outputs, source + 1
+    return found
+
+
+def padded_hidden(outputs: int) -> int:
+    """A hidden layer's width, in whole blocks."""
+    return max(BLOCK, padded(outputs))
+
+
+def _image(matrix: Tensor) -> Tensor:
+    """Numbers of the parameters [rows, columns] in the order of blocks of 64 columns: [column blocks * rows * 64]."""
+    rows, columns = matrix.shape
+    pieces = matrix.view(rows, columns // BLOCK, 8, 8)
+    place = torch.arange(8)[None] ^ (torch.arange(rows) % 8)[:, None]  # [row, piece]
+    swizzled = torch.empty_like(pieces)
+    swizzled.scatter_(2, place[:, None, :, None].expand_as(pieces), pieces)
+    return swizzled.transpose(0, 1).reshape(-1)
+
+
+def _spread(matrix: Tensor, parts: Sequence[int]) -> Tensor:
+    """Columns [rows, sum of parts], each part padded to whole blocks with -1."""
+    found = [
+        torch.nn.functional.pad(part, (0, blocks(part.shape[1]) * BLOCK - part.shape[1]), value=-1)
+        for part in matrix.split(list(parts), 1)
+    ]
+    return torch.cat(found, 1)
+
+
+def _rows(matrix: Tensor, rows: int) -> Tensor:
+    return torch.nn.functional.pad(matrix, (0, 0, 0, rows - matrix.shape[0]), value=-1)
+
+
+class Plan(NamedTuple):
+    """What the kernels read; csrc/wide_mlp.cuh has the meaning of each number. On the CPU."""
+
+    forward_links: Tensor  # [layers, 8] int32
+    forward_index: Tensor  # int32, which parameter goes where; -1: 0
+    bias_index: Tensor
+    backward_links: Tensor
+    backward_index: Tensor
+    saved_blocks: int
+
+
+@functools.lru_cache(maxsize=64)
+def plan(network: Network) -> Plan:
+    """The plan of a network that :func:`fits`."""
+    placed = _placed(network)
+    first_block = [sum(blocks(n) for n in network.inputs[:i]) for i in range(len(network.inputs))]
+    links, index, biases = [], [], []
+    for p in placed:
+        layer = p.layer
+        width = padded(layer.outputs) if layer.is_head else padded_hidden(layer.outputs)
+        taken = [network.inputs[i] for i in layer.takes_inputs]
+        first = first_block[layer.takes_inputs[0]] if taken else 0
+        count = sum(map(blocks, taken))
+        bias = p.padded_bias
+        links.append([width, blocks(p.hidden), first, count, p.slot, layer.outputs if layer.is_head else 0, bias, 0])
+        matrix = p.weight + torch.arange(layer.outputs * p.columns).view(layer.outputs, p.columns)
+        parts = [*([p.hidden] if p.hidden else []), *taken]
+        index.append(_image(_rows(_spread(matrix, parts), width)))
+        biases.append(_rows((p.bias + torch.arange(layer.outputs))[:, None], max(BLOCK, padded(layer.outputs)))[:, 0])
+    backward_links, backward_index = _backward(network, placed)
+    hidden = [p for p in placed if not p.layer.is_head]
+    saved = sum(blocks(padded_hidden(p.layer.outputs)) for p in hidden)
+    return Plan(
+        torch.tensor(links, dtype=torch.int32),
+        torch.cat(index).int(),
+        torch.cat(biases).int(),
+        backward_links,
+        backward_index,
+        saved,
+    )
+
+
+def _backward(network: Network, placed: list[_Placed]) -> tuple[Tensor, Tensor]:
+    """From the last hidden layer to the first: dZ of the layer behind it, and of the heads on it, times their weights."""
+    hidden = [p for p in placed if not p.layer.is_head]
+    outer = blocks(network.n_outputs)
+    links, index = [], []
+    for i in reversed(range(len(hidden))):
+        mine = hidden[i]
+        width = padded_hidden(mine.layer.outputs)
+        parts: list[Tensor] = []
+        behind = [p for p in placed if p.hidden and p.source == i]
+        following = [p for p in behind if not p.layer.is_head]
+        for p in following:
+            parts.append(_rows(_of_hidden(p), padded_hidden(p.layer.outputs)))
+        heads = [p for p in behind if p.layer.is_head]
+        if heads:
+            of_outputs = torch.full((outer * BLOCK, mine.layer.outputs), -1)
+            for p in heads:
+                of_outputs[p.slot : p.slot + p.layer.outputs] = _of_hidden(p)
+            parts.append(of_outputs)
+        matrix = torch.cat(parts).T  # [hidden, outputs of what takes it]
+        index.append(_image(_rows(matrix.contiguous(), width)))
+        n_following = sum(padded_hidden(p.layer.outputs) // BLOCK for p in following)
+        links.append([width, n_following, 0, outer if heads else 0, mine.slot, 0, 0, 0])
+    return torch.tensor(links, dtype=torch.int32), torch.cat(index).int()
+
+
+def _of_hidden(p: _Placed) -> Tensor:
+    """Indices [outputs, hidden] of the part of a layer's weight that takes the hidden layer."""
+    columns = torch.arange(p.hidden)
+    return p.weight + torch.arange(p.layer.outputs)[:, None] * p.columns + columns
+
+
+class Pieces(NamedTuple):
+    """Who adds up which piece of the gradients."""
+
+    items: Tensor  # [items, 12] int32
+    sources: Tensor  # [parameters, 2] int32, first place among the pieces, and number of pieces to add
+    n_pieces: int
+
+
+@functools.lru_cache(maxsize=64)
+def pieces(network: Network, n_processors: int) -> Pieces:
+    """Products dZ^T H of up to 128 x 256, shared among the multiprocessors by the bytes that they read."""
+    placed = _placed(network)
+    hidden = [p for p in placed if not p.layer.is_head]
+    saved = sum(padded_hidden(p.layer.outputs) // BLOCK for p in hidden)
+    n_inputs = sum(map(blocks, network.inputs))
+    outer = blocks(network.n_outputs)
+    first_block = [sum(blocks(n) for n in network.inputs[:i]) for i in range(len(network.inputs))]
+    items: list[list[int]] = []
+    targets: list[list[tuple[Tensor, Tensor]]] = []  # of each item: parameters, and their places in the piece
+    for p in placed:
+        outputs = p.layer.outputs
+        sources: list[tuple[int, int, int, int, int]] = []  # kind, slot, stride, columns, first column of the weight
+        if p.hidden:
+            sources.append((HIDDEN, hidden[p.source].slot, saved, p.hidden, 0))
+        column = p.hidden
+        for i in p.layer.takes_inputs:
+            sources.append((INPUTS, first_block[i], n_inputs, network.inputs[i], column))
+            column += network.inputs[i]
+        kind, slot, stride = (OUTER, p.slot // BLOCK, outer) if p.layer.is_head else (INNER, p.slot, saved)
+        shift = p.slot % BLOCK if p.layer.is_head else 0  # first row of a head in its blocks
+        for top in range(0, blocks(shift + outputs), 2):
+            rows = torch.arange(max(0, top * BLOCK - shift), min(outputs, (top + 2) * BLOCK - shift))
+            in_piece = rows + shift - top * BLOCK
+            n_rows = min(2, blocks(shift + outputs) - top)
+            for s, (b_kind, b_slot, b_stride, columns, first) in enumerate(sources):
+                for left, n_columns in _parts(padded_hidden(columns) // BLOCK if b_kind == HIDDEN else blocks(columns)):
+                    some = torch.arange(left * BLOCK, min(columns, (left + n_columns) * BLOCK))
+                    items.append([kind, slot + top, stride, n_rows, b_kind, b_slot + left, b_stride, n_columns])
+                    found = [
+                        (
+                            p.weight + rows[:, None] * p.columns + first + some,
+                            in_piece[:, None] * PIECE_COLUMNS + some - left * BLOCK,
+                        )
+                    ]
+                    if s == 0 and left == 0:
+                        found.append((p.bias + rows, 2 * BLOCK * PIECE_COLUMNS + in_piece))
+                    targets.append(found)
+    return _shared(items, targets, n_processors)
+
+
+def _parts(n_blocks: int) -> list[tuple[int, int]]:
+    """First block and number of blocks, for each of which there is a product."""
+    found, left = [], 0
+    while left < n_blocks:
+        count = next(size for size in (4, 2, 1) if size <= n_blocks - left)
+        found.append((left, count))
+        left += count
+    return found
+
+
+def _shared(items: list[list[int]], targets: list[list[tuple[Tensor, Tensor]]], n_processors: int) -> Pieces:
+    costs = [item[3] + item[7] for item in items]
+    splits = [1] * len(items)
+    while sum(splits) < n_processors:
+        busiest = max(range(len(items)), key=lambda i: costs[i] / splits[i])
+        splits[busiest] += 1
+    n_parameters = 1 + max(int(parameter.max()) for found in targets for parameter, _ in found)
+    sources = torch.zeros(n_parameters, 2, dtype=torch.int64)
+    rows, first = [], 0
+    for item, count, found in zip(items, splits, targets, strict=True):
+        rows.append([*item, first, count, 0, 0])
+        for parameter, place in found:
+            sources[parameter.reshape(-1), 0] = first * PIECE_SIZE + place.reshape(-1)
+            sources[parameter.reshape(-1), 1] = count
+        first += count
+    return Pieces(torch.tensor(rows, dtype=torch.int32), sources.int(), first)
+
+
+def fits(network: Network) -> bool:
+    """Whether the kernels take such a network."""
+    hidden = [layer for layer in network.layers if not layer.is_head]
+    contiguous = all(
+        layer.takes_inputs == tuple(range(layer.takes_inputs[0], layer.takes_inputs[0] + len(layer.takes_inputs)))
+        for layer in network.layers
+        if layer.takes_inputs
+    )
+    return (
+        len(hidden) >= 1
+        and len(network.layers) <= 24
+        and contiguous
+        and 1 <= sum(map(blocks, network.inputs)) <= 4
+        and all(layer.outputs <= 256 for layer in network.layers)
+        and 1 <= network.n_outputs <= 256
+    )
