@@ -25,7 +25,8 @@ from lightning_nerf.checks import BadArgument
 from lightning_nerf.data import SyntheticScene
 from lightning_nerf.render.scene import load
 from tests.callbacks.test_resume import Scores
-from tests.fuzz.checkpoints import HOSTILE_MODULE, nothing_done_outside, spoilt
+from tests.fuzz.checkpoints import spoilt
+from tests.fuzz.watch import HOSTILE_MODULE, nothing_done_outside
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 EXAMPLES = int(os.environ.get("LIGHTNING_NERF_FUZZ_EXAMPLES", "100"))
