@@ -47,3 +47,14 @@ def test_what_is_done_inside_and_what_is_read_are_free(tmp_path: Path) -> None:
         (tmp_path / "inside/x").write_text((tmp_path / "thesis.tex").read_text())
         os.rename(tmp_path / "inside/x", tmp_path / "inside/y")
         (tmp_path / "inside/y").unlink()
+
+
+def test_another_process_reports_what_it_does_outside(tmp_path: Path) -> None:
+    (tmp_path / "inside").mkdir()
+    log = tmp_path / "log"
+    program = "import sys, os; from pathlib import Path; from tests.fuzz.watch import report_to; here = Path(sys.argv[1])\n"
+    program += "report_to(here / 'log', here / 'inside')\n(here / 'inside/x').touch()\n(here / 'y').touch()\nos._exit(3)"
+    root = str(Path(__file__).parents[2])
+    code = subprocess.call([sys.executable, "-c", program, str(tmp_path)], env={**os.environ, "PYTHONPATH": root})
+    assert code == 3
+    assert log.read_text() == f"open {tmp_path.resolve() / 'y'}\n"
