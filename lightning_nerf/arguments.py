@@ -76,7 +76,7 @@ def differences(came: object, expected: object, name: str) -> list[str]:
         if "unnamed" in came or "unnamed" in expected:
             return []
         if not _same_class(came.get("class_path"), expected.get("class_path")):
-            kinds = [side.get("class_path", f"{side!r:.100}") for side in (came, expected)]
+            kinds = [_words(side["class_path"]) if "class_path" in side else _shown(side) for side in (came, expected)]
             return [f"{name}: came {kinds[0]}, expected {kinds[1]}"]
         came, expected = came.get("init_args", came), expected.get("init_args", expected)
         if not (isinstance(came, dict) and isinstance(expected, dict)):

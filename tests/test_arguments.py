@@ -361,6 +361,15 @@ def test_differences_name_the_argument() -> None:
     assert differences(nan, described(Part(extra=float("nan"))), "part") == []
 
 
+@pytest.mark.parametrize("kind", [{"class_path": torch.zeros(9, 9)}, {"class_path": "a\n" * 999}, {"x": torch.zeros(9, 9)}])
+def test_a_difference_is_one_short_line_whatever_a_file_names_as_the_class(kind: dict[str, Any]) -> None:
+    (line,) = differences({"init_args": {}, **kind}, described(Part()), "part")
+    assert line.startswith("part: came ")
+    assert line.endswith(f", expected {HERE}.Part")
+    assert line.isprintable()
+    assert len(line) < 300
+
+
 def test_a_scripts_class_is_itself_when_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     came = {"class_path": "__main__.Heir", "init_args": {"depth": 2}}
     assert differences(came, described(Heir(2)), "part") == []

@@ -1,0 +1,13 @@
+"""Arguments that no user should give, and files that a stranger might have spoilt.
+
+A mutated file is named by its seed, and the seed makes it again. Every test run draws 200 files and gives three to the
+command itself. These were tried once, under a watch (``watch.py``) over programs that are started and files that are
+written or removed elsewhere, with ten seconds for each:
+
+- checkpoints, seeds 0 to 9,999, by each of four readers:
+  ``LIGHTNING_NERF_FUZZ_EXAMPLES=10000 pytest tests/fuzz/test_checkpoints.py``
+- recipes, seeds 0 to 9,999: ``python -m tests.fuzz.test_recipes 10000``
+- camera files and pictures, seeds 0 to 9,999 of each: ``LIGHTNING_NERF_FUZZ_FILES=10000 pytest tests/fuzz/test_cameras.py``
+- checkpoints, recipes and camera files in turn, seeds 0 to 99, by the command itself:
+  ``python -m tests.fuzz.test_commands 100``
+"""

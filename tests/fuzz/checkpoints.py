@@ -1,19 +1,17 @@
-"""Checkpoints that a stranger might have written: a real one, spoilt in a few places, and a watch over its reading."""
+"""Checkpoints that a stranger might have written: a real one, spoilt in a few places."""
 
 from __future__ import annotations
 
 import copy
-import os
 import random
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-HOSTILE_MODULE = "fuzz_hostile_module"
+from tests.fuzz.watch import HOSTILE_MODULE
+
 DEEP: list[Any] = []
 for _ in range(400):
     DEEP = [DEEP]
@@ -101,51 +99,3 @@ def _anywhere(content: dict[str, Any], draw: random.Random) -> tuple[Any, Any]:
         ):
             return place, key
         place = deeper
-
-
-# -- the watch ---------------------------------------------------------------------------------------------------------
-
-_RUNS = (
-    "os.system",
-    "os.exec",
-    "os.posix_spawn",
-    "os.spawn",
-    "os.fork",
-    "subprocess.Popen",
-    "os.startfile",
-    "socket.connect",
-)
-_REMOVES = ("os.remove", "os.rmdir", "shutil.rmtree", "os.rename", "os.truncate", "os.chmod", "os.link", "os.symlink")
-_watched: dict[str, Any] = {"folders": None, "seen": []}
-
-
-def _audit(event: str, arguments: tuple[Any, ...]) -> None:
-    folders = _watched["folders"]
-    if folders is None:
-        return
-    if event in _RUNS:
-        _watched["seen"].append((event, repr(arguments)[:200]))
-    elif event in _REMOVES or event == "os.mkdir":
-        path = os.path.realpath(os.fsdecode(arguments[0])) if not isinstance(arguments[0], int) else ""
-        if path and not path.startswith(folders):
-            _watched["seen"].append((event, path))
-    elif event == "open" and isinstance(arguments[0], (str, bytes)) and isinstance(arguments[2], int):
-        path = os.path.realpath(os.fsdecode(arguments[0]))
-        if arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) and not path.startswith((*folders, "/dev/", "/proc/")):
-            _watched["seen"].append((event, path))
-
-
-@contextmanager
-def nothing_done_outside(*folders: Path) -> Iterator[None]:
-    """Fail where the block runs a program, or writes or removes a file outside of these folders."""
-    if "hooked" not in _watched:
-        sys.addaudithook(_audit)
-        _watched["hooked"] = True
-    _watched["seen"].clear()
-    _watched["folders"] = tuple(str(folder) for folder in folders)
-    try:
-        yield
-    finally:
-        _watched["folders"] = None
-    assert _watched["seen"] == []
-    assert HOSTILE_MODULE not in sys.modules

@@ -22,6 +22,7 @@ from lightning_nerf.nerfacc.cameras import opencv_lens_undistortion, opencv_lens
 from lightning_nerf.ops.draw_rays import camera_rays
 from tests.fuzz.camera_files import SIZE, camera_file, mutated, mutated_bytes
 from tests.fuzz.strategies import FLOATS, INF, NAN, assert_like, bounded, fuzz, tensors
+from tests.fuzz.watch import nothing_done_outside
 from tests.ops.harness import DEVICES
 
 LENSES = {
@@ -65,9 +66,9 @@ FILES = int(os.environ.get("LIGHTNING_NERF_FUZZ_FILES", "60"))  # mutated files 
 
 
 def survives(seed: int, use: Callable[[], None]) -> bool:
-    """Did it work? If not, the error must be one for a user, of one line; in either case it must end soon."""
+    """Did it work? If not, the error must be one for a user, of one line; in either case it must end soon and only read."""
     refusal = ""
-    with bounded(10.0), warnings.catch_warnings():
+    with nothing_done_outside(), bounded(10.0), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             use()

@@ -28,6 +28,7 @@ import yaml
 from lightning_nerf.cli import build
 from lightning_nerf.cli_errors import refusals_in_a_line
 from lightning_nerf.recipes import resolve_recipe
+from tests.fuzz.watch import nothing_done_outside
 
 SECONDS = 10
 SHIPPED = ("synthetic/instant_ngp", "blender/instant_ngp", "overlays/cuda_graph")
@@ -135,7 +136,11 @@ def mutate_bytes(content: bytes, draw: random.Random) -> bytes:
 def mutant(seed: int) -> bytes:
     """A recipe that ships, with one to three changes."""
     draw = random.Random(seed)
-    content = Path(resolve_recipe(draw.choice(SHIPPED))).read_bytes()
+    return mutated(Path(resolve_recipe(draw.choice(SHIPPED))).read_bytes(), draw)
+
+
+def mutated(content: bytes, draw: random.Random) -> bytes:
+    """A recipe with one to three changes, of its values or of its text."""
     if draw.random() < 0.3:
         for _ in range(draw.randint(1, 3)):
             content = mutate_bytes(content, draw) or b"x"
@@ -170,7 +175,7 @@ def attempt(seed: int, folder: Path) -> str:
     with restored(), redirect_stderr(said), redirect_stdout(said), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with refusals_in_a_line():
+            with nothing_done_outside(folder), refusals_in_a_line():
                 build(["-c", str(path), "--trainer.accelerator=cpu", "--trainer.logger=false"])
         except SystemExit as end:
             text = f"{said.getvalue()}{end.code}"
@@ -179,6 +184,8 @@ def attempt(seed: int, folder: Path) -> str:
         except BaseException:
             fault = traceback.format_exc()
     seconds = time.perf_counter() - started
+    left = sorted(each.name for each in folder.iterdir() if each != path)
+    fault = fault or (f"left in the folder: {left}" if left else "")
     return fault or (f"{seconds:.1f} s" if seconds > SECONDS else "")
 
 
