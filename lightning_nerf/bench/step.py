@@ -28,7 +28,7 @@ from torch import Tensor
 from lightning_nerf.bench.kernels import kernel_table, profiler
 from lightning_nerf.bench.processes import compare, total
 from lightning_nerf.bench.table import Report
-from lightning_nerf.bench.timing import environment, median_seconds, peak_memory_gib, wait
+from lightning_nerf.bench.timing import environment, median_seconds, peak_memory_gib, reserved_memory_gib, wait
 from lightning_nerf.callbacks.trained import step_outputs
 from lightning_nerf.cli import NeRFCLI, build
 from lightning_nerf.data import Images, NeRFDataModule, Scene
@@ -171,6 +171,7 @@ class StepWindow(L.Callback):
             "rays_per_second": total(rays * steps / seconds, self.device),
             "samples_per_second": total(samples * steps / seconds, self.device),
             "peak_memory_gib": peak_memory_gib(self.device),
+            "reserved_memory_gib": reserved_memory_gib(self.device),
             "first_step_seconds": self.first_step_seconds,
         }
 

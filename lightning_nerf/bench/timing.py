@@ -101,6 +101,11 @@ def peak_memory_gib(device: str | torch.device) -> float | None:
     return torch.cuda.max_memory_allocated() / 2**30 if torch.device(device).type == "cuda" else None
 
 
+def reserved_memory_gib(device: str | torch.device) -> float | None:
+    """Largest ``memory_reserved`` since the last reset, pools of graphs included; None on a CPU."""
+    return torch.cuda.max_memory_reserved() / 2**30 if torch.device(device).type == "cuda" else None
+
+
 def environment(device: str | torch.device) -> Report:
     """What figures depend on."""
     cuda = torch.device(device).type == "cuda"

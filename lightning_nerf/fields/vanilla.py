@@ -53,7 +53,8 @@ class VanillaField(RadianceField):
     Differentiable in all parameters; layer by layer also in positions and directions. A position or direction that requires
     a gradient is not sent to the kernels.
 
-    Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020, figure 7.
+    Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020,
+    figure 7.
     """
 
     free_arguments = ("fused", "density_noise")
@@ -135,11 +136,11 @@ class VanillaField(RadianceField):
     def _output(self, positions: Tensor, directions: Tensor, count: Tensor | None) -> FieldOutput:
         encoded, inside = self._encoded_positions(positions)
         weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
-        weights[-2], biases[-2] = self._features_seen()
+        weights[-2], biases[-2] = self.features_seen()
         raw = run(self.network, [encoded, directions], weights, biases, count=count, fused=self.fused)
         return FieldOutput(self._activated(raw[:, 0]) * inside, leaky_sigmoid(raw[:, 1:]))
 
-    def _features_seen(self) -> tuple[Tensor, Tensor]:
+    def features_seen(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the feature layer and the view layer in one: nothing is between them.
 
         One product of two small matrices takes the place of a ninth of all products with samples.

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lightning_nerf.fields import VanillaField
+from lightning_nerf.scene_box import SceneBox
+from lightning_nerf.types import PackedSamples, Rays
+from tests.ops.harness import generator
+
+BOX = torch.tensor([[-1.0, -2.0, -1.0], [1.0, 2.0, 3.0]])
+
+
+def field(contraction: str = "none", **options: Any) -> VanillaField:
+    torch.manual_seed(0)
+    made = VanillaField(**{"width": 64, "hidden_layers": 5, "skip": 1, "view_width": 64, **options})
+    made.bind(SceneBox(BOX, contraction))
+    return made
+
+
+def points(n: int, reach: float = 1.0) -> tuple[Tensor, Tensor]:
+    g = generator(0)
+    positions = BOX.mean(0) + reach * (torch.rand(n, 3, generator=g) - 0.5) * (BOX[1] - BOX[0])
+    return positions, torch.randn(n, 3, generator=g)
+
+
+def by_hand(made: VanillaField, positions: Tensor, directions: Tensor) -> tuple[Tensor, Tensor]:
+    """The layers of figure 7, one by one, the feature layer among them."""
+    x = (positions - BOX.mean(0)) / (BOX[1] - BOX[0]) * 3
+    x = made.position_encoding(x)
+    hidden = x
+    for i, layer in enumerate(made.trunk):
+        hidden = torch.relu(layer(hidden))
+        if i == 1:
+            hidden = torch.cat([hidden, x], -1)
+    density = torch.relu(made.density_layer(hidden)[:, 0]) / made.unit_length
+    seen = made.direction_encoding(directions / directions.norm(dim=-1, keepdim=True))
+    view = torch.relu(made.view_layer(torch.cat([made.feature_layer(hidden), seen], -1)))
+    return density, torch.sigmoid(made.color_layer(view))
+
+
+def test_layers_are_those_of_the_paper() -> None:
+    made = field()
+    positions, directions = points(50)
+    output = made(positions, directions)
+    density, rgb = by_hand(made, positions, directions)
+    torch.testing.assert_close(output.density, density, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(output.rgb, rgb, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(made.density(positions), density, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_reach_every_parameter() -> None:
+    made = field(density_activation="softplus")
+    output = made(*points(50))
+    (output.density.sum() + output.rgb.sum()).backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.parameters())
+
+
+def test_nothing_is_outside_of_the_box_unless_it_is_contracted() -> None:
+    positions, directions = points(200, reach=4.0)
+    outside = ((positions < BOX[0]) | (positions > BOX[1])).any(-1)
+    assert 0 < outside.sum() < 200
+    made = field(density_activation="softplus")
+    assert (made(positions, directions).density[outside] == 0).all()
+    assert (made.density(positions)[~outside] > 0).all()
+    assert (field("l2", density_activation="softplus").density(positions) > 0).all()
+
+
+def test_the_unit_does_not_matter() -> None:
+    made, positions = field(), points(50)[0]
+    larger = field()
+    larger.bind(SceneBox(1024 * BOX))
+    assert torch.equal(larger.density(1024 * positions) * 1024, made.density(positions))
+
+
+def test_samples_are_what_points_are() -> None:
+    made = field()
+    rays = Rays(*points(3), near=torch.zeros(3), far=torch.ones(3))
+    t = torch.tensor([0.1, 0.2, 0.5, 0.0, 0.0])
+    indices = torch.tensor([0, 0, 2, 0, 0], dtype=torch.int32)
+    offsets = torch.tensor([0, 2, 2, 3], dtype=torch.int32)
+    samples = PackedSamples(t, t + 0.1, indices, offsets, torch.ones(3, dtype=torch.bool))
+    at = rays.origins[indices.long()] + (t + 0.05)[:, None] * rays.directions[indices.long()]
+    output, expected = made.at_samples(rays, samples), made(at, rays.directions[indices.long()])
+    torch.testing.assert_close(output.density[:3], expected.density[:3])
+    torch.testing.assert_close(output.rgb[:3], expected.rgb[:3])
+    torch.testing.assert_close(made.query(rays, samples).values[:3], expected.density[:3])
+    none = Rays(*points(0), near=torch.zeros(0), far=torch.zeros(0))
+    empty = PackedSamples(t[:0], t[:0], indices[:0], offsets[:1], torch.ones(0, dtype=torch.bool))
+    assert made.at_samples(none, empty).rgb.shape == (0, 3)
+
+
+def test_noise_is_drawn_in_training_only_and_named_by_its_key() -> None:
+    made, (positions, directions) = field(density_noise=1.0, density_activation="softplus"), points(4000)
+    made.eval()
+    quiet = made(positions, directions).density
+    assert torch.equal(quiet, made(positions, directions).density)
+    made.train()
+    key = made.noise_key.clone()
+    first, second = made(positions, directions).density, made(positions, directions).density
+    assert not torch.equal(first, second)
+    made.noise_key.copy_(key)
+    assert torch.equal(first, made(positions, directions).density)
+
+    def raw(density: Tensor) -> Tensor:
+        return torch.log(torch.expm1(density * made.unit_length))
+
+    noise = (raw(first) - raw(quiet)).detach()
+    noise = noise[noise.isfinite()]
+    assert abs(noise.mean()) < 4 / math.sqrt(len(noise))
+    assert abs(noise.std() - 1) < 4 / math.sqrt(2 * len(noise))
+
+
+@pytest.mark.gpu
+def test_one_kernel_and_layers_agree() -> None:
+    made = field(width=256, hidden_layers=8, skip=4, view_width=128).cuda()
+    positions, directions = (t.cuda() for t in points(1000))
+    outputs, grads = [], []
+    for fused in (True, False):
+        made.fused = fused
+        with torch.autocast("cuda", torch.bfloat16):
+            output = made(positions, directions)
+        outputs.append(output)
+        grads.append(torch.autograd.grad(output.density.sum() + output.rgb.sum(), list(made.parameters())))
+    torch.testing.assert_close(outputs[0].rgb, outputs[1].rgb, rtol=0, atol=0.02)
+    torch.testing.assert_close(outputs[0].density, outputs[1].density, rtol=0.05, atol=0.02)
+    for mine, wanted in zip(*grads, strict=True):
+        assert (mine - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"width": 0}, "width"),
+        ({"skip": 4}, "skips"),
+        ({"view_width": 0}, "view_width"),
+        ({"position_frequencies": 0}, "position_frequencies"),
+        ({"direction_frequencies": 17}, "direction_frequencies"),
+        ({"density_activation": "elu"}, "density_activation"),
+        ({"density_noise": -1.0}, "density_noise"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict[str, Any], name: str) -> None:
+    with pytest.raises(ValueError, match=name):
+        field(**options)
