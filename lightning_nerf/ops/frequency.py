@@ -94,7 +94,8 @@ def _second_backward(ctx: Context, grad: Tensor | None) -> tuple[Tensor | None, 
     if grad is None:
         return (None,) * 6
     first, x, count = ctx.saved_tensors
-    pullback = torch.func.vjp(lambda g, p: reference_backward(g, p, *ctx.options, count), first, x)[1]
+    n, include_input, scale = ctx.options
+    pullback = torch.func.vjp(lambda g, p: reference_backward(g, p, n, include_input, scale, count), first, x)[1]
     return *pullback(grad), None, None, None, None
 
 
