@@ -12,9 +12,10 @@ void count(const Tensor&, const Samples& s, int32_t* counts) {
   parallel_for(s.n_rays, kGrain, [&](int64_t r) {
     double before = 0.0;
     counts[r] = 0;
-    for (int64_t i = s.offsets[r]; i < s.offsets[r + 1] && before <= limits.before; ++i) {
+    const int64_t begin = s.offsets[r], last = std::min(s.last, s.offsets[r + 1] - begin);
+    for (int64_t i = begin; i < begin + last && before <= limits.before; ++i) {
       const double within = optical_depth(s.densities[i], s.t_starts[i], s.t_ends[i]);
-      counts[r] += visible(limits, before, within);
+      counts[r] += i >= begin + s.first && visible(limits, before, within);
       before += within;
     }
   });
@@ -26,9 +27,10 @@ void write(const Tensor&, const Samples& s, const int32_t* new_offsets, int64_t 
     double before = 0.0;
     int64_t to = new_offsets[r];
     const int64_t end = std::min<int64_t>(new_offsets[r + 1], n);
-    for (int64_t i = s.offsets[r]; i < s.offsets[r + 1] && to < end; ++i) {
+    const int64_t begin = s.offsets[r], last = std::min(s.last, s.offsets[r + 1] - begin);
+    for (int64_t i = begin; i < begin + last && to < end; ++i) {
       const double within = optical_depth(s.densities[i], s.t_starts[i], s.t_ends[i]);
-      if (visible(limits, before, within)) {
+      if (i >= begin + s.first && visible(limits, before, within)) {
         out.t_starts[to] = s.t_starts[i];
         out.t_ends[to] = s.t_ends[i];
         out.sources[to] = int32_t(i);
@@ -49,15 +51,15 @@ void write(const Tensor&, const Samples& s, const int32_t* new_offsets, int64_t 
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
       "visibility_count(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
-      "Tensor alpha_thre) -> Tensor");
+      "Tensor alpha_thre, int first, int last) -> Tensor");
   m.def(
       "visibility_write(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
-      "Tensor alpha_thre, Tensor new_offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor "
-      "sources)");
+      "Tensor alpha_thre, int first, int last, Tensor new_offsets, int n) -> (Tensor t_starts, Tensor t_ends, Tensor "
+      "ray_indices, Tensor sources)");
   m.def(
       "visibility_pack(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept, "
-      "float early_stop_eps, Tensor alpha_thre, int capacity) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, "
-      "Tensor new_offsets, Tensor new_kept, Tensor sources)");
+      "float early_stop_eps, Tensor alpha_thre, int first, int last, int capacity) -> (Tensor t_starts, Tensor t_ends, "
+      "Tensor ray_indices, Tensor new_offsets, Tensor new_kept, Tensor sources)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) {

@@ -11,6 +11,8 @@ constexpr int kLanes = 8, kEach = 2;  // lanes of one ray, samples of a lane: fe
 // ends waits for the warp's longest, because shuffles are several times slower in a warp that has parted.
 template <typename Keep>
 __device__ int scan_rays(const Samples& s, const Limits& limits, int begin, int end, const Keep& keep) {
+  const int chosen = int(min(int64_t(end), begin + s.first));  // from here on
+  end = int(min(int64_t(end), begin + s.last));
   const int lane = threadIdx.x & (kLanes - 1), shift = threadIdx.x & (31 & ~(kLanes - 1));
   const unsigned int mask = ((1u << kLanes) - 1u) << shift, lower = ((1u << lane) - 1u) << shift;
   double before = 0.0;  // optical depth in front of this chunk
@@ -33,7 +35,7 @@ __device__ int scan_rays(const Samples& s, const Limits& limits, int begin, int 
     int rank = kept;
     bool keeps[kEach];
     for (int j = 0; j < kEach; ++j) {
-      keeps[j] = first + j < end && visible(limits, in_front, within[j]);
+      keeps[j] = first + j >= chosen && first + j < end && visible(limits, in_front, within[j]);
       in_front += within[j];
       const unsigned int keepers = __ballot_sync(kFullWarp, keeps[j]) & mask;
       rank += __popc(keepers & lower);
@@ -84,8 +86,8 @@ __global__ void write_kernel(
   const int begin = out < out_end ? samples.offsets[r] : 0;
   const KeepSample keep = {samples, kept, r, out, out_end};
   const Limits limits = limits_of(samples.log_eps, *samples.alpha_thre);
-  if (limits.within <= 0.0) {  // no sample is too thin: the visible ones are the first of their ray, and known in number
-    for (int i = threadIdx.x & (kLanes - 1); i < out_end - out; i += kLanes) keep(begin + i, i);
+  if (limits.within <= 0.0) {  // no sample is too thin: the visible ones are the first in the window, and known in number
+    for (int i = threadIdx.x & (kLanes - 1); i < out_end - out; i += kLanes) keep(begin + int(samples.first) + i, i);
   } else {
     scan_rays(samples, limits, begin, out < out_end ? samples.offsets[r + 1] : 0, keep);
   }

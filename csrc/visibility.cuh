@@ -14,6 +14,7 @@ struct Samples {
   const float* alpha_thre;  // []
   int64_t n_rays;
   double log_eps;
+  int64_t first, last;  // only the samples of a ray from this one to before that one are chosen; all are in front of others
 };
 
 // Those that are visible.

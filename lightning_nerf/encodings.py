@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_nerf.checks import BadArgument, check_instance, check_integer
+from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
+from lightning_nerf.ops.frequency import MAX_FREQUENCIES, frequency
 from lightning_nerf.ops.hash_grid import hash_grid
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
 from lightning_nerf.optim.mirror import HalfMirror
@@ -152,10 +153,17 @@ class SphericalHarmonics(nn.Module):
 
 
 class Frequency(nn.Module):
-    """NeRF's positional encoding: ``[x, sin(2^k x), cos(2^k x)]``, k = 0 .. n_frequencies - 1.
+    """NeRF's positional encoding: ``[x, sin(2^k scale x), cos(2^k scale x)]``, k = 0 .. n_frequencies - 1.
 
     Outputs lie in the order x (only with ``include_input``), all sines, all cosines; frequency by frequency, axis by axis.
-    As in the authors' code, without the factor pi of the paper's equation 4, under which x = -1 and x = 1 look alike.
+    See :func:`lightning_nerf.ops.frequency.frequency`.
+
+    Args:
+        n_frequencies: 1 to 64.
+        include_input: whether x itself comes first.
+        n_dims: size of the last dimension of x, at least 1.
+        scale: a number above 0. With 1, as in the authors' code, the slowest wave has a period of 2 pi. ``math.pi`` gives
+            equation 4 of the paper, with a period of 2, under which x = -1 and x = 1 look alike.
 
     Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020.
 
@@ -165,25 +173,24 @@ class Frequency(nn.Module):
     torch.Size([7, 63])
     """
 
-    frequencies: Tensor
-
-    def __init__(self, n_frequencies: int, include_input: bool = True, n_dims: int = 3) -> None:
+    def __init__(self, n_frequencies: int, include_input: bool = True, n_dims: int = 3, scale: float = 1.0) -> None:
         super().__init__()
-        check_integer("n_frequencies", n_frequencies, 1, 64)
+        check_integer("n_frequencies", n_frequencies, 1, MAX_FREQUENCIES)
         check_instance("include_input", include_input, bool)
         check_integer("n_dims", n_dims, 1)
-        self.n_frequencies, self.include_input, self.n_dims = n_frequencies, include_input, n_dims
+        check_number("scale", scale, "(0, inf)")
+        self.n_frequencies, self.include_input, self.n_dims, self.scale = n_frequencies, include_input, n_dims, float(scale)
         self.n_outputs = n_dims * (2 * n_frequencies + include_input)
-        self.register_buffer("frequencies", 2.0 ** torch.arange(n_frequencies), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Encoding [..., n_outputs] of x [..., n_dims]."""
+        """Encoding [..., n_outputs] of x [..., n_dims]: float32, or float64 if x is."""
         if x.shape[-1] != self.n_dims:
             raise BadArgument(f"x: expected shape [..., {self.n_dims}], got {list(x.shape)}")
-        angles = (x[..., None, :] * self.frequencies[:, None]).flatten(-2)
-        parts = [angles.sin(), angles.cos()]
-        return torch.cat([x, *parts] if self.include_input else parts, -1)
+        rows = x.reshape(-1, self.n_dims)
+        out = frequency(rows, self.n_frequencies, include_input=self.include_input, scale=self.scale)
+        return out.view(*x.shape[:-1], self.n_outputs)
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""
-        return f"n_frequencies={self.n_frequencies}, include_input={self.include_input}, n_dims={self.n_dims}"
+        text = f"n_frequencies={self.n_frequencies}, include_input={self.include_input}, n_dims={self.n_dims}"
+        return text if self.scale == 1.0 else f"{text}, scale={self.scale}"

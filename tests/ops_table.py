@@ -7,6 +7,8 @@ OPS = [
     "composite_backward",
     "draw_background",
     "draw_rays",
+    "frequency",
+    "frequency_backward",
     "fused_mlp",
     "fused_mlp_backward",
     "hash_grid",

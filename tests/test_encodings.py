@@ -272,6 +272,13 @@ def test_frequency() -> None:
     assert without(torch.zeros(1, 1)).tolist() == [[0.0, 0.0, 1.0, 1.0]]
     assert without.n_outputs == 4
     assert not without.state_dict()
+    by_the_paper = Frequency(6, scale=math.pi)(x)
+    torch.testing.assert_close(
+        by_the_paper, Frequency(6)(math.pi * x) * by_the_paper.new_tensor([1 / math.pi] * 3 + [1] * 36)
+    )
+    assert Frequency(6)(x[:0]).shape == (0, 5, 39)
+    for dtype in (torch.float64, torch.float16):
+        assert Frequency(6)(x.to(dtype)).dtype is (dtype if dtype is torch.float64 else torch.float32)
 
 
 def test_spherical_harmonics() -> None:
@@ -283,6 +290,7 @@ def test_they_say_what_they_are() -> None:
     assert "n_levels=2" in repr(HashGrid(n_levels=2, log2_table_size=8))
     assert repr(SphericalHarmonics(2)) == "SphericalHarmonics(degree=2)"
     assert repr(Frequency(4)) == "Frequency(n_frequencies=4, include_input=True, n_dims=3)"
+    assert repr(Frequency(4, scale=2)).endswith("n_dims=3, scale=2.0)")
 
 
 @pytest.mark.parametrize(
@@ -308,6 +316,8 @@ def test_bad_arguments_are_named() -> None:
         SphericalHarmonics(6)
     with pytest.raises(ValueError, match="n_frequencies: expected an integer from 1 to 64, got 0"):
         Frequency(0)
+    with pytest.raises(ValueError, match=r"scale: expected a number in \(0, inf\), got 0"):
+        Frequency(2, scale=0)
     with pytest.raises(ValueError, match=r"x: expected shape \[\.\.\., 3\], got \[2, 4\]"):
         Frequency(2)(torch.zeros(2, 4))
     with pytest.raises(ValueError, match=r"positions: expected shape \[N, 3\], got \[2, 4\]"):

@@ -12,7 +12,9 @@ from lightning_nerf.checks import BadArgument, check_integer, check_number
 from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.activations import leaky_sigmoid
 from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.fields.front_to_back import front_to_back
 from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layers, run, trunk_layers, weights_and_biases
+from lightning_nerf.ops.frequency import frequency
 from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, make_key, random_uniform
 from lightning_nerf.ops.sample_points import per_sample, sample_points
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
@@ -45,6 +47,7 @@ class VanillaField(RadianceField):
         position_frequencies: L of the encoding of positions, 1 to 16.
         direction_frequencies: L of the encoding of directions, 1 to 16.
         include_input: whether encodings hold what they encode.
+        frequency_scale: of both encodings: 1, as in the authors' code and NerfAcc, or pi as in the paper's equation 4.
         density_activation: "relu" or "softplus".
         density_noise: standard deviation of noise added to the density before its activation, in training, per third of
             the box's longest side; 0: none. The paper has 1 for photographs.
@@ -71,6 +74,7 @@ class VanillaField(RadianceField):
         position_frequencies: int = 10,
         direction_frequencies: int = 4,
         include_input: bool = True,
+        frequency_scale: float = 1.0,
         density_activation: str = "relu",
         density_noise: float = 0.0,
         fused: bool = True,
@@ -87,8 +91,8 @@ class VanillaField(RadianceField):
                 f"density_activation: expected one of {', '.join(DENSITY_ACTIVATIONS)}, got {density_activation!r}"
             )
         check_number("density_noise", density_noise, "[0, inf)")
-        self.position_encoding = Frequency(position_frequencies, include_input)
-        self.direction_encoding = Frequency(direction_frequencies, include_input)
+        self.position_encoding = Frequency(position_frequencies, include_input, scale=frequency_scale)
+        self.direction_encoding = Frequency(direction_frequencies, include_input, scale=frequency_scale)
         trunk = trunk_layers(width, hidden_layers, () if skip is None else (skip,))
         inputs = self.position_encoding.n_outputs, self.direction_encoding.n_outputs
         density = Layer(1, True, is_head=True)
@@ -116,9 +120,15 @@ class VanillaField(RadianceField):
         return self._output(positions, self._encoded(directions), None)
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
-        """See :meth:`RadianceField.query`; the unused end of a capacity costs nothing."""
-        positions, _, _ = sample_points(rays, samples)
-        return Densities(self._density(positions, samples.offsets[-1:]))
+        """See :meth:`RadianceField.query`: from front to back, no further than light gets, where that matters."""
+
+        def densities_of(samples: PackedSamples) -> Tensor:
+            positions, _, _ = sample_points(rays, samples)
+            return self._density(positions, samples.offsets[-1:])
+
+        if early_stop_eps > 0:
+            return Densities(front_to_back(samples, densities_of, early_stop_eps))
+        return Densities(densities_of(samples))
 
     def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
         """See :meth:`RadianceField.at_samples`; directions are encoded once for each ray."""
@@ -128,13 +138,13 @@ class VanillaField(RadianceField):
     # -- the layers --------------------------------------------------------------------------------------------------
 
     def _density(self, positions: Tensor, count: Tensor | None) -> Tensor:
-        encoded, inside = self._encoded_positions(positions)
+        encoded, inside = self._encoded_positions(positions, count)
         layers = weights_and_biases([*self.trunk, self.density_layer])
         raw = run(self.density_network, [encoded], *layers, count=count, fused=self.fused)
         return self._activated(raw[:, 0]) * inside
 
     def _output(self, positions: Tensor, directions: Tensor, count: Tensor | None) -> FieldOutput:
-        encoded, inside = self._encoded_positions(positions)
+        encoded, inside = self._encoded_positions(positions, count)
         weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
         weights[-2], biases[-2] = self.features_seen()
         raw = run(self.network, [encoded, directions], weights, biases, count=count, fused=self.fused)
@@ -152,12 +162,14 @@ class VanillaField(RadianceField):
             weight = torch.cat([features @ feature, directions], 1)
             return weight, torch.addmv(view_bias, features, feature_bias)
 
-    def _encoded_positions(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def _encoded_positions(self, positions: Tensor, count: Tensor | None) -> tuple[Tensor, Tensor]:
         """Encodings [N, 63], and whether positions lie in the box, [N] bool."""
         unit = self.unit_positions(positions)
         inside = (unit.clamp(0, 1) == unit).all(-1)
         scale = 2 * HALF_SIDE if self.scene_box.contraction == "none" else 4 * HALF_SIDE
-        return self.position_encoding(scale * unit - 0.5 * scale), inside
+        e = self.position_encoding
+        x = scale * unit - 0.5 * scale
+        return frequency(x, e.n_frequencies, include_input=e.include_input, scale=e.scale, count=count), inside
 
     def _encoded(self, directions: Tensor) -> Tensor:
         return self.direction_encoding(F.normalize(directions, dim=-1))

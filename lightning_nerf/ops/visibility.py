@@ -17,6 +17,8 @@ from lightning_nerf.ops.pack import check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
 from lightning_nerf.types import PackedSamples
 
+ALL = (0, 2**31 - 1)  # samples of a ray
+
 
 def prune_from(
     densities: Tensor,
@@ -24,6 +26,7 @@ def prune_from(
     *,
     early_stop_eps: float = 1e-4,
     alpha_thre: float | Tensor = 0.0,
+    window: tuple[int, int] = ALL,
     capacity: int | None = None,
 ) -> tuple[PackedSamples, Tensor]:
     """The samples i with transmittance T_i >= early_stop_eps and opacity alpha_i >= alpha_thre, in their order.
@@ -38,6 +41,8 @@ def prune_from(
         samples: N samples of R rays.
         early_stop_eps: >= 0; 0 keeps all samples in front of infinite density.
         alpha_thre: a number, or a tensor of one float on the samples' device, so that it can change inside a CUDA graph.
+        window: only the samples of a ray from the first number to before the second may survive; those in front of the
+            window still hide what is in it.
         capacity: None: exactly as many samples as survive, one host synchronization. Else N' without synchronization, see
             :func:`~lightning_nerf.ops.pack.pack`.
 
@@ -56,6 +61,8 @@ def prune_from(
     check_tensor("samples.kept", samples.kept, (samples.offsets.shape[0] - 1,), torch.bool)
     if not early_stop_eps >= 0:
         raise BadArgument(f"early_stop_eps: expected >= 0, got {early_stop_eps}")
+    if not 0 <= window[0] <= window[1]:
+        raise BadArgument(f"window: expected two numbers, 0 <= first <= last, got {window}")
     if isinstance(alpha_thre, Tensor):
         if alpha_thre.ndim > 0 and alpha_thre.numel() == 1:
             alpha_thre = alpha_thre.reshape(())
@@ -71,7 +78,7 @@ def prune_from(
     # Between two waits for the device, each call here is time in which it idles.
     tensors = (densities, samples.t_starts, samples.t_ends, samples.offsets)
     contiguous = tuple((t.detach() if t.requires_grad else t).contiguous() for t in tensors)
-    thresholds = (float(early_stop_eps), threshold)
+    thresholds = (float(early_stop_eps), threshold, *window)
     ops = torch.ops.lightning_nerf
     if capacity is None:
         arguments = (*contiguous, *thresholds)
@@ -100,7 +107,14 @@ def prune(
 
 
 def _visible(
-    densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, early_stop_eps: float, alpha_thre: Tensor
+    densities: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    offsets: Tensor,
+    early_stop_eps: float,
+    alpha_thre: Tensor,
+    first: int,
+    last: int,
 ) -> tuple[Tensor, Tensor]:
     """Indices of the visible samples and their rays."""
     sizes = offsets.diff()
@@ -115,14 +129,23 @@ def _visible(
     opaque = depths.isinf()
     before = exclusive_sum(torch.where(opaque, 0.0, depths), ray, offsets)
     before = torch.where(exclusive_sum(opaque.double(), ray, offsets) > 0, math.inf, before)
-    index = ((before <= limit) & (inside >= -torch.log1p(-alpha_thre.double()))).nonzero()[:, 0]
+    place = torch.arange(n, device=ray.device) - offsets[ray]
+    chosen = (place >= first) & (place < last)
+    index = (chosen & (before <= limit) & (inside >= -torch.log1p(-alpha_thre.double()))).nonzero()[:, 0]
     return index, ray[index]
 
 
 def count_reference(
-    densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, early_stop_eps: float, alpha_thre: Tensor
+    densities: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    offsets: Tensor,
+    early_stop_eps: float,
+    alpha_thre: Tensor,
+    first: int,
+    last: int,
 ) -> Tensor:
-    _, ray = _visible(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)
+    _, ray = _visible(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, first, last)
     return torch.bincount(ray, minlength=len(offsets) - 1).int()
 
 
@@ -133,10 +156,12 @@ def write_reference(
     offsets: Tensor,
     early_stop_eps: float,
     alpha_thre: Tensor,
+    first: int,
+    last: int,
     new_offsets: Tensor,
     n: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    index, ray = _visible(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)
+    index, ray = _visible(densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, first, last)
     fits = new_offsets.diff()[ray] > 0  # nothing of rays that are not kept
     index, ray = index[fits], ray[fits]
     new_starts, new_ends = t_starts.new_zeros(n), t_ends.new_zeros(n)
@@ -156,9 +181,11 @@ def pack_visible_reference(
     kept: Tensor,
     early_stop_eps: float,
     alpha_thre: Tensor,
+    first: int,
+    last: int,
     capacity: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    arguments = (densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)
+    arguments = (densities, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, first, last)
     new_offsets, fits = pack_reference(count_reference(*arguments), capacity)
     new_starts, new_ends, ray_indices, sources = write_reference(*arguments, new_offsets, capacity)
     return new_starts, new_ends, ray_indices, new_offsets, fits & kept, sources
@@ -181,7 +208,8 @@ def pack_visible_fake(
     return new_starts, new_ends, ray_indices, torch.empty_like(offsets), torch.empty_like(kept), sources
 
 
-_ARGUMENTS = "Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, Tensor alpha_thre"
+_WINDOW = "float early_stop_eps, Tensor alpha_thre, int first, int last"
+_ARGUMENTS = f"Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, {_WINDOW}"
 _SURVIVORS = "Tensor t_starts, Tensor t_ends, Tensor ray_indices"
 _library.define("visibility_count", f"({_ARGUMENTS}) -> Tensor", count_reference, count_fake)
 _library.define(
@@ -192,8 +220,8 @@ _library.define(
 )
 _library.define(
     "visibility_pack",
-    "(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept, float early_stop_eps, "
-    f"Tensor alpha_thre, int capacity) -> ({_SURVIVORS}, Tensor new_offsets, Tensor new_kept, Tensor sources)",
+    f"(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept, {_WINDOW}, int capacity) -> "
+    f"({_SURVIVORS}, Tensor new_offsets, Tensor new_kept, Tensor sources)",
     pack_visible_reference,
     pack_visible_fake,
 )

@@ -59,7 +59,7 @@ SIZES = ("n_levels", "n_features", "log2_table_size", "base_resolution", "max_re
 CONSTRUCTORS = {
     "HashGrid": case(HashGrid, "n_dims", *SIZES),
     "SphericalHarmonics": case(SphericalHarmonics, "degree"),
-    "Frequency": case(Frequency, "n_frequencies", "include_input", "n_dims", n_frequencies=4),
+    "Frequency": case(Frequency, "n_frequencies", "include_input", "n_dims", "scale", n_frequencies=4),
     "InstantNGPField": case(
         InstantNGPField, *SIZES, "width", "geometry_features", "density_layers", "color_layers", "sh_degree",
         "density_bias", "fused", log2_table_size=8,
