@@ -21,8 +21,8 @@ def front_to_back(
 ) -> Tensor:
     """Densities [N] of N samples, asked for in rounds: rays of which less light is left drop out after each.
 
-    The first round takes each ray's samples before the first of ``ends``, the next those up to the second, the last all that
-    remain. Where a round was not asked the density is 0. On CUDA nothing waits for the device: each round has the capacity
+    The first round takes each ray's samples before the first of ``ends``, the next those up to the second, the last all
+    that remain. Where nothing was asked the density is 0. On CUDA nothing waits for the device: each round has the capacity
     of all samples, and ``densities_of`` should do no work for what lies behind ``offsets[-1]``.
 
     Args:

@@ -11,7 +11,7 @@ from lightning_nerf.ops import hash_grid
 from lightning_nerf.ops import spherical_harmonics as harmonics
 from lightning_nerf.ops.composite_reference import reference as composite_reference
 from lightning_nerf.ops.sample_points import sample_points
-from lightning_nerf.ops.visibility import _visible
+from lightning_nerf.ops.visibility import ALL, _visible
 from lightning_nerf.types import PackedSamples, Rays
 
 ENCODED = 32
@@ -180,7 +180,7 @@ def render_reference(
         unit, seen_along, working.float(), working, levels, None, None, *weights, density_bias, bfloat16, False
     )
     visible = torch.zeros_like(density, dtype=torch.bool)
-    visible[_visible(density, t_starts, t_ends, offsets, early_stop_eps, alpha_thre)[0]] = True
+    visible[_visible(density, t_starts, t_ends, offsets, early_stop_eps, alpha_thre, *ALL)[0]] = True
     sums = composite_reference(torch.where(visible, density, 0.0), rgb, t_starts, t_ends, offsets)
     owner = torch.searchsorted(offsets[1:].contiguous(), torch.arange(len(density), device=offsets.device), right=True)
     count = torch.zeros(len(offsets), dtype=torch.int32, device=offsets.device)

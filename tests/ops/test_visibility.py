@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_nerf.ops.pack import pack
 from lightning_nerf.ops.visibility import (
+    ALL,
     count_reference,
     pack_visible_reference,
     prune,
@@ -44,9 +45,9 @@ def densities_for(samples: PackedSamples, seed: int = 0) -> Tensor:
     return 20 * rand(n, seed=seed) ** 4
 
 
-def arguments(counts: list[int], eps: float = 1e-4, alpha: float = 0.0) -> tuple[Any, ...]:
+def arguments(counts: list[int], eps: float = 1e-4, alpha: float = 0.0, window: tuple[int, int] = ALL) -> tuple[Any, ...]:
     samples = packed(counts)
-    return (densities_for(samples), samples.t_starts, samples.t_ends, samples.offsets, eps, torch.tensor(alpha))
+    return (densities_for(samples), samples.t_starts, samples.t_ends, samples.offsets, eps, torch.tensor(alpha), *window)
 
 
 def brute_force(densities: Tensor, samples: PackedSamples, eps: float, alpha_thre: float) -> list[int]:
@@ -66,8 +67,10 @@ def brute_force(densities: Tensor, samples: PackedSamples, eps: float, alpha_thr
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
 def test_kernels_match_the_reference(device: str, name: str) -> None:
-    for eps, alpha in [(1e-4, 0.0), (1e-2, 0.02), (0.0, 0.01), (0.5, 0.3)]:
-        args = arguments(CASES[name], eps, alpha)
+    settings = [(1e-4, 0.0, ALL), (1e-2, 0.02, ALL), (0.0, 0.01, ALL), (0.5, 0.3, ALL)]
+    settings += [(1e-4, 0.0, (3, 9)), (1e-2, 0.02, (16, 2**31 - 1)), (0.5, 0.3, (0, 4)), (0.5, 0.0, (5, 5))]
+    for eps, alpha, window in settings:
+        args = arguments(CASES[name], eps, alpha, window)
         opcheck = name == "ragged" and alpha == 0.02
         check_op("visibility_count", count_reference, args, device=device, rtol=0, atol=0, opcheck=opcheck)
         counts = count_reference(*args)
@@ -135,6 +138,26 @@ def test_densities_behind_the_last_visible_sample_do_not_matter(device: str, cap
         assert torch.equal(sources, expected[1])
         for a, b in zip(tensors(survivors), tensors(expected[0]), strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("capacity", [None, 200])
+@pytest.mark.parametrize("alpha", [0.0, 0.05])
+def test_a_window_is_a_part_of_what_survives(device: str, capacity: int | None, alpha: float) -> None:
+    samples = PackedSamples(*to(device, packed(RAGGED)))
+    densities = densities_for(samples).to(device)
+    options = {"early_stop_eps": 1e-2, "alpha_thre": alpha, "capacity": capacity}
+    _, everything = prune_from(densities, samples, **options)
+    place = torch.arange(len(densities), device=device) - samples.offsets[samples.ray_indices.long()]
+    parts = []
+    for first, last in [(0, 3), (3, 10), (10, 2**31 - 1)]:
+        part, sources = prune_from(densities, samples, window=(first, last), **options)
+        sources = sources[: int(part.offsets[-1])].long()
+        assert ((place[sources] >= first) & (place[sources] < last)).all()
+        assert torch.equal(part.t_starts[: len(sources)], samples.t_starts[sources])
+        parts.append(sources)
+    together = torch.cat(parts).sort().values
+    assert torch.equal(together, everything[: len(together)].long())
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -240,7 +263,9 @@ def test_threshold_may_be_a_tensor_and_no_gradient_comes_back() -> None:
 def test_the_comparison_detects_inclusive_transmittance() -> None:
     args = arguments(RAGGED, 1e-2, 0.0)
 
-    def mutated(densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, eps: float, alpha: Tensor) -> Tensor:
+    def mutated(
+        densities: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor, eps: float, alpha: Tensor, *window: int
+    ) -> Tensor:
         depth = (densities * (t_ends - t_starts)).double()
         sums = torch.cat([depth.new_zeros(1), depth.cumsum(0)])
         ray = torch.repeat_interleave(torch.arange(len(offsets) - 1), offsets.diff())
