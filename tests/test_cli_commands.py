@@ -132,6 +132,61 @@ def test_a_run_says_nothing_that_is_not_the_users(
 
 
 @pytest.mark.filterwarnings("ignore:Total length of `ViewIndices`")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")  # the last command leaves callbacks out
+@pytest.mark.parametrize(
+    ("subcommand", "views", "written"),
+    [
+        ("test", "2 held-out views on white (", "results.json, images/test_*.png"),
+        ("validate", "5 validation views on white\n", "images/val_*.png"),
+    ],
+)
+def test_a_score_ends_with_its_numbers_its_files_and_the_next_command(
+    subcommand: str, views: str, written: str, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-c", str(copied / "config.yaml"), "--ckpt_path", str(copied), NO_BAR]
+    cli = command(subcommand, *words)
+    numbers = {name.partition("/")[2]: float(value) for name, value in cli.trainer.callback_metrics.items()}
+    out = capsys.readouterr().out
+    assert f"\nsynthetic: PSNR {numbers['psnr']:.2f} dB, SSIM {numbers['ssim']:.4f} over {views}" in out
+    *_, files, folder, following = out.splitlines()
+    assert files == f"written: {written}"
+    assert Path(folder) == copied.with_name("version_1")
+    for pattern in written.split(", "):
+        assert list(Path(folder).glob(pattern))
+    (checkpoint,) = copied.rglob("*.ckpt")
+    assert (
+        following
+        == {
+            "test": f"next: lightning-nerf render {checkpoint} --path orbit --out orbit.gif",
+            "validate": f"next: lightning-nerf test {' '.join(words)}",
+        }[subcommand]
+    )
+    command(subcommand, *words, "--trainer.callbacks=[]")
+    assert f"{subcommand}: no callback has scored the views; --trainer.callbacks+=PSNRLogger" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("subcommand", ["test", "validate", "predict"])
+def test_weights_that_were_not_trained_are_told(subcommand: str, copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command(subcommand, "-c", str(copied / "config.yaml"), NO_BAR)
+    printed = capsys.readouterr()
+    assert f"lightning-nerf {subcommand}: no --ckpt_path is given" in printed.err
+    assert "next: " not in printed.out
+
+
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* exists and is not empty")
+def test_a_score_of_another_run_in_the_folder_is_not_told(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a given version, whose folder is used again by a run without RunResults."""
+    words = ["-c", str(copied / "config.yaml"), "--ckpt_path", str(copied), NO_BAR, "--trainer.logger.version=7"]
+    command("test", *words)
+    results = copied.with_name("version_7") / "results.json"
+    results.write_text(results.read_text().replace('"psnr": ', '"psnr": 9'))
+    capsys.readouterr()
+    cli = command("test", *words, "--trainer.callbacks=PSNRLogger")
+    assert f"PSNR {float(cli.trainer.callback_metrics['test/psnr']):.2f} dB" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `ViewIndices`")
 def test_a_validation_that_is_asked_for_takes_place(copied: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert yaml.safe_load((copied / "config.yaml").read_text())["trainer"]["limit_val_batches"] == 0
     arguments = ["validate", "-c", str(copied / "config.yaml"), "--ckpt_path", str(copied), NO_BAR]

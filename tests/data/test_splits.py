@@ -192,7 +192,7 @@ def test_a_list_that_validates_on_training_views_is_warned_of(tmp_path: Path) ->
         ({"train_filenames": ["all/r_0"], "test_filenames": ["all/r_0.png"]}, None,
          "train_filenames, test_filenames: test views are never trained on, but both lists have .*all/r_0"),
         ({"test_filenames": ["all/r_9"]}, None, "test_filenames: expected the file_path .* got all/r_9, of no frame"),
-        ({"val_filenames": ["r_0", "r_1"]}, None, "val_filenames: expected the file_path .* got r_0 and 1 more, of no frame"),
+        ({"val_filenames": ["r_0", "r_1"]}, None, "val_filenames: expected the file_path .* got r_0 and 1 more"),
         ({"val_filenames": ["all/r_0.jpg"]}, None, "val_filenames: expected the file_path .* got all/r_0.jpg, of no frame"),
         ({"train_filenames": []}, None, "train_filenames: expected one picture or more, got an empty list"),
         ({"test_filenames": "all/r_0"}, None, "test_filenames: expected a list of paths, got 'all/r_0'"),
