@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from lightning_nerf.render.main import choose_cameras, main, parse
 from lightning_nerf.render.pictures import numbers, picture
 from lightning_nerf.render.scene import load
 from lightning_nerf.types import Render
+from tests.render.ffmpeg import FAKE, put_on_path
 from tests.render.scene import COLOR, RADIUS, write_checkpoint, write_recipe
 from tests.render.test_render import refused
 from tests.scenes import tiny_module, tiny_scene, trainer
@@ -99,15 +99,14 @@ def test_what_cannot_be_written_is_refused_by_name(
     assert list(Path(".").iterdir()) == []
 
 
-FILMS = ["film.gif", "film.npy", pytest.param(
-    "film.mp4", marks=pytest.mark.skipif(not find_spec("imageio_ffmpeg"), reason="imageio-ffmpeg is not installed")
-)]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FILMS)
+@pytest.mark.parametrize("name", ["film.gif", "film.npy", "film.mp4"])
 @pytest.mark.parametrize("before", [None, b"an older film"])
 def test_an_interrupted_film_is_not_left_under_its_name(
-    name: str, before: bytes | None, ball: list[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    before: bytes | None,
+    ball: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     import lightning_nerf.render.main as command
 
@@ -115,6 +114,7 @@ def test_an_interrupted_film_is_not_left_under_its_name(
         yield from names[:2]
         raise KeyboardInterrupt
 
+    put_on_path(FAKE, tmp_path_factory.mktemp("bin"), monkeypatch)
     if before is not None:
         Path(name).write_bytes(before)
     monkeypatch.setattr(command, "tqdm", interrupted)
