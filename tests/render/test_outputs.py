@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_nerf.callbacks.films import H264
 from lightning_nerf.callbacks.framing import object_box
 from lightning_nerf.callbacks.turntable import Turntable, save_video
 from lightning_nerf.cameras.paths import orbit
@@ -126,7 +127,14 @@ def test_an_interrupted_film_is_not_left_under_its_name(
         assert [(path.name, path.read_bytes()) for path in Path(".").iterdir()] == [(name, before)]
 
 
-def test_a_turntable_that_fails_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("program", [None, FAKE])
+def test_a_turntable_that_fails_leaves_the_one_before(
+    program: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if program is None:
+        monkeypatch.setattr("lightning_nerf.callbacks.turntable.find_ffmpeg", lambda: None)
+    else:
+        put_on_path(program, tmp_path_factory.mktemp("bin"), monkeypatch)
     frames = np.zeros((2, 16, 16, 3), dtype=np.uint8)
     path = save_video(Path("turn"), frames, fps=10)
     good = path.read_bytes()
@@ -135,7 +143,11 @@ def test_a_turntable_that_fails_leaves_the_one_before(monkeypatch: pytest.Monkey
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
+    def half_film(film: H264) -> None:
+        half(film.path)
+
     monkeypatch.setattr("lightning_nerf.callbacks.turntable.imageio.imwrite", half)
+    monkeypatch.setattr(H264, "close", half_film)
     with pytest.raises(KeyboardInterrupt):
         save_video(Path("turn"), frames, fps=10)
     assert [(p.name, p.read_bytes()) for p in Path(".").iterdir()] == [(path.name, good)]
