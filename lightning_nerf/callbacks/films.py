@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -65,7 +66,7 @@ class H264:
         self.fps = fps
         self.program = program
         self._process: subprocess.Popen[bytes] | None = None
-        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  a pipe could fill up while frames are sent
+        self._messages: IO[bytes] | None = None
 
     def add(self, frame: np.ndarray) -> None:
         """The next frame.
@@ -103,6 +104,7 @@ class H264:
     def _started(self, width: int, height: int) -> subprocess.Popen[bytes]:
         source = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{width}x{height}", "-r", f"{self.fps:g}", "-i", "-"]
         codec = ["-an", "-c:v", "libx264", "-pix_fmt", "yuv420p", "-crf", "15", "-movflags", "+faststart"]
+        self._messages = tempfile.TemporaryFile()  # noqa: SIM115  a pipe could fill up while frames are sent
         words = [self.program, "-y", "-loglevel", "error", *source, *codec, str(self.path)]
         # In a session of its own Ctrl-C does not reach it: this process decides what becomes of the film.
         return subprocess.Popen(
@@ -110,16 +112,17 @@ class H264:
         )
 
     def _end(self) -> None:
-        process, self._process = self._process, None
-        if process is None:
+        process, messages = self._process, self._messages
+        if process is None or messages is None:
             return
         assert process.stdin is not None
         with suppress(BrokenPipeError):
             process.stdin.close()
-        code = process.wait()
-        self._messages.seek(0)
-        said = self._messages.read().decode(errors="replace").strip().splitlines()
-        self._messages.close()
+        code = process.wait()  # a signal may end this, and abort comes here again
+        self._process = self._messages = None
+        with messages:
+            messages.seek(0)
+            said = messages.read().decode(errors="replace").strip().splitlines()
         if code:
             reason = f": {said[-1]}" if said else ""
             raise OSError(errno.EIO, f"{self.program} ended with code {code}{reason}")

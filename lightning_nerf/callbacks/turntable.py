@@ -69,8 +69,8 @@ def save_video(stem: Path, frames: np.ndarray, fps: int) -> Path:
             try:
                 for frame in frames:
                     film.add(frame)
+                film.close()
             except BaseException:
                 film.abort()
                 raise
-            film.close()
     return path
