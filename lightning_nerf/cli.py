@@ -192,7 +192,8 @@ class NeRFCLI(LightningCLI):
         """Render the held-out views with the final weights; callbacks score and save them."""
         if self.trainer.interrupted or self.interruption.received is not None:
             return
-        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        if self.datamodule.source.has_test_views():
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         folder = run_folder(self.trainer)
         is_saved = any(folder.rglob("*.ckpt"))
         report(self.trainer, self.datamodule, "fit", render_command(folder, self.allow) if is_saved else None)

@@ -52,7 +52,9 @@ def report(trainer: L.Trainer, data: NeRFDataModule, command: str, following: st
         return
     split = _SPLITS[command]
     score = _score(trainer, data, split, folder)
-    if score is None:
+    if split == "test" and not data.source.has_test_views():
+        said = f"{command}: nothing was tested, since the data have no test views"
+    elif score is None:
         said = f"{command}: no callback has scored the views; --trainer.callbacks+=PSNRLogger does"
     else:
         said = f"{score}{_trained(trainer, folder) if command == 'fit' else ''}"

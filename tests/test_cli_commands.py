@@ -19,6 +19,7 @@ from lightning_nerf import files
 from lightning_nerf.callbacks import NeRFProgressBar, PSNRLogger
 from lightning_nerf.cli import NeRFCLI, build, main, with_bar
 from tests.callbacks.test_interruption import Sends
+from tests.scenes import tiny_scene
 
 RECIPE = "synthetic/instant_ngp"
 NO_BAR = "--trainer.enable_progress_bar=false"
@@ -163,6 +164,23 @@ def test_a_score_ends_with_its_numbers_its_files_and_the_next_command(
     )
     command(subcommand, *words, "--trainer.callbacks=[]")
     assert f"{subcommand}: no callback has scored the views; --trainer.callbacks+=PSNRLogger" in capsys.readouterr().out
+
+
+def test_a_fit_without_test_views_ends_well_and_says_so(
+    scene_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    scene = tiny_scene(scene_cache)
+    scene.prepare_data()
+    shutil.copytree(scene.source.root, "capture")  # type: ignore[attr-defined]
+    Path("capture/transforms_test.json").unlink()
+    overlay = ["-c", "blender/instant_ngp", "-c", "overlays/small", "--data.root=capture", "--data.downscale=1"]
+    command("fit", *overlay, "--trainer.accelerator=cpu", "--trainer.max_steps=2", NO_BAR)
+    said, folder, following = capsys.readouterr().out.splitlines()[-3:]
+    assert said == "fit: nothing was tested, since the data have no test views"
+    assert folder == "runs/blender/instant_ngp/version_0"
+    assert following == f"next: lightning-nerf render {folder} --path orbit --out orbit.gif"
+    assert "no view can be tested" in refused("test", *overlay, "--ckpt_path", folder)
 
 
 @pytest.mark.parametrize("subcommand", ["test", "validate", "predict"])

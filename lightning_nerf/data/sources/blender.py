@@ -97,6 +97,10 @@ class BlenderSource(Source):
             rank_zero_info(message)
         return SceneBox(box)
 
+    def has_test_views(self) -> bool:
+        """False where no file and no list names one, which is said before the first step."""
+        return self._files().test is not None
+
     def read(self, split: str) -> Scene:
         """The views that the arguments leave of a split; names are file stems, or paths if two are alike."""
         files = self._files()
