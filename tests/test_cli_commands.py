@@ -363,6 +363,20 @@ def test_a_logger_that_is_not_installed_is_one_line(
     assert name in refused("fit", *tiny, NO_BAR, "-c", RECIPE, f"--trainer.logger={logger}", "--trainer.logger.save_dir=.")
 
 
+def test_wandb_without_an_account_is_one_line(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+
+    def refuses(*_: object, **__: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuses)
+    said = refused("fit", *tiny, NO_BAR, "-c", RECIPE, "-c", "overlays/wandb")
+    assert (
+        "No API key configured. Use `wandb login` to log in. (without an account or a network: WANDB_MODE=offline" in said
+    )
+
+
 class Missing:
     """As a requirement that is not met."""
 

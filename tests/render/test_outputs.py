@@ -191,3 +191,8 @@ def test_the_box_of_an_object_is_that_of_the_occupied_cells() -> None:
     grid.binaries[0, 1, 0, 3] = True
     grid.binaries[0, 2, 1, 3] = True
     assert object_box(grid, aabb).tolist() == [[-0.5, -2.0, 6.0], [0.5, 0.0, 8.0]]
+    grid.binaries[0, 0, 3, 0] = True  # a speck
+    assert object_box(grid, aabb).tolist() == [[-0.5, -2.0, 6.0], [0.5, 0.0, 8.0]]
+    grid.binaries.zero_()
+    grid.binaries[0, 0, 3, 0] = True  # all that there is
+    assert object_box(grid, aabb).tolist() == [[-1.0, 1.0, 0.0], [-0.5, 2.0, 2.0]]
