@@ -25,6 +25,7 @@ from lightning_nerf.callbacks.run_folder import check_run_folder, run_folder
 from lightning_nerf.checks import BadArgument, MissingFile, check_integer
 from lightning_nerf.cli_errors import BriefParser, refusals_in_a_line
 from lightning_nerf.cli_quiet import quiet
+from lightning_nerf.cli_report import render_command, report
 from lightning_nerf.cli_runs import find_latest, refused_runs_leave_nothing, require_latest
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
@@ -126,6 +127,12 @@ class NeRFCLI(LightningCLI):
         if self.subcommand == "validate" and config.trainer.get("limit_val_batches") == 0:
             config.trainer.limit_val_batches = None  # recipes have 0: their fits do not validate
         self._find_checkpoint(config)
+        if self.subcommand != "fit" and config.get("ckpt_path") is None:
+            print(
+                f"lightning-nerf {self.subcommand}: no --ckpt_path is given (a checkpoint or a run's folder): these are "
+                "the views of a model that was not trained",
+                file=sys.stderr,
+            )
         if self.subcommand == "fit":
             self._find_wandb_run(config)
 
@@ -185,28 +192,27 @@ class NeRFCLI(LightningCLI):
         """Render the held-out views with the final weights; callbacks score and save them."""
         if self.trainer.interrupted or self.interruption.received is not None:
             return
-        self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
-        path = run_folder(self.trainer) / "results.json"
-        if self.trainer.is_global_zero and path.is_file():
-            results = json.loads(path.read_text())
-            seconds = results["training_seconds"]  # None where the checkpoint of a finished run was resumed
-            trained = "no step was left" if seconds is None else f"{results['steps']} steps in {seconds:.1f} s"
-            place = "" if self.trainer.fast_dev_run else f"\n{path.parent}"  # type: ignore[attr-defined]  # soon removed
-            print(
-                f"\n{results['scene']}: PSNR {results['psnr']:.2f} dB, SSIM {results['ssim'] or float('nan'):.4f} over "
-                f"{results['images']} held-out views ({results['psnr_of_mean_image'] or float('nan'):.2f} dB by predicting "
-                f"the mean training image); {trained}{place}"
-            )
-            if place and any(path.parent.rglob("*.ckpt")):
-                print(f"next: lightning-nerf render {shlex.quote(str(path.parent))} --path orbit --out orbit.gif")
+        if self.datamodule.source.has_test_views():
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
+        folder = run_folder(self.trainer)
+        is_saved = any(folder.rglob("*.ckpt"))
+        report(self.trainer, self.datamodule, "fit", render_command(folder, self.allow) if is_saved else None)
+
+    def after_test(self) -> None:
+        """Say what was scored, on what, and where its files are."""
+        checkpoint = self.trainer.ckpt_path
+        report(self.trainer, self.datamodule, "test", checkpoint and render_command(checkpoint, self.allow))
 
     def after_validate(self) -> None:
-        """Refuse a validation without views."""
+        """Refuse a validation without views; else say what was scored, on what, and where its files are."""
         if not sum(self.trainer.num_val_batches):
             raise BadArgument(
                 "validate: nothing was scored, since the data have no validation views (transforms_val.json); "
                 "--data.holdout_every=10 makes some of the training views, lightning-nerf test scores the held-out ones"
             )
+        is_of_a_checkpoint = bool(self.trainer.ckpt_path)
+        following = shlex.join(["lightning-nerf", "test", *self.typed.words[1:]]) if is_of_a_checkpoint else None
+        report(self.trainer, self.datamodule, "validate", following)
 
     def after_predict(self) -> None:
         """Say where the pictures are."""

@@ -42,6 +42,7 @@ _LIGHTNING_CHECKS = (  # what reads the Trainer's flags and checkpoints
     "lightning.pytorch.trainer.connectors.accelerator_connector",
 )
 _LONGEST = 300  # of a reason: some repeat the whole value, which may be a whole model
+_WANDB_REMEDY = "without an account or a network: WANDB_MODE=offline, or --trainer.logger.init_args.offline=true"
 _LOGGERS = ("lightning.pytorch.loggers.", "lightning.fabric.loggers.")
 # A full disk, a read-only folder and the like: of the machine, wherever it is noticed.
 _OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
@@ -96,6 +97,8 @@ def refusals_in_a_line(command: str = "lightning-nerf") -> Iterator[None]:
         if refusal is None:
             raise
         text = f"{refusal.strerror}: {refusal.filename}" if isinstance(refusal, OSError) and refusal.filename else refusal
+        if _is_of_wandb(refusal):
+            text = f"{' '.join(str(text).split())} ({_WANDB_REMEDY})"
         text = " ".join(str(text).split()) if isinstance(refusal, ModuleNotFoundError) else text
         sys.exit(f"{command}: {text}")
 
@@ -194,7 +197,14 @@ def _causes(error: BaseException | None) -> Iterator[Any]:
         error = error.__cause__
 
 
+def _is_of_wandb(error: BaseException) -> bool:
+    """Whether W&B itself refuses, for want of an account, a network or a project."""
+    return any(kind.__module__.startswith("wandb.") and kind.__name__ == "Error" for kind in type(error).__mro__)
+
+
 def _is_refusal(error: BaseException) -> bool:
+    if _is_of_wandb(error):
+        return True
     if isinstance(error, MisconfigurationException) or (isinstance(error, OSError) and error.errno in _OF_THE_DISK):
         return True
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -162,5 +163,9 @@ def _check_recipe(command: str, words: Sequence[str]) -> None:
         return
     root = next(iter(_values(words, "--data.root")), None)
     example = "-c synthetic/instant_ngp" if root is None else f"-c blender/instant_ngp --data.root {root}"
+    for checkpoint in _values(words, "--ckpt_path"):
+        folders = [Path(checkpoint), *Path(checkpoint).parents[:2]]  # a run's folder, or what is below it
+        if run := next((folder for folder in folders if (folder / "config.yaml").is_file()), None):
+            example = shlex.join(["-c", str(run / "config.yaml"), "--ckpt_path", checkpoint])
     recipes = ", ".join(name for name in recipe_names() if not name.startswith("overlays/"))
     refuse(f"{command}: no recipe is named ({recipes}); for example: lightning-nerf {command} {example}")

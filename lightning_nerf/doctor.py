@@ -162,7 +162,11 @@ def optional() -> list[Line]:
     """Packages that some features want; never an error."""
     wanted = [
         ("wandb", "wandb", "WandbLogger needs it: pip install wandb"),
-        ("imageio_ffmpeg", "imageio-ffmpeg", "MP4 films need it (GIF and PNG do not): pip install 'imageio[ffmpeg]'"),
+        (
+            "imageio_ffmpeg",
+            "imageio-ffmpeg",
+            "MP4 films need it or ffmpeg on PATH (GIF and PNG do not): pip install 'imageio[ffmpeg]'",
+        ),
     ]
     return [
         Line(f"{name}: {_version(name)}") if find_spec(module) else Line(f"{name}: not installed", advice)

@@ -10,8 +10,10 @@ Protocols at the end say what parts ask of each other. Shape letters, here and e
 from __future__ import annotations
 
 from collections.abc import Callable
+from io import BytesIO
 from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor
 
 from lightning_nerf.scene_box import SceneBox as SceneBox
@@ -163,6 +165,8 @@ class FieldOutput(NamedTuple):
 class Render(NamedTuple):
     """A renderer's output for R rays; per-ray outputs are always computed and always fully shaped.
 
+    A view has [H, W] in place of [R]; a notebook shows it as a picture.
+
     >>> import torch
     >>> from lightning_nerf import Render
     >>> Render(torch.ones(5, 3), torch.zeros(5), torch.zeros(5), torch.zeros(5, dtype=torch.int32)).weights is None
@@ -175,6 +179,16 @@ class Render(NamedTuple):
     n_samples: Tensor  # [R] int32, samples composited before early termination
     extras: dict[str, Tensor] = {}  # name -> [R, k]
     weights: Tensor | None = None  # [N], only where asked for
+
+    def _repr_png_(self) -> bytes | None:
+        """The colors of a view, rgb [H, W, 3], for notebooks; None for rays that are no picture."""
+        if self.rgb.ndim != 3:
+            return None
+        from PIL import Image
+
+        colors = (self.rgb.detach().float().clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+        Image.fromarray(colors.numpy()).save(file := BytesIO(), "PNG")
+        return file.getvalue()
 
 
 class RayBatch(NamedTuple):

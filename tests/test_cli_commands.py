@@ -108,18 +108,6 @@ def test_the_last_bar_counts() -> None:
 # -- what commands score and print ----------------------------------------------------------------------------------------
 
 
-def test_a_fit_ends_with_the_next_command(
-    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    command("fit", *tiny, NO_BAR, "-c", RECIPE)
-    folder, following = capsys.readouterr().out.splitlines()[-2:]
-    assert folder == "runs/synthetic/instant_ngp/version_0"
-    assert following == f"next: lightning-nerf render {folder} --path orbit --out orbit.gif"
-    command("fit", *tiny, NO_BAR, "-c", RECIPE, "--trainer.enable_checkpointing=false")
-    assert capsys.readouterr().out.splitlines()[-1] == "runs/synthetic/instant_ngp/version_1"
-
-
 def test_a_run_says_nothing_that_is_not_the_users(
     copied: Path, tiny: list[str], caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -288,6 +276,20 @@ def test_a_logger_that_is_not_installed_is_one_line(
             if hasattr(holder, flag):
                 monkeypatch.setattr(holder, flag, Missing())
     assert name in refused("fit", *tiny, NO_BAR, "-c", RECIPE, f"--trainer.logger={logger}", "--trainer.logger.save_dir=.")
+
+
+def test_wandb_without_an_account_is_one_line(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.chdir(tmp_path)
+
+    def refuses(*_: object, **__: object) -> None:
+        raise wandb.errors.UsageError("No API key configured.\nUse `wandb login` to log in.")
+
+    monkeypatch.setattr(wandb, "init", refuses)
+    said = refused("fit", *tiny, NO_BAR, "-c", RECIPE, "-c", "overlays/wandb")
+    assert (
+        "No API key configured. Use `wandb login` to log in. (without an account or a network: WANDB_MODE=offline" in said
+    )
 
 
 class Missing:

@@ -82,6 +82,17 @@ def test_what_is_missing_is_said_in_one_line(typed: str, said: str, capsys: pyte
     assert said in refused(capsys, *typed.split())
 
 
+@pytest.mark.parametrize("checkpoint", ["run 1", "run 1/checkpoints/a.ckpt"])
+def test_a_checkpoint_without_a_recipe_names_its_runs_configuration(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write(Path("run 1/checkpoints/a.ckpt"), 1)
+    Path("run 1/config.yaml").touch()
+    said = refused(capsys, "test", "--ckpt_path", checkpoint)
+    assert f"for example: lightning-nerf test -c 'run 1/config.yaml' --ckpt_path '{checkpoint}'\n" in said
+
+
 def write(path: Path, seconds: int) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_nerf.estimators.base import Estimator
@@ -10,6 +11,9 @@ from lightning_nerf.estimators.base import Estimator
 
 def object_box(estimator: Estimator, aabb: Tensor) -> Tensor:
     """The box [2, 3] around the occupied cells of a grid's first level, on the CPU; without a grid, or cells, ``aabb``.
+
+    Cells without an occupied neighbor are left out, if there are others: a grid keeps some specks that no picture shows,
+    and a box with those in it would make the object small.
 
     Args:
         estimator: with ``binaries`` [L, X, Y, Z] bool, as :class:`OccupancyGrid` has, or without.
@@ -19,7 +23,10 @@ def object_box(estimator: Estimator, aabb: Tensor) -> Tensor:
     cells = getattr(estimator, "binaries", None)
     if not isinstance(cells, Tensor) or cells.ndim != 4 or not bool(cells[0].any()):
         return aabb
-    found = cells[0].nonzero().cpu()
+    occupied = cells[0].detach().cpu()
+    neighbors = 27 * F.avg_pool3d(occupied[None, None].float(), 3, stride=1, padding=1)[0, 0] - occupied.float()
+    with_neighbors = occupied & (neighbors > 0.5)
+    found = (with_neighbors if bool(with_neighbors.any()) else occupied).nonzero()
     low, high = found.amin(0), found.amax(0) + 1
     size = (aabb[1] - aabb[0]) / torch.tensor(cells.shape[1:])
     return torch.stack([aabb[0] + low * size, aabb[0] + high * size])

@@ -65,6 +65,11 @@ class NeRFProgressBar(TQDMProgressBar):
         bar.set_description_str("fit", refresh=False)
         return bar
 
+    def on_train_start(self, *args: Any) -> None:
+        """Begin: a fit that goes on in the middle of an epoch does not start one."""
+        super().on_train_start(*args)
+        self._epoch_begins = True
+
     def on_train_epoch_start(self, trainer: L.Trainer, *args: Any) -> None:
         """Begin anew; the first step says where."""
         self._epoch_begins = True

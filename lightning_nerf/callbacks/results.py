@@ -29,9 +29,10 @@ TRAINING = (
 class RunResults(WritesRunFiles):
     """After a test, write ``results.json`` in the run folder.
 
-    Keys: recipe, scene, split, images, psnr, ssim, steps, training_seconds (without evaluation and loading), ms_per_step,
-    samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training; null on a
-    CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image scores),
+    Keys: recipe, scene, split, images, background, psnr, ssim, steps, training_seconds (without evaluation and loading),
+    ms_per_step, samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training;
+    null on a CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image
+    scores),
     quality_marks (the rows of :class:`QualityMarks`, if that is among the callbacks). Views and samples are those of all
     processes. Where a fit did not train (a mere ``test``), its figures are those of the file in the folder, else null.
 
@@ -105,6 +106,7 @@ class RunResults(WritesRunFiles):
             "scene": datamodule.scene_name,
             "split": "test",
             "images": len(self._psnr),
+            "background": datamodule.eval_background,
             "psnr": sum(self._psnr.values()) / max(len(self._psnr), 1),
             "ssim": metrics.get("test/ssim"),
             "psnr_of_mean_image": _mean_image_psnr(module),

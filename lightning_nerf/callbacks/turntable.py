@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as imageio
 import lightning as L
 import numpy as np
 
 from lightning_nerf.callbacks.colors import to_uint8
-from lightning_nerf.callbacks.films import whole_film
+from lightning_nerf.callbacks.films import H264, find_ffmpeg, whole_film
 from lightning_nerf.callbacks.framing import object_box
 from lightning_nerf.callbacks.loggers import log_video, warning_instead
 from lightning_nerf.callbacks.progress import shown
@@ -22,7 +20,7 @@ from lightning_nerf.checks import check_integer, check_number
 
 
 class Turntable(WritesRunFiles):
-    """After a test, save ``turntable.mp4`` (``turntable.gif`` without imageio-ffmpeg) in the run folder.
+    """After a test, save ``turntable.mp4`` (``turntable.gif`` where there is no ffmpeg) in the run folder.
 
     Loggers that take films (WandbLogger) get it as ``test/turntable``.
     The camera circles the middle of the scene's box with the training cameras' intrinsics, at their mean distance or, where
@@ -60,10 +58,19 @@ class Turntable(WritesRunFiles):
 
 
 def save_video(stem: Path, frames: np.ndarray, fps: int) -> Path:
-    """Write frames [F, H, W, 3] uint8 as MP4 where imageio-ffmpeg is installed, else as an endless GIF."""
-    mp4 = find_spec("imageio_ffmpeg") is not None
-    options: dict[str, Any] = {"fps": fps, "macro_block_size": 2} if mp4 else {"duration": 1000 / fps, "loop": 0}
-    path = stem.with_suffix(".mp4" if mp4 else ".gif")
+    """Write frames [F, H, W, 3] uint8 as MP4 where ffmpeg is at hand (see :func:`find_ffmpeg`), else as an endless GIF."""
+    program = find_ffmpeg()
+    path = stem.with_suffix(".gif" if program is None else ".mp4")
     with whole_film(path) as unfinished:
-        imageio.imwrite(unfinished, frames, **options)
+        if program is None:
+            imageio.imwrite(unfinished, frames, duration=1000 / fps, loop=0)
+        else:
+            film = H264(unfinished, fps, program)
+            try:
+                for frame in frames:
+                    film.add(frame)
+                film.close()
+            except BaseException:
+                film.abort()
+                raise
     return path

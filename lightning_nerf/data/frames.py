@@ -21,6 +21,7 @@ from lightning_nerf.data.intrinsics import (
     stated_size,
 )
 from lightning_nerf.data.json_file import is_number, read_json_object, shorten, shown
+from lightning_nerf.data.split_lists import listed_path, read_split_lists
 
 MAX_FRAMES = 100_000
 _SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
@@ -37,6 +38,7 @@ class Frame(NamedTuple):
     time: float | None
     where: str = ""  # for errors: the file, the number and the name of the frame
     stated: Stated | None = None  # intrinsics of its own
+    paths: tuple[str, ...] = ()  # names of the picture that a list of a split may give: with its suffix, and as written
 
 
 class Transforms:
@@ -68,6 +70,11 @@ class Transforms:
         frames = [self._frame(i, entry) for i, entry in enumerate(entries)]
         self.frames = [frame for frame in frames if isinstance(frame, Frame)]
         missing = [frame for frame in frames if isinstance(frame, str)]
+        self.lists = None if cameras_only else read_split_lists(path, content)
+        if self.lists is not None:
+            absent = [entry["file_path"] for entry, frame in zip(entries, frames, strict=True) if isinstance(frame, str)]
+            names = (listed_path(path.parent, name + end) for name in absent for end in _SUFFIXES)
+            self.lists.check([frame.paths for frame in self.frames], names)
         if not self.frames:
             raise MissingFile(f"{where}: none of the files of its {len(frames)} frames exists, e.g. {missing[0]}")
         if missing:
@@ -112,7 +119,8 @@ class Transforms:
             mask = _find(self.path.parent, mask_name)
             if mask is None:
                 return shown(self.path.parent / mask_name)
-        return Frame(image, mask, c2w, time, where, stated)
+        paths = (listed_path(self.path.parent, name), os.path.normpath(image))
+        return Frame(image, mask, c2w, time, where, stated, paths)
 
 
 def unique_names(files: Sequence[Path], root: Path) -> list[str]:

@@ -39,6 +39,10 @@ class Source(Recorded, ABC):
         """The box that holds the scene, where it is known before pictures are read; None: the training scene's ``box``."""
         return None
 
+    def has_test_views(self) -> bool:
+        """Whether there is anything to test; False spares a fit the test at its end. Known before pictures are read."""
+        return True
+
     @abstractmethod
     def read(self, split: str) -> Scene:
         """The views of split "train", "val" or "test", on the CPU. A split may have no views."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_nerf import lightning_names
 from lightning_nerf.cameras.cameras import Cameras
-from lightning_nerf.checks import BadType
+from lightning_nerf.checks import BadArgument, BadType, check_instance
 from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
@@ -17,6 +17,12 @@ from lightning_nerf.modules.steps import SteppedModule
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.frame import FrameRenderer
 from lightning_nerf.types import Rays, Render
+
+_INSTEAD = (
+    "to render a view of a loaded module, call module.render_view('test', 0, "
+    "datamodule=NeRFDataModule.load_from_checkpoint('the same.ckpt')), or module.render_camera(cameras, 0, background) for "
+    "other cameras; to score or train it, call trainer.test(module, datamodule=...) or trainer.fit(module, datamodule=...)"
+)
 
 
 class EvaluatedView(TypedDict):
@@ -44,8 +50,13 @@ class EvaluatedModule(SteppedModule):
 
     @property
     def datamodule(self) -> NeRFDataModule:
-        """The Trainer's data module."""
-        datamodule = lightning_names.datamodule(self.trainer)
+        """The Trainer's data module. A module without a Trainer has none; the error says what to call instead."""
+        trainer = lightning_names.attached_trainer(self)
+        if trainer is None:
+            raise BadArgument(
+                f"datamodule: {type(self).__name__} has no Trainer whose data module it could ask; {_INSTEAD}"
+            )
+        datamodule = lightning_names.datamodule(trainer)
         if not isinstance(datamodule, NeRFDataModule):
             raise BadType(f"datamodule: expected a lightning_nerf.data.NeRFDataModule, got {type(datamodule).__name__}")
         return datamodule
@@ -61,11 +72,23 @@ class EvaluatedModule(SteppedModule):
 
     def eval_background(self) -> Tensor:
         """The color [3] that evaluation composites on."""
-        return torch.full((3,), BACKGROUNDS[self.datamodule.eval_background], device=self.device)
+        return self._background_of(self.datamodule)
 
-    def render_view(self, split: str, index: int) -> Render:
-        """Render a view of the data module: rgb [H, W, 3], opacity, depth and n_samples [H, W], extras [H, W, k]."""
-        return self.render_camera(self.datamodule.scene(split).cameras, index, self.eval_background())
+    def render_view(self, split: str, index: int, datamodule: NeRFDataModule | None = None) -> Render:
+        """Render a view of the data module: rgb [H, W, 3], opacity, depth and n_samples [H, W], extras [H, W, k].
+
+        Args:
+            split: "train", "val" or "test".
+            index: the view's number in the split.
+            datamodule: whose view it is; None: the Trainer's. A module that was loaded from a checkpoint has no Trainer:
+                give it ``NeRFDataModule.load_from_checkpoint`` of the same file.
+        """
+        check_instance("datamodule", datamodule, NeRFDataModule, type(None))
+        data = self.datamodule if datamodule is None else datamodule
+        return self.render_camera(data.scene(split).cameras, index, self._background_of(data))
+
+    def _background_of(self, data: NeRFDataModule) -> Tensor:
+        return torch.full((3,), BACKGROUNDS[data.eval_background], device=self.device)
 
     def render_camera(self, cameras: Cameras, index: int, background: Tensor | None = None) -> Render:
         """Render one of any cameras, shaped as its picture; ``background``: [3], None: black.
@@ -73,6 +96,11 @@ class EvaluatedModule(SteppedModule):
         Cameras without bounds get the data module's.
         """
         if cameras.bounds is None:
+            if lightning_names.attached_trainer(self) is None:
+                raise BadArgument(
+                    f"cameras: expected bounds, since {type(self).__name__} has no Trainer whose data module knows them; "
+                    "call module.render_camera(cameras.bounded(near, far), index, background)"
+                )
             cameras = cameras.bounded(self.datamodule.near, self.datamodule.far)
         shape = cameras.shape(index)
         one = cameras.chosen(slice(index, index + 1)) if 0 <= index < cameras.n_views else cameras

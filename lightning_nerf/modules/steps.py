@@ -48,7 +48,12 @@ class SteppedModule(CheckpointedModule):
     @property
     def executor(self) -> Executor:
         """The strategy's executor; an eager one where the strategy has none."""
-        return getattr(self.trainer.strategy, "executor", EAGER)
+        trainer = lightning_names.attached_trainer(self)
+        if trainer is None:
+            raise BadArgument(
+                f"training_step: {type(self).__name__} has no Trainer to run it; call trainer.fit(module, datamodule=...)"
+            )
+        return getattr(trainer.strategy, "executor", EAGER)
 
     # -- the program -------------------------------------------------------------------------------------------------
 

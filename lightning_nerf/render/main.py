@@ -90,7 +90,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--depth_range", type=float, nargs=2, metavar=("NEAR", "FAR"), help="""distances that are violet and yellow;
         default the least and the greatest from any camera to the scene's box, the same for all frames""")  # fmt: skip
     add("--out", type=Path, metavar="FOLDER|FILE", help="""a folder for PNG files, FILE.gif, FILE.mp4 (needs
-        imageio-ffmpeg), FILE.npy (float32, unclamped: [H, W] or [frames, H, W], and channels), or FILE.png for a single
+        ffmpeg), FILE.npy (float32, unclamped: [H, W] or [frames, H, W], and channels), or FILE.png for a single
         frame; default the folder renders/PATH. Several channels get a folder or
         a file each""")  # fmt: skip
     # Only the first words: behind an option the value of an unknown one could be meant.

@@ -7,17 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import imageio.v3 as imageio
 import numpy as np
 from PIL import Image
 
-from lightning_nerf.callbacks.films import unfinished, whole_film
+from lightning_nerf.callbacks.films import FFMPEG_REMEDY, H264, find_ffmpeg, unfinished, whole_film
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.files import check_writable, whole_file
 
@@ -101,38 +98,28 @@ class GIF(Writer):
 
 
 class MP4(Writer):
-    """H.264 by imageio-ffmpeg, frame by frame. The codec wants even sides: an odd one repeats its last row or column."""
+    """H.264 by ffmpeg, frame by frame; see :class:`~lightning_nerf.callbacks.films.H264`."""
 
     def __init__(self, path: Path, fps: float) -> None:
         super().__init__(path)
-        self.fps = fps
-        self.sink: Any = None
+        program = find_ffmpeg()
+        if program is None:
+            raise BadArgument(f"--out: {path} needs ffmpeg: {FFMPEG_REMEDY}; or name a .gif or a folder")
+        self.film = H264(unfinished(path), fps, program)
 
     def add(self, frame: np.ndarray, name: str) -> None:
         """See :meth:`Writer.add`."""
-        height, width = frame.shape[:2]
-        frame = np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if self.sink is None:
-            import imageio_ffmpeg  # type: ignore[import-not-found]
-
-            size = frame.shape[1], frame.shape[0]
-            options: dict[str, Any] = {"fps": self.fps, "quality": 8, "macro_block_size": 2, "ffmpeg_log_level": "error"}
-            self.sink = imageio_ffmpeg.write_frames(str(unfinished(self.path)), size, **options)
-            self.sink.send(None)
-        self.sink.send(np.ascontiguousarray(frame))
+        self.film.add(frame)
 
     def close(self) -> None:
         """Have the file finished; then it takes its name."""
-        if self.sink is not None:
-            with whole_film(self.path):
-                self.sink.close()
+        with whole_film(self.path):
+            self.film.close()
 
     def abort(self) -> None:
         """See :meth:`Writer.abort`."""
-        if self.sink is not None:
-            with suppress(Exception):
-                self.sink.close()
-            unfinished(self.path).unlink(missing_ok=True)
+        self.film.abort()
+        unfinished(self.path).unlink(missing_ok=True)
 
 
 def check_out(out: Path, n_frames: int | None = None) -> None:
@@ -143,8 +130,8 @@ def check_out(out: Path, n_frames: int | None = None) -> None:
         raise BadArgument(
             f"--out: expected a folder (for PNG files), or a name that ends in {', '.join(FILES)}, got {out}{hint}"
         )
-    if suffix == ".mp4" and not find_spec("imageio_ffmpeg"):
-        raise BadArgument(f"--out: {out} needs imageio-ffmpeg: pip install 'imageio[ffmpeg]', or name a .gif or a folder")
+    if suffix == ".mp4" and find_ffmpeg() is None:
+        raise BadArgument(f"--out: {out} needs ffmpeg: {FFMPEG_REMEDY}; or name a .gif or a folder")
     if suffix == ".png" and n_frames is not None and n_frames > 1:
         raise BadArgument(f"--out: {out} takes one picture, there are {n_frames}: give a folder, or --n_frames 1")
     if suffix not in FILES and out.is_file():

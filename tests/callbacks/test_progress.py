@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import re
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_nerf.callbacks import NeRFProgressBar, Telemetry, Turntable
 from lightning_nerf.callbacks import progress as module_of_bar
+from lightning_nerf.callbacks.interruption import Interruption
+from tests.callbacks.test_interruption import Sends
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 
@@ -85,6 +89,19 @@ def test_a_resumed_fit_has_its_total_and_the_speed_of_its_own_steps(
     assert len(resumed.said) == 4 * accumulate
     assert {(said["initial"], said["total"]) for said in resumed.said} == {(10 * accumulate, 14 * accumulate)}
     assert resumed.said[-1]["n"] == 14 * accumulate
+
+
+def test_a_fit_that_goes_on_behind_an_interruption_has_its_total(tmp_path: Path, scene_cache: Path) -> None:
+    """Its checkpoint is of the middle of an epoch, which Lightning then does not start again."""
+    interruption, resumed = Interruption(), Watched()
+    sends = Sends(signal.SIGTERM, "on_train_batch_start")
+    run = bar_and_run(tmp_path, Watched(), interruption, sends, max_steps=10)
+    with pytest.raises(SIGTERMException), interruption.listening():
+        run.fit(tiny_module(), tiny_scene(scene_cache))
+    assert interruption.path is not None
+    bar_and_run(tmp_path, resumed, max_steps=10).fit(tiny_module(), tiny_scene(scene_cache), ckpt_path=interruption.path)
+    assert {(said["initial"], said["total"]) for said in resumed.said} == {(6, 10)}
+    assert resumed.said[-1]["n"] == 10
 
 
 @pytest.mark.parametrize(

@@ -109,3 +109,110 @@ def test_test_views_need_no_training_file(tmp_path: Path) -> None:
     assert len(BlenderData(capture(tmp_path, "test")).scene("test").names) == 3
     with pytest.raises(FileNotFoundError, match=r"no file .*transforms_train.json; its folder has transforms_test.json"):
         BlenderData(tmp_path).scene("train")
+
+
+def listed(root: Path, n: int = 6, key: str = "", **lists: object) -> Path:
+    """A scene of n frames in transforms.json (or of another split), with ``{split}_filenames``."""
+    write_split(root, key or "all", n, change=lambda content: content.update(**lists))
+    if not key:
+        (root / "transforms_all.json").rename(root / "transforms.json")
+    return root
+
+
+TWO = ["./all/r_0.png", "all/r_4"]  # with and without the suffix, and another spelling of the folder
+
+
+@pytest.mark.parametrize(
+    ("lists", "expected"),
+    [
+        ({"train": ["all/r_1.png", "all/r_2"], "val": ["all/r_3"], "test": TWO}, ([1, 2], [3], [0, 4])),
+        ({"train": ["all/r_1"], "val": TWO, "test": TWO}, ([1], [0, 4], [0, 4])),
+        ({"train": ["all/r_1"], "val": [], "test": TWO}, ([1], [], [0, 4])),
+        ({"test": TWO}, ([1, 2, 3, 5], [], [0, 4])),
+        ({"val": ["all/r_5"], "test": TWO}, ([1, 2, 3], [5], [0, 4])),
+    ],
+)
+def test_lists_of_a_file_are_its_splits(
+    tmp_path: Path, lists: dict[str, list[str]], expected: tuple[list[int], ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    data = BlenderData(listed(tmp_path, **{f"{split}_filenames": names for split, names in lists.items()}))
+    with caplog.at_level(logging.INFO):
+        data.setup()
+    for split, numbers in zip(("train", "val", "test"), expected, strict=True):
+        assert data.scene(split).names == [f"r_{i}" for i in numbers]
+    assert "transforms.json: its lists say which of its 6 frames belong to which split (" in caplog.text
+    assert "2 in test_filenames)" in caplog.text
+    assert "no view can be tested" not in caplog.text
+    held_out = BlenderData(tmp_path, holdout_every=2)
+    assert held_out.scene("val").names == [f"r_{i}" for i in expected[0][::2]]
+
+
+def test_absolute_paths_in_lists_are_the_same_pictures(tmp_path: Path) -> None:
+    data = BlenderData(listed(tmp_path, test_filenames=[str(tmp_path / "all/r_2.png")]))
+    assert data.scene("test").names == ["r_2"]
+
+
+def test_a_split_without_a_list_may_have_a_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = listed(tmp_path, train_filenames=["all/r_1", "all/r_2"], test_filenames=[])
+    with caplog.at_level(logging.INFO):
+        assert BlenderData(root).scene("train").names == ["r_1", "r_2"]
+    assert "no view can be tested: no test_filenames names one, and there is no file " in caplog.text
+    with pytest.raises(FileNotFoundError, match="no view can be tested: no test_filenames names one"):
+        BlenderData(root).scene("test")
+    write_split(root, "test", 2)
+    assert BlenderData(root).scene("test").names == ["r_0", "r_1"]
+
+
+def test_lists_of_a_file_beside_which_there_is_a_training_file_are_not_read(tmp_path: Path) -> None:
+    root = listed(tmp_path, test_filenames=TWO)
+    write_split(root, "train", 3)
+    write_split(root, "test", 2)
+    assert [len(BlenderData(root).scene(split).names) for split in ("train", "test")] == [3, 2]
+
+
+def test_a_listed_picture_that_is_missing_is_left_out(tmp_path: Path) -> None:
+    root = listed(tmp_path, train_filenames=["all/r_1", "all/r_2.png"], test_filenames=TWO)
+    (root / "all/r_2.png").unlink()
+    with pytest.warns(UserWarning, match="skipped 1 of 6 frames"):
+        assert BlenderData(root).scene("train").names == ["r_1"]
+
+
+def test_a_list_that_validates_on_training_views_is_warned_of(tmp_path: Path) -> None:
+    root = listed(tmp_path, train_filenames=TWO, val_filenames=["all/r_4", "all/r_5"])
+    with pytest.warns(UserWarning, match=r"transforms.json: train_filenames and val_filenames both have .*/r_4.png: the"):
+        assert BlenderData(root).scene("val").names == ["r_4", "r_5"]
+
+
+@pytest.mark.parametrize(
+    ("lists", "beside", "message"),
+    [
+        ({"train_filenames": TWO, "test_filenames": ["all/r_4.png", "all/r_0.png", "all/r_5"]}, None, None),
+        ({"train_filenames": ["all/r_0"], "test_filenames": ["all/r_0"]}, None,
+         "train_filenames, test_filenames: test views are never trained on, but both lists have .*all/r_0"),
+        ({"train_filenames": ["all/r_0"], "test_filenames": ["all/r_0.png"]}, None,
+         "train_filenames, test_filenames: test views are never trained on, but both lists have .*all/r_0"),
+        ({"test_filenames": ["all/r_9"]}, None, "test_filenames: expected the file_path .* got all/r_9, of no frame"),
+        ({"val_filenames": ["r_0", "r_1"]}, None, "val_filenames: expected the file_path .* got r_0 and 1 more"),
+        ({"val_filenames": ["all/r_0.jpg"]}, None, "val_filenames: expected the file_path .* got all/r_0.jpg, of no frame"),
+        ({"train_filenames": []}, None, "train_filenames: expected one picture or more, got an empty list"),
+        ({"test_filenames": "all/r_0"}, None, "test_filenames: expected a list of paths, got 'all/r_0'"),
+        ({"test_filenames": [0]}, None, r"test_filenames: expected a list of paths, got \[0\]"),
+        ({"test_filenames": TWO}, "test", r"test_filenames: expected one place .* this list and transforms_test.json"),
+        ({"val_filenames": TWO}, "val", r"val_filenames: expected one place .* this list and transforms_val.json"),
+    ],
+)  # fmt: skip
+def test_lists_that_contradict_are_refused_by_name(
+    tmp_path: Path, lists: dict[str, object], beside: str | None, message: str | None
+) -> None:
+    root = listed(tmp_path, **lists)
+    if beside is not None:
+        write_split(root, beside, 2)
+    message = message or "test views are never trained on"
+    with pytest.raises(ValueError, match=rf"transforms.json: .*{message}"):
+        BlenderData(root).setup("fit")
+
+
+def test_lists_elsewhere_than_in_the_training_file_are_refused(tmp_path: Path) -> None:
+    root = listed(capture(tmp_path, "train"), 3, "test", test_filenames=["test/r_0"])
+    with pytest.raises(ValueError, match=r"transforms_test.json: lists of splits are honored in the training file only"):
+        BlenderData(root).scene("test")

@@ -31,7 +31,8 @@ def camera_file(random_: random.Random) -> dict[str, Any]:
     if kind == 0:
         for i, frame in enumerate(frames):
             frame |= {"file_path": f"./r_{i}", "time": i / 3, "rotation": 0.01}
-        return {"camera_angle_x": 0.7, "frames": frames}
+        lists = {"train_filenames": ["r_0", "./r_1.png"], "val_filenames": [], "test_filenames": ["r_2"]}
+        return {"camera_angle_x": 0.7, "frames": frames, **(lists if random_.random() < 0.5 else {})}
     camera = {"fl_x": 10.0, "fl_y": 11.0, "cx": 4.5, "cy": 2.5, "w": SIZE[0], "h": SIZE[1], "k1": 0.0, "k2": 0}
     if kind == 1:
         angles = {"camera_angle_x": 0.7610, "camera_angle_y": 0.5325, "is_fisheye": False, "aabb_scale": 4}

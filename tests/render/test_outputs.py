@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from lightning_nerf.callbacks.films import H264
 from lightning_nerf.callbacks.framing import object_box
 from lightning_nerf.callbacks.turntable import Turntable, save_video
 from lightning_nerf.cameras.paths import orbit
@@ -20,6 +20,7 @@ from lightning_nerf.render.main import choose_cameras, main, parse
 from lightning_nerf.render.pictures import numbers, picture
 from lightning_nerf.render.scene import load
 from lightning_nerf.types import Render
+from tests.render.ffmpeg import FAKE, put_on_path
 from tests.render.scene import COLOR, RADIUS, write_checkpoint, write_recipe
 from tests.render.test_render import refused
 from tests.scenes import tiny_module, tiny_scene, trainer
@@ -99,15 +100,14 @@ def test_what_cannot_be_written_is_refused_by_name(
     assert list(Path(".").iterdir()) == []
 
 
-FILMS = ["film.gif", "film.npy", pytest.param(
-    "film.mp4", marks=pytest.mark.skipif(not find_spec("imageio_ffmpeg"), reason="imageio-ffmpeg is not installed")
-)]  # fmt: skip
-
-
-@pytest.mark.parametrize("name", FILMS)
+@pytest.mark.parametrize("name", ["film.gif", "film.npy", "film.mp4"])
 @pytest.mark.parametrize("before", [None, b"an older film"])
 def test_an_interrupted_film_is_not_left_under_its_name(
-    name: str, before: bytes | None, ball: list[str], monkeypatch: pytest.MonkeyPatch
+    name: str,
+    before: bytes | None,
+    ball: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
     import lightning_nerf.render.main as command
 
@@ -115,6 +115,7 @@ def test_an_interrupted_film_is_not_left_under_its_name(
         yield from names[:2]
         raise KeyboardInterrupt
 
+    put_on_path(FAKE, tmp_path_factory.mktemp("bin"), monkeypatch)
     if before is not None:
         Path(name).write_bytes(before)
     monkeypatch.setattr(command, "tqdm", interrupted)
@@ -126,7 +127,14 @@ def test_an_interrupted_film_is_not_left_under_its_name(
         assert [(path.name, path.read_bytes()) for path in Path(".").iterdir()] == [(name, before)]
 
 
-def test_a_turntable_that_fails_leaves_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("program", [None, FAKE])
+def test_a_turntable_that_fails_leaves_the_one_before(
+    program: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    if program is None:
+        monkeypatch.setattr("lightning_nerf.callbacks.turntable.find_ffmpeg", lambda: None)
+    else:
+        put_on_path(program, tmp_path_factory.mktemp("bin"), monkeypatch)
     frames = np.zeros((2, 16, 16, 3), dtype=np.uint8)
     path = save_video(Path("turn"), frames, fps=10)
     good = path.read_bytes()
@@ -135,7 +143,11 @@ def test_a_turntable_that_fails_leaves_the_one_before(monkeypatch: pytest.Monkey
         Path(path).write_bytes(b"half")
         raise KeyboardInterrupt
 
+    def half_film(film: H264) -> None:
+        half(film.path)
+
     monkeypatch.setattr("lightning_nerf.callbacks.turntable.imageio.imwrite", half)
+    monkeypatch.setattr(H264, "close", half_film)
     with pytest.raises(KeyboardInterrupt):
         save_video(Path("turn"), frames, fps=10)
     assert [(p.name, p.read_bytes()) for p in Path(".").iterdir()] == [(path.name, good)]
@@ -179,3 +191,8 @@ def test_the_box_of_an_object_is_that_of_the_occupied_cells() -> None:
     grid.binaries[0, 1, 0, 3] = True
     grid.binaries[0, 2, 1, 3] = True
     assert object_box(grid, aabb).tolist() == [[-0.5, -2.0, 6.0], [0.5, 0.0, 8.0]]
+    grid.binaries[0, 0, 3, 0] = True  # a speck
+    assert object_box(grid, aabb).tolist() == [[-0.5, -2.0, 6.0], [0.5, 0.0, 8.0]]
+    grid.binaries.zero_()
+    grid.binaries[0, 0, 3, 0] = True  # all that there is
+    assert object_box(grid, aabb).tolist() == [[-1.0, 1.0, 0.0], [-0.5, 2.0, 2.0]]

@@ -134,7 +134,7 @@ def test_an_mp4_has_the_frames_and_an_even_size(ball: list[str]) -> None:
 def test_without_ffmpeg_an_mp4_is_refused_at_once(
     ball: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(writers, "find_spec", lambda name: None)
+    monkeypatch.setattr(writers, "find_ffmpeg", lambda: None)
     message = refused([*ball, "--out", "film.mp4"], capsys)
     assert "pip install 'imageio[ffmpeg]'" in message
     assert ".gif" in message

@@ -27,8 +27,8 @@ class BlenderSource(Source):
     before what) and ``frames``, each with ``file_path`` (relative to the folder, with or without suffix; PNG or JPEG,
     RGBA, RGB or grey, of any size), ``transform_matrix`` (camera to world, 4x4 or 3x4), and optionally ``mask_path`` (a
     picture whose zeros are never drawn), ``time`` and intrinsics of its own. Frames whose picture or mask is missing are
-    skipped with a warning. A folder with one ``transforms.json`` is split by rule, see
-    :func:`~lightning_nerf.data.splits.choose_split_files`.
+    skipped with a warning. A folder with one ``transforms.json`` is split by the lists in it (``train_filenames``, ...) or
+    by rule, see :func:`~lightning_nerf.data.splits.choose_split_files`.
 
     Test views are never trained on. Validation uses ``transforms_{val_split}.json`` where it exists, or, with
     ``holdout_every=k``, every k-th training view, which is then not trained on. Where there is neither, a fit has no
@@ -66,6 +66,7 @@ class BlenderSource(Source):
         if train_split == test_split:
             raise BadArgument(f"train_split, test_split: both are {train_split!r}; test views are never trained on")
         self._read: dict[Path, Transforms] = {}
+        self._chosen: SplitFiles | None = None
         self.root = Path(os.path.expanduser(root))  # Path.expanduser raises where there is no such user
         self.files = {"train": train_split, "val": val_split, "test": test_split}
         self.holdout_every = holdout_every
@@ -96,6 +97,10 @@ class BlenderSource(Source):
             rank_zero_info(message)
         return SceneBox(box)
 
+    def has_test_views(self) -> bool:
+        """False where no file and no list names one, which is said before the first step."""
+        return self._files().test is not None
+
     def read(self, split: str) -> Scene:
         """The views that the arguments leave of a split; names are file stems, or paths if two are alike."""
         files = self._files()
@@ -111,6 +116,8 @@ class BlenderSource(Source):
         if path is None:
             raise MissingFile(files.message or "")
         transforms = self._transforms(path)
+        if transforms.lists is not None and path != files.train:
+            raise BadArgument(f"{path}: lists of splits are honored in the training file only, {files.train}; remove them")
         frames = files.frames("train" if held_out else split, transforms.frames)
         if held_out:
             frames = [f for i, f in enumerate(frames) if (i % (self.holdout_every or 1) == 0) == (split == "val")]
@@ -118,7 +125,8 @@ class BlenderSource(Source):
         limit = min(self.limit[split] or len(frames), len(frames))
         frames = [frames[i * len(frames) // limit] for i in range(limit)]
         if not frames:
-            raise BadArgument(f"{path}: no {split} views are left with holdout_every={self.holdout_every}")
+            by_holdout = f" with holdout_every={self.holdout_every}" if held_out else ""
+            raise BadArgument(f"{path}: no {split} views are left of {len(transforms.frames)} frames{by_holdout}")
         return _scene(transforms, frames, self.downscale, unique_names([f.image for f in frames], self.root))
 
     def _transforms(self, path: Path) -> Transforms:
@@ -132,7 +140,9 @@ class BlenderSource(Source):
             raise BadArgument("root: required, give --data.root=path/to/scene")
         if not os.path.isdir(self.root):  # Path.is_dir raises where the name is too long
             raise MissingFile(f"root: no folder {self.root}")
-        return choose_split_files(self.root, self.files["train"], self.files["val"], self.files["test"])
+        if self._chosen is None:
+            self._chosen = choose_split_files(self.root, self.files["train"], self.files["val"], self.files["test"])
+        return self._chosen
 
 
 def check_counts(**values: int | None) -> None:
