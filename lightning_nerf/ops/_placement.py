@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from lightning_nerf.checks import BadArgument, check_instance, check_tensor
+from lightning_nerf.checks import FLOATS, BadArgument, check_instance, check_tensor
 from lightning_nerf.types import Evaluated, FieldOutput, PackedSamples, Placement, Round
 
 
@@ -24,6 +24,7 @@ def checked_placement(placement: object, n_rays: int, whose: str) -> Placement:
         name = f"{whose}.place: rounds[{i}]"
         check_instance(name, each, Round)
         _check_samples(f"{name}.samples", each.samples, n_rays)
+        check_tensor(f"{name}.weights", each.weights, tuple(each.samples.t_starts.shape), FLOATS)
         check_instance(f"{name}.output", each.output, FieldOutput, type(None))
     check_instance(f"{whose}.place: evaluated", placement.evaluated, Evaluated, type(None))
     return placement

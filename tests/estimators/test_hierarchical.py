@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.estimators import Hierarchical, Uniform, as_query
-from lightning_nerf.ops.random import make_key
+from lightning_nerf.ops.random import STREAM_COARSE, make_key
 from lightning_nerf.renderers import FrameRenderer, VolumeRenderer
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Placement, Rays, Round
 from tests.estimators.test_uniform import BOX, SPACINGS, fog, hit_by, rays_of
@@ -85,6 +85,21 @@ def test_where_nothing_is_found_fine_samples_lie_evenly() -> None:
     union, coarse = edges_of(placement.samples, 12), edges_of(placement.rounds[0].samples, 4)
     assert torch.equal(torch.searchsorted(union, coarse, right=True).diff(dim=1), torch.full((len(union), 4), 3))
     assert not placement.rounds[0].weights.any()
+
+
+def test_the_rounds_jitter_is_not_the_same() -> None:
+    """Each is read off where samples lie: of even weights the CDF is linear in the number of the coarse interval."""
+    estimator, key = Hierarchical(4, 8).bind(BOX), make_key(2)
+    chosen = estimator.choose(rays_of(60), None, exact=True)
+    edges = estimator.strata(chosen, 4, key, STREAM_COARSE)
+    fine = estimator.finer(chosen, edges, torch.zeros(4 * len(edges)), key)
+    coarse_jitter = 4 * (edges[:, 1] - chosen.near) / (chosen.far - chosen.near) - 0.5
+    index = torch.searchsorted(edges, fine, right=True) - 1
+    before, after = edges.gather(1, index), edges.gather(1, index + 1)
+    fine_jitter = 8 * (index + (fine - before) / (after - before)) / 4 - torch.arange(8)
+    torch.testing.assert_close(fine_jitter, fine_jitter[:, :1].expand(-1, 8), rtol=0, atol=1e-4)
+    assert 0 <= float(fine_jitter.min()) < 0.2 < 0.8 < float(fine_jitter.max()) < 1
+    assert (coarse_jitter - fine_jitter[:, 0]).abs().mean() > 0.1
 
 
 def test_an_opaque_surface_is_found_to_a_fraction_of_a_coarse_interval() -> None:
