@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.argument_types import typed_errors
-from lightning_nerf.checks import BadArgument
+from lightning_nerf.checks import BadArgument, check_instance
 from lightning_nerf.estimators.base import Estimator, corners
 from lightning_nerf.ops.importance import importance_sampling
 from lightning_nerf.ops.pack import pack
@@ -50,8 +50,9 @@ class StratifiedEstimator(Estimator):
         super().__init__()
         if spacing not in SPACINGS:
             raise BadArgument(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
+        check_instance("clip_to_box", clip_to_box, bool)
         self.spacing = spacing
-        self.clip_to_box = bool(clip_to_box)
+        self.clip_to_box = clip_to_box
         self.register_buffer("aabb", torch.full((2, 3), float("nan")))
         self.register_buffer("clips", torch.zeros((), dtype=torch.bool))
         self.is_clipping = None

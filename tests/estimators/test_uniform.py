@@ -138,6 +138,18 @@ def test_the_jitter_is_a_function_of_seed_rank_and_step(kind: str) -> None:
         assert torch.equal(other, first) == (name == "same"), name
 
 
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("kind", MAKES)
+def test_a_rays_samples_do_not_depend_on_other_rays(kind: str, spacing: str) -> None:
+    estimator, rays, key = MAKES[kind](spacing=spacing).bind(BOX), rays_of(40), make_key(3)
+    fewer = rays._replace(far=torch.where(torch.arange(40) % 3 == 0, 0.0, rays.far))
+    whole, part = (estimator.place(some, fog, key=key).samples for some in (rays, fewer))
+    remain = torch.isin(whole.ray_indices, part.ray_indices.unique())
+    assert 0 < len(part.t_starts) < len(whole.t_starts)
+    assert torch.equal(whole.t_starts[remain], part.t_starts)
+    assert torch.equal(whole.t_ends[remain], part.t_ends)
+
+
 def test_estimators_and_rounds_draw_different_jitter() -> None:
     rays, key = rays_of(40), make_key(0)
     uniform = Uniform(4, clip_to_box=False).place(rays, key=key).samples.t_starts
@@ -245,6 +257,7 @@ def test_disparity_reaches_far_beyond_what_float32_sums_hold() -> None:
     [
         (lambda: Uniform(0), BadArgument, "count: expected an integer >= 1|count: .*1"),
         (lambda: Uniform(spacing="log"), BadArgument, "spacing: expected one of uniform, disparity, got 'log'"),  # type: ignore[arg-type]
+        (lambda: Uniform(clip_to_box="no"), BadType, "clip_to_box: expected bool, got str"),  # type: ignore[arg-type]
         (lambda: Uniform().bind([1, 1, 1, 0, 0, 0]), BadArgument, "scene_box: expected a minimum corner"),
         (lambda: Uniform().bind([1, 1]), BadArgument, "scene_box: expected corners"),
         (lambda: Uniform().place(rays_of(3)), RuntimeError, "Uniform is not bound to a scene: call bind"),
