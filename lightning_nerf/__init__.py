@@ -22,6 +22,7 @@ _HOME = {
     "Placement": "types",
     "Pruning": "types",
     "Query": "types",
+    "RenderedRound": "types",
     "Round": "types",
     "Step": "types",
     "HashGrid": "encodings",
@@ -35,12 +36,15 @@ _HOME = {
     "Estimator": "estimators",
     "as_query": "estimators",
     "OccupancyGrid": "estimators",
+    "Uniform": "estimators",
+    "Hierarchical": "estimators",
     "Renderer": "renderers",
     "VolumeRenderer": "renderers",
     "rendering": "renderers.rendering",
     "FrameRenderer": "renderers",
     "Loss": "losses",
     "Photometric": "losses",
+    "RoundPhotometric": "losses",
     "states": "capabilities",
     "BadArgument": "checks",
     "Executor": "executors",
@@ -65,10 +69,10 @@ if TYPE_CHECKING:
     from lightning_nerf.checks import BadArgument
     from lightning_nerf.data import BlenderData, Images, NeRFDataModule, Scene, Source, SyntheticScene
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
-    from lightning_nerf.estimators import Estimator, OccupancyGrid, as_query
+    from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram
     from lightning_nerf.fields import InstantNGPField, RadianceField, VanillaField, WideMLP
-    from lightning_nerf.losses import Loss, Photometric
+    from lightning_nerf.losses import Loss, Photometric, RoundPhotometric
     from lightning_nerf.modules import InstantNGP, NeRFModule, VanillaNeRF
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import FrameRenderer, Renderer, VolumeRenderer
@@ -85,6 +89,7 @@ if TYPE_CHECKING:
         RayBatch,
         Rays,
         Render,
+        RenderedRound,
         Round,
         Step,
     )

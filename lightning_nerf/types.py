@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from io import BytesIO
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -110,16 +110,31 @@ class Query(Protocol):
         ...
 
 
+class FieldOutput(NamedTuple):
+    """A radiance field's output at N points. ``extras`` are further per-sample channels, composited with the colors.
+
+    >>> import torch
+    >>> from lightning_nerf import FieldOutput
+    >>> FieldOutput(torch.ones(2), torch.rand(2, 3), {"label": torch.zeros(2, 1)}).extras["label"].shape
+    torch.Size([2, 1])
+    """
+
+    density: Tensor  # [N] >= 0, per unit length
+    rgb: Tensor  # [N, 3] in [0, 1]
+    extras: dict[str, Tensor] = {}  # name -> [N, k]
+
+
 class Round(NamedTuple):
     """Samples of an earlier round of placing, with the weights that they got; the weights have gradients.
 
     >>> from lightning_nerf import Placement, Round
     >>> Round._fields, Placement._field_defaults["rounds"]
-    (('samples', 'weights'), ())
+    (('samples', 'weights', 'output'), ())
     """
 
     samples: PackedSamples
     weights: Tensor  # [N]
+    output: FieldOutput | None = None  # of the estimator's own field at ``samples``; None: the module's field is asked
 
 
 class Placement(NamedTuple):
@@ -146,20 +161,6 @@ class Pruning(NamedTuple):
 
     early_stop_eps: float  # samples behind which less light than this remains
     alpha_thre: Tensor  # [] float32, samples of lower opacity
-
-
-class FieldOutput(NamedTuple):
-    """A radiance field's output at N points. ``extras`` are further per-sample channels, composited with the colors.
-
-    >>> import torch
-    >>> from lightning_nerf import FieldOutput
-    >>> FieldOutput(torch.ones(2), torch.rand(2, 3), {"label": torch.zeros(2, 1)}).extras["label"].shape
-    torch.Size([2, 1])
-    """
-
-    density: Tensor  # [N] >= 0, per unit length
-    rgb: Tensor  # [N, 3] in [0, 1]
-    extras: dict[str, Tensor] = {}  # name -> [N, k]
 
 
 class Render(NamedTuple):
@@ -191,6 +192,19 @@ class Render(NamedTuple):
         return file.getvalue()
 
 
+class RenderedRound(NamedTuple):
+    """An earlier round of placing as a loss sees it; made only where a loss states ``needs_rounds``.
+
+    >>> from lightning_nerf import RenderedRound
+    >>> RenderedRound._fields
+    ('samples', 'output', 'render')
+    """
+
+    samples: PackedSamples
+    output: FieldOutput  # at ``samples``
+    render: Render  # by the module's renderer, on the step's background
+
+
 class RayBatch(NamedTuple):
     """Rays with their ground truth, as a data module draws them.
 
@@ -212,7 +226,7 @@ class Step(NamedTuple):
 
     >>> from lightning_nerf import Step
     >>> Step._fields
-    ('batch', 'background', 'placement', 'output', 'render', 'logs')
+    ('batch', 'background', 'placement', 'output', 'render', 'logs', 'rounds')
     """
 
     batch: RayBatch
@@ -221,6 +235,7 @@ class Step(NamedTuple):
     output: FieldOutput  # at the samples of ``placement``
     render: Render
     logs: dict[str, Tensor]  # device scalars by name; a loss may add its own
+    rounds: tuple[RenderedRound, ...] = ()  # earlier rounds of ``placement``, where a loss needs them
 
     @property
     def counts(self) -> Tensor:
@@ -234,6 +249,23 @@ class FrameKernel(Protocol):
 
     def __call__(self, rays: Rays, candidates: PackedSamples, pruning: Pruning) -> Render:
         """R rays without gradient and without background."""
+        ...
+
+
+@runtime_checkable
+class RoundField(Protocol):
+    """A field as an estimator owns one for a round of its own; every ``RadianceField`` is one."""
+
+    def bind(self, scene_box: SceneBox) -> None:
+        """Learn where the scene is."""
+        ...
+
+    def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        """See :class:`Query`."""
+        ...
+
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        """Density and color in the middle of each sample."""
         ...
 
 

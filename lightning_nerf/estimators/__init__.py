@@ -1,7 +1,9 @@
 """Where to place samples along rays. Estimators know nothing of fields: they are handed a query for densities."""
 
 from lightning_nerf.estimators.base import Estimator
+from lightning_nerf.estimators.hierarchical import Hierarchical
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
 from lightning_nerf.estimators.query import DensityFn, as_query
+from lightning_nerf.estimators.uniform import Uniform
 
-__all__ = ["DensityFn", "Estimator", "OccupancyGrid", "as_query"]
+__all__ = ["DensityFn", "Estimator", "Hierarchical", "OccupancyGrid", "Uniform", "as_query"]

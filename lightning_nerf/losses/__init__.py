@@ -2,5 +2,6 @@
 
 from lightning_nerf.losses.base import Loss
 from lightning_nerf.losses.photometric import Photometric
+from lightning_nerf.losses.rounds import RoundPhotometric
 
-__all__ = ["Loss", "Photometric"]
+__all__ = ["Loss", "Photometric", "RoundPhotometric"]

@@ -37,6 +37,10 @@ class Loss(Recorded, nn.Module, ABC):
     needs_weights: bool = False
     """Whether the loss reads ``step.render.weights``; the renderer keeps them only where a loss asks."""
 
+    needs_rounds: bool = False
+    """Whether the loss reads ``step.rounds``; earlier rounds of samples are rendered only where a loss asks. Their weights,
+    ``step.placement.rounds``, are there in any case."""
+
     def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__()
         check_number("weight", weight, "[0, inf)")

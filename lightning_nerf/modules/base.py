@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -22,20 +21,21 @@ from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
-from lightning_nerf.data.borders import border_hint
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
 from lightning_nerf.losses.photometric import Photometric
 from lightning_nerf.modules.checkpoints import refuse_another_box, refuse_another_contraction
 from lightning_nerf.modules.evaluation import EvaluatedModule
+from lightning_nerf.modules.fitting_parts import check_parts
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
+from lightning_nerf.modules.rendered import rendered, rendered_rounds
 from lightning_nerf.ops._placement import checked_placement
 from lightning_nerf.recorded import Plain
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer
 from lightning_nerf.scene_box import CONTRACTIONS
-from lightning_nerf.types import FieldOutput, PackedSamples, RayBatch, Render, Step
+from lightning_nerf.types import RayBatch, Step
 
 HUBER_DELTA = 0.1
 
@@ -150,27 +150,13 @@ class NeRFModule(EvaluatedModule):
         self.estimator.bind(box)
         self._named = (-1, -1, -1)
         if stage == "fit":
-            self._check_wants()
+            check_parts(self.field, self.estimator, self.losses, self.datamodule)
             if (count := self.estimator.fixed_count) is not None:
                 check_integer(f"{type(self.estimator).__name__}.fixed_count", count, 1)
+                if count > self.samples_per_step:
+                    got = f"{count} of a ray of {type(self.estimator).__name__}, got {self.samples_per_step}"
+                    raise BadArgument(f"samples_per_step: expected at least the {got}")
                 self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
-
-    def _check_wants(self) -> None:
-        """Refuse data without the times that the field wants; warn of times, borders or grid levels that do not fit."""
-        timed = self.datamodule.time_range() is not None
-        name = type(self.field).__name__
-        if "times" in self.field.wants and not timed:
-            raise BadArgument(f"data: {name} wants times, but these training views have none")
-        if timed and "times" not in self.field.wants:
-            rank_zero_warn(f"the training views have times, but {name} does not want any: the scene is taken for static")
-        if hint := border_hint(self.datamodule.scene("train"), self.datamodule.eval_background):
-            rank_zero_warn(hint)
-        n_levels = self.estimator.n_levels
-        if n_levels > 1 and self.field.ends_at_box and self.field.scene_box.contraction == "none":
-            rank_zero_warn(
-                f"n_levels: of {n_levels} levels only the first can be filled, because {name} is empty outside of its "
-                "box; give the data contraction='l2', or the estimator n_levels=1"
-            )
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that the parts need in training and that the user did not give."""
@@ -225,24 +211,13 @@ class NeRFModule(EvaluatedModule):
         placement = checked_placement(placement, len(batch.rays.origins), type(self.estimator).__name__)
         samples, background = placement.samples, self.background(batch)
         output = self.field.at_samples(batch.rays, samples, placement.evaluated)
-        render = self._rendered(output, samples, background)
-        step = Step(batch, background, placement, output, render, logs={})
+        render = rendered(self.renderer, self.losses, output, samples, background)
+        rounds = rendered_rounds(self.renderer, self.losses, self.field, batch.rays, placement, background)
+        step = Step(batch, background, placement, output, render, logs={}, rounds=rounds)
         loss = weighted_sum(self.losses, step)
         if "n_rays" not in step.logs:
             step.logs["n_rays"] = step.counts.sum()
         return loss, {**step.logs, "n_samples": samples.offsets[-1]}
-
-    def _rendered(self, output: FieldOutput, samples: PackedSamples, background: Tensor) -> Render:
-        """The renderer's answer, with weights where a loss asks for them."""
-        asking = [loss.name for loss in self.losses if loss.needs_weights]
-        render = self.renderer(output, samples, background=background, return_weights=bool(asking))
-        check_instance(f"{type(self.renderer).__name__}.forward", render, Render)
-        if asking and render.weights is None:
-            raise BadArgument(
-                f"renderer: {type(self.renderer).__name__} keeps no weights, which the loss {asking[0]!r} needs; expected "
-                "one that returns them for return_weights=True"
-            )
-        return render
 
     def training_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""

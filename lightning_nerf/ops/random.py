@@ -19,7 +19,10 @@ STREAM_JITTER = 2  # where in its first step a ray starts
 STREAM_CELLS = 3  # which occupancy cells are updated
 STREAM_CELL_POINTS = 4  # where in the cell
 STREAM_CELL_TIMES = 5  # when
-STREAM_DENSITY_NOISE = 6  # added to densities in training
+STREAM_UNIFORM = 6  # where in their strata a ray's samples lie: of Uniform
+STREAM_COARSE = 7  # of Hierarchical's coarse round
+STREAM_FINE = 8  # of its fine round
+STREAM_DENSITY_NOISE = 9  # added to densities in training
 STREAM_USER = 16  # free for third parties from here on
 
 

@@ -17,7 +17,7 @@ from lightning_nerf.losses import Loss, Photometric
 from lightning_nerf.renderers import Renderer, VolumeRenderer
 from lightning_nerf.renderers.frame import FrameRenderer
 from lightning_nerf.strategies import ExecutorStrategy
-from lightning_nerf.types import FieldOutput, PackedSamples, Placement, RayBatch, Rays, Step
+from lightning_nerf.types import FieldOutput, PackedSamples, Placement, RayBatch, Rays, Round, Step
 from tests.executors.fits import PlainField
 from tests.scenes import tiny_module, tiny_scene, trainer
 
@@ -92,6 +92,18 @@ PLACEMENTS: dict[str, tuple[Callable[[PackedSamples], Any], str]] = {
     "rounds that are pairs": (
         lambda s: Placement(s, ((s, s.t_starts),)),  # type: ignore[arg-type]
         r"Four.place: rounds\[0\]: expected Round, got tuple",
+    ),
+    "a round with rays of nobody": (
+        lambda s: Placement(s, (Round(s._replace(ray_indices=s.ray_indices + 1024), s.t_starts),)),
+        r"Four.place: rounds\[0\].samples.ray_indices: expected 0 to 1023, also in the tail, got",
+    ),
+    "a round with too few weights": (
+        lambda s: Placement(s, (Round(s, s.t_starts[1:]),)),
+        r"Four.place: rounds\[0\].weights: expected shape \[2048\], got \[2047\]",
+    ),
+    "a round whose output is a tensor": (
+        lambda s: Placement(s, (Round(s, s.t_starts, s.t_starts),)),  # type: ignore[arg-type]
+        r"Four.place: rounds\[0\].output: expected FieldOutput or None, got Tensor",
     ),
     "features that are text": (
         lambda s: Placement(s, (), "x"),  # type: ignore[arg-type]
