@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 
+from lightning_nerf import cpu_threads
 from lightning_nerf.cli_words import TRAINER_COMMANDS, nearest, refuse
 from lightning_nerf.recipes import recipe_names
 
@@ -37,6 +38,7 @@ def main() -> None:
     """Run the command line; Ctrl-C ends it with one line and code 130."""
     words = sys.argv[1:]
     command = words[0] if words else ""
+    cpu_threads.sleep_while_waiting()  # before a command imports torch
     if command in ("-h", "--help"):
         print(help_text())
     elif command == "--version":
