@@ -1,9 +1,9 @@
 """How torch's CPU threads wait for each other, and how many CPUs they have. Needs no torch.
 
-A step on a CPU is about a hundred short parallel regions: matrix products, elementwise operations, this package's kernels.
-Between two of them OpenMP's threads spin for some milliseconds, unless they are told to sleep. On an idle machine that
-saves a few microseconds a region. Where another process wants the same cores, the system takes the core from the thread that
-has used it up by spinning, and each region waits until it gets one back: a step then takes ten times as long or more.
+A step on a CPU is about a hundred short parallel regions: matrix products, elementwise operations, kernels of this package.
+Between two of them the threads of OpenMP spin for some milliseconds, unless they are told to sleep. On an idle machine that
+saves a few microseconds a region. Where another process wants the same cores, the system takes a core from the thread that
+used up its share by spinning, and each region waits until it gets one back: a step takes ten times as long or more.
 """
 
 from __future__ import annotations
