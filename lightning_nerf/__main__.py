@@ -6,7 +6,7 @@ import importlib
 import os
 import sys
 
-from lightning_nerf import cpu_threads
+from lightning_nerf import cli_help, cpu_threads
 from lightning_nerf.cli_words import TRAINER_COMMANDS, nearest, refuse
 from lightning_nerf.recipes import recipe_names
 
@@ -45,6 +45,8 @@ def main() -> None:
         print(f"lightning-nerf {importlib.import_module('lightning_nerf').__version__}")
     elif command and not command.startswith("-") and command not in (*TRAINER_COMMANDS, *COMMANDS):
         refuse(f"no command {command!r}{nearest(command, (*TRAINER_COMMANDS, *COMMANDS))}; see lightning-nerf --help")
+    elif cli_help.asks_for_help(words):
+        cli_help.show_help(words, lambda: run(command))
     else:
         run(command)
 
