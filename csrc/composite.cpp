@@ -19,7 +19,7 @@ void zero(float* data, int64_t from, int64_t to) {
 template <int kChannels, bool kAlphas>
 void composite_rays(const Samples& s, float early_stop_eps, const Composited& out) {
   const int n_channels = kChannels ? kChannels : s.n_channels;
-  parallel_for(s.n_rays, kGrain, [&](int64_t ray) {
+  parallel_for_rays(s.n_rays, kGrain, [&](int64_t ray) {
     const int64_t end = s.begin(ray + 1);
     float sums[kMaxChannels] = {};
     float opacity = 0.0f, depth = 0.0f, transmittance = 1.0f;
@@ -60,7 +60,7 @@ template <int kChannels, bool kAlphas>
 void composite_backward_rays(
     const Samples& s, const int32_t* n_samples, const Cotangents& cotangents, const Gradients& grad) {
   const int n_channels = kChannels ? kChannels : s.n_channels;
-  parallel_for(s.n_rays, kGrain, [&](int64_t ray) {
+  parallel_for_rays(s.n_rays, kGrain, [&](int64_t ray) {
     const int64_t begin = s.begin(ray), end = s.begin(ray + 1);
     const int64_t stop = std::min(begin + n_samples[ray], end);
     // Down the ray: the transmittance in front of each sample, parked where its gradient will be.

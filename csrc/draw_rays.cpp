@@ -4,7 +4,7 @@ namespace lightning_nerf::draw_rays {
 namespace {
 
 void run_rays(const Tensor&, const Pixels& pixels, const Draw& draw, const Drawn& drawn, int64_t capacity) {
-  parallel_for(capacity, 1024, [&](int64_t ray) { draw_ray(pixels, draw, drawn, ray); });
+  parallel_for_rays(capacity, 128, [&](int64_t ray) { draw_ray(pixels, draw, drawn, ray); });
 }
 
 void run_background(const Tensor&, const Background& background, int64_t n) {

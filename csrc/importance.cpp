@@ -10,7 +10,7 @@ void search_all(const Tensor&, const RayLists& keys, const Queries& queries) {
 }
 
 void resample(const Tensor&, const Resampling& r) {
-  parallel_for(r.rays.n_rays, 16, [&](int64_t ray) {
+  parallel_for_rays(r.rays.n_rays, 16, [&](int64_t ray) {
     const Resampling::Range range = r.range(ray);
     if (!range.any_edge) return;
     bool finite = true;

@@ -34,7 +34,7 @@ struct Cpu {
     Arguments m = arguments;
     const Tensor bits = pack_bits(like, m);
     const Grid grid(m);
-    parallel_for(m.n_rays, kGrain, [&](int64_t r) {
+    parallel_for_rays(m.n_rays, kGrain, [&](int64_t r) {
       CountSamples samples;
       walk(grid, Ray(m, r), Lattice(m, r), samples);
       counts[r] = samples.result();
@@ -45,7 +45,7 @@ struct Cpu {
     Arguments m = arguments;
     const Tensor bits = pack_bits(like, m);
     const Grid grid(m);
-    parallel_for(m.n_rays, kGrain, [&](int64_t r) {
+    parallel_for_rays(m.n_rays, kGrain, [&](int64_t r) {
       const int64_t begin = s.offsets[r], end = std::min<int64_t>(s.offsets[r + 1], s.n);
       if (begin >= end) return;
       const Lattice lattice(m, r);

@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <tuple>
@@ -47,6 +48,18 @@ void parallel_for(int64_t n, int64_t grain, const Body& body) {
   if (n <= 0) return;
   torch::stable::parallel_for(0, n, grain, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) body(i);
+  });
+}
+
+// The same for work by ray: threads take blocks of `grain` in turn. Of a batch of fixed capacity the first rays are active
+// and have all the samples; in contiguous shares the first thread would do all the work.
+template <typename Body>
+void parallel_for_rays(int64_t n, int64_t grain, const Body& body) {
+  const int64_t blocks = (n + grain - 1) / grain;
+  const int64_t shares = std::min<int64_t>(blocks, int64_t(torch::stable::get_num_threads()));
+  parallel_for(shares, 1, [&](int64_t share) {
+    for (int64_t block = share; block < blocks; block += shares)
+      for (int64_t i = block * grain; i < std::min(n, (block + 1) * grain); ++i) body(i);
   });
 }
 

@@ -9,7 +9,7 @@ constexpr int64_t kGrain = 64;  // rays
 
 void count(const Tensor&, const Samples& s, int32_t* counts) {
   const Limits limits = limits_of(s.log_eps, *s.alpha_thre);
-  parallel_for(s.n_rays, kGrain, [&](int64_t r) {
+  parallel_for_rays(s.n_rays, kGrain, [&](int64_t r) {
     double before = 0.0;
     counts[r] = 0;
     const int64_t begin = s.offsets[r], last = std::min(s.last, s.offsets[r + 1] - begin);
@@ -23,7 +23,7 @@ void count(const Tensor&, const Samples& s, int32_t* counts) {
 
 void write(const Tensor&, const Samples& s, const int32_t* new_offsets, int64_t n, const Kept& out) {
   const Limits limits = limits_of(s.log_eps, *s.alpha_thre);
-  parallel_for(s.n_rays, kGrain, [&](int64_t r) {
+  parallel_for_rays(s.n_rays, kGrain, [&](int64_t r) {
     double before = 0.0;
     int64_t to = new_offsets[r];
     const int64_t end = std::min<int64_t>(new_offsets[r + 1], n);

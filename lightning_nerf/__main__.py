@@ -6,6 +6,7 @@ import importlib
 import os
 import sys
 
+from lightning_nerf import cli_help, cpu_threads
 from lightning_nerf.cli_words import TRAINER_COMMANDS, nearest, refuse
 from lightning_nerf.recipes import recipe_names
 
@@ -37,12 +38,15 @@ def main() -> None:
     """Run the command line; Ctrl-C ends it with one line and code 130."""
     words = sys.argv[1:]
     command = words[0] if words else ""
+    cpu_threads.sleep_while_waiting()  # before a command imports torch
     if command in ("-h", "--help"):
         print(help_text())
     elif command == "--version":
         print(f"lightning-nerf {importlib.import_module('lightning_nerf').__version__}")
     elif command and not command.startswith("-") and command not in (*TRAINER_COMMANDS, *COMMANDS):
         refuse(f"no command {command!r}{nearest(command, (*TRAINER_COMMANDS, *COMMANDS))}; see lightning-nerf --help")
+    elif cli_help.asks_for_help(words):
+        cli_help.show_help(words, lambda: run(command))
     else:
         run(command)
 

@@ -13,6 +13,8 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import NamedTuple
 
+from lightning_nerf import cpu_threads
+
 # Ops without a CPU kernel by design: on a CPU their callers take other ops instead.
 CUDA_ONLY = frozenset(
     {
@@ -47,7 +49,7 @@ def report() -> list[Line]:
     except Exception as error:  # a broken install raises whatever it likes
         return [*lines, Line(f"torch: cannot be imported ({_first(error)})", "pip install 'torch>=2.10'", broken=True)]
     built = f"CUDA {torch.version.cuda}" if torch.version.cuda else "the CPU only"
-    lines += [Line(f"torch: {torch.__version__}, built for {built}"), *lightning(), *drivers()]
+    lines += [Line(f"torch: {torch.__version__}, built for {built}"), *threads(), *lightning(), *drivers()]
     try:
         return [*lines, *library(), *gpus(), *optional()]
     except Exception as error:  # an older torch, files of two versions
@@ -69,6 +71,23 @@ def lightning() -> list[Line]:
         advice = "pip install --upgrade 'lightning>=2.5' 'jsonargparse[signatures]>=4.40' 'torchmetrics>=1.4'"
         lines.append(Line(f"lightning-nerf fit: cannot be imported ({_first(error)})", advice, broken=True))
     return lines
+
+
+def threads() -> list[Line]:
+    """Are there as many threads as CPUs, and do they leave a CPU to others while they wait?"""
+    import torch
+
+    count, cpus = torch.get_num_threads(), cpu_threads.usable_cpus()
+    spin = cpu_threads.threads_spin()
+    how = "spin" if spin else "sleep"
+    text = f"CPU threads: {count} on {cpus} CPU{'s' * (cpus > 1)}; they {how} while they wait for each other"
+    if count > cpus:
+        return [Line(text, f"more threads than CPUs hinder each other: export OMP_NUM_THREADS={cpus}")]
+    if spin and count > 1:
+        return [Line(text, f"on a busy machine that is many times slower: export {cpu_threads.WAIT_POLICY}=passive")]
+    if count > 1:
+        text += f" (a script's only after: export {cpu_threads.WAIT_POLICY}=passive)"
+    return [Line(text)]
 
 
 def drivers() -> list[Line]:

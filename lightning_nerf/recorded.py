@@ -88,6 +88,8 @@ def _plain(value: object) -> Any:
         return [_plain(item) for item in value]
     if type(value) is dict and not {"class_path", "unnamed"} & value.keys() and {type(k) for k in value} <= {str, int}:
         return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, torch.nn.Module):
+        value = getattr(value, "_orig_mod", value)  # within the wrapper of torch.compile
     if isinstance(value, Recorded):
         record, path = vars(value).get(_RECORD), importable_path(type(value))
         if path is None or record is None:

@@ -15,7 +15,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.data._utils.collate import default_collate_fn_map
 
+from lightning_nerf.collate import collate_rays
 from lightning_nerf.scene_box import SceneBox as SceneBox
 
 
@@ -219,6 +221,10 @@ class RayBatch(NamedTuple):
     rgb: Tensor  # [R, 3] in [0, 1]; with alpha, not yet composited (straight alpha)
     alpha: Tensor | None = None  # [R] in [0, 1], None where the images have none
     mask: Tensor | None = None  # [R] bool, False: not a training ray (inactive); None: all rays count
+
+
+# As torch's documentation of default_collate says. Here, so that a DataLoader's worker processes know it, too.
+default_collate_fn_map.update({Rays: collate_rays, RayBatch: collate_rays})
 
 
 class Step(NamedTuple):

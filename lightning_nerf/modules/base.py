@@ -26,6 +26,7 @@ from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
 from lightning_nerf.losses.photometric import Photometric
 from lightning_nerf.modules.checkpoints import refuse_another_box, refuse_another_contraction
+from lightning_nerf.modules.compiled import unwrap_all, unwrap_compiled
 from lightning_nerf.modules.evaluation import EvaluatedModule
 from lightning_nerf.modules.fitting_parts import check_parts
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
@@ -91,6 +92,7 @@ class NeRFModule(EvaluatedModule):
         eval_samples: int = 2**21,
     ) -> None:
         super().__init__()
+        field, estimator, renderer = unwrap_compiled(field), unwrap_compiled(estimator), unwrap_compiled(renderer)
         check_instance("field", field, RadianceField)
         check_instance("estimator", estimator, Estimator)
         check_instance("renderer", renderer, Renderer, type(None))
@@ -132,6 +134,7 @@ class NeRFModule(EvaluatedModule):
 
     def setup(self, stage: str) -> None:
         """Tell field and estimator where the scene is. A field that knows another scene's box is refused."""
+        unwrap_all(self)
         if self.trainer.precision in ("64-true", "16-true", "bf16-true"):
             raise BadArgument(
                 f"precision: {type(self).__name__} keeps its weights in float32, expected '32-true', '16-mixed' or "

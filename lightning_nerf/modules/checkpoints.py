@@ -22,6 +22,7 @@ from lightning_nerf.checkpoint_content import check_sections
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO, read_checkpoint
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import NeRFDataModule
+from lightning_nerf.modules.compiled import strip_in_place, strip_names, unwrap_all
 from lightning_nerf.recorded import Plain
 from lightning_nerf.scene_box import CONTRACTIONS
 
@@ -42,9 +43,17 @@ class CheckpointedModule(Recorded, L.LightningModule):
 
     A checkpoint of a field with other arguments, of other shapes or of another scene box is refused, with a list of what
     differs; ``strict_loading = False`` takes what fits. Other settings (steps, thresholds, rates) may change.
+
+    A part that ``torch.compile`` wraps, as in ``module.field = torch.compile(module.field)``, stays compiled and loses the
+    wrapper when weights are saved or loaded, or a fit begins: checkpoints are the same with and without it.
     """
 
     field: RadianceField
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_state_dict_pre_hook(unwrap_all)
+        self.register_load_state_dict_pre_hook(strip_in_place)
 
     def record_arguments(self) -> None:
         """Put the constructor's arguments into ``hparams``; a constructor calls it last.
@@ -84,6 +93,9 @@ class CheckpointedModule(Recorded, L.LightningModule):
             BadArgument: names what differs, what came and what was expected.
         """
         check_sections(checkpoint)
+        for section in ("state_dict", RAW_WEIGHTS):  # written with a module that torch.compile had wrapped
+            if isinstance(weights := checkpoint.get(section), dict) and all(isinstance(name, str) for name in weights):
+                checkpoint[section] = strip_names(weights)
         if self.strict_loading:
             refuse_another(self, checkpoint)
         check_weights(self, checkpoint)
