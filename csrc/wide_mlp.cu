@@ -273,21 +273,49 @@ __global__ void chain_kernel(const Chain chain) {}
 
 #endif
 
-// x [n, columns] float32 as blocks in groups, rounded; rows that do not count, and padding, are 0.
+// One input, as it is given: rows [n, dims], or rows of fewer that `index` names; encoded on the way where there are
+// frequencies, in the order of the op `frequency`.
+struct Input {
+  const float* x;
+  const int* index;
+  int dims, columns, frequencies;
+  bool include_input;
+  float scale;
+};
+
+__device__ inline float input_value(const Input& input, const float* x, int column) {
+  if (input.frequencies == 0) return x[column];
+  if (input.include_input) {
+    if (column < input.dims) return x[column];
+    column -= input.dims;
+  }
+  const int waves = input.frequencies * input.dims;
+  const bool sine = column < waves;
+  if (!sine) column -= waves;
+  const int k = column / input.dims;
+  const float angle = ldexpf(input.scale * x[column - k * input.dims], k);
+  return sine ? sinf(angle) : cosf(angle);
+}
+
+// An input as blocks in groups, rounded. Columns of padding, and rows that do not count beside such that do, are 0.
 template <typename T>
 __global__ void pack_rows_kernel(
-    const float* x, int columns, int64_t n, const int* count, T* blocks, int first_block, int n_blocks, int64_t n_groups) {
+    const Input input, int64_t n, const int* count, T* blocks, int first_block, int n_blocks, int64_t n_groups) {
   const int64_t i = int64_t(blockIdx.x) * blockDim.x + threadIdx.x;  // 8 columns of a row
-  const int mine = (columns + 63) / 64 * 8;
+  const int mine = (input.columns + 63) / 64 * 8;
   const int64_t row = i / mine;
   if (row >= n_groups * kGroupRows) return;
   if (count != nullptr) n = min(n, int64_t(max(0, *count)));
+  constexpr int kRows = kGroups * kGroupRows;
+  if (row >= (n + kRows - 1) / kRows * kRows) return;  // the chain does not read it
   const int piece = int(i % mine);
+  const float* const x =
+      row < n ? input.x + (input.index == nullptr ? row : int64_t(input.index[row])) * input.dims : nullptr;
   alignas(16) T values[8];
 #pragma unroll
   for (int c = 0; c < 8; ++c) {
     const int column = 8 * piece + c;
-    values[c] = row < n && column < columns ? T(x[row * columns + column]) : T(0.0f);
+    values[c] = row < n && column < input.columns ? T(input_value(input, x, column)) : T(0.0f);
   }
   T* const block = blocks + ((row / kGroupRows * n_blocks) + first_block + piece / 8) * (kBlockBytes / 2);
   const int in_block = int(row % kGroupRows);
@@ -328,13 +356,12 @@ Tensor gathered(const Launch& launch, const Tensor& parameters, const Tensor& in
   return to;
 }
 
-void pack_rows(const Launch& launch, const Tensor& x, const int* count, Tensor& to, int64_t first_block) {
-  const int64_t columns = x.size(1), pieces = to.size(0) * kGroupRows * ((columns + 63) / 64 * 8);
+void pack_rows(const Launch& launch, const Input& input, int64_t n, const int* count, Tensor& to, int64_t first_block) {
+  const int64_t pieces = to.size(0) * kGroupRows * ((input.columns + 63) / 64 * 8);
   for_type(to.scalar_type(), [&](auto type) {
     using T = decltype(type);
     pack_rows_kernel<T><<<blocks(pieces), kThreads, 0, launch.stream>>>(
-        data<float>(x), int(columns), x.size(0), count, static_cast<T*>(to.mutable_data_ptr()), int(first_block),
-        int(to.size(1)), to.size(0));
+        input, n, count, static_cast<T*>(to.mutable_data_ptr()), int(first_block), int(to.size(1)), to.size(0));
     STD_CUDA_KERNEL_LAUNCH_CHECK();
   });
 }
@@ -358,21 +385,32 @@ void run(const Launch& launch, Chain chain, ScalarType dtype) {
 
 const int* counter(const std::optional<Tensor>& count) { return count ? data<int>(*count) : nullptr; }
 
+Input input_of(const Tensor& x, const std::optional<Tensor>& index, int64_t frequencies, bool include_input, double scale) {
+  const int dims = int(x.size(1));
+  const int columns = frequencies == 0 ? dims : dims * int(2 * frequencies + include_input);
+  return {data<float>(x), index ? data<int>(*index) : nullptr, dims, columns, int(frequencies), include_input,
+          float(scale)};
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
-    const Tensor& x, const std::optional<Tensor>& x2, const Tensor& parameters, const std::optional<Tensor>& count,
-    const Tensor& links, const Tensor& index, const Tensor& bias_index, const Tensor&, const Tensor&, const Tensor&,
-    const Tensor&, int64_t n_outputs, int64_t saved_blocks, int64_t, bool save, ScalarType dtype) {
+    const Tensor& x, const std::optional<Tensor>& x2, const std::optional<Tensor>& index2, const Tensor& parameters,
+    const std::optional<Tensor>& count, const Tensor& links, const Tensor& index, const Tensor& bias_index, const Tensor&,
+    const Tensor&, const Tensor&, const Tensor&, int64_t n_outputs, int64_t saved_blocks, int64_t, bool save,
+    ScalarType dtype, int64_t frequencies, bool include_input, double scale, int64_t frequencies2, bool include_input2,
+    double scale2) {
   const Launch launch(x);
   const int64_t n = x.size(0), groups = (n + 2 * kGroupRows - 1) / (2 * kGroupRows) * 2;
-  const int64_t first = (x.size(1) + 63) / 64, input_blocks = first + (x2 ? (x2->size(1) + 63) / 64 : 0);
+  const Input input = input_of(x, std::nullopt, frequencies, include_input, scale);
+  const Input input2 = x2 ? input_of(*x2, index2, frequencies2, include_input2, scale2) : Input{};
+  const int64_t first = (input.columns + 63) / 64, input_blocks = first + (input2.columns + 63) / 64;
   Tensor inputs = empty(x, {groups, input_blocks, kBlockBytes / 2}, dtype);
   Tensor y = empty(x, {n, n_outputs}, ScalarType::Float);
   const int64_t kept = save ? groups : 0;
   Tensor hidden = empty(x, {kept, saved_blocks, kBlockBytes / 2}, dtype);
   Tensor signs = empty(x, {kept, saved_blocks, kWarpgroup}, ScalarType::Int);
   if (n == 0) return {y, inputs, hidden, signs};
-  pack_rows(launch, x, counter(count), inputs, 0);
-  if (x2) pack_rows(launch, *x2, counter(count), inputs, first);
+  pack_rows(launch, input, n, counter(count), inputs, 0);
+  if (x2) pack_rows(launch, input2, n, counter(count), inputs, first);
   const Tensor weights = gathered(launch, parameters, index, dtype);
   const Tensor biases = gathered(launch, parameters, bias_index, ScalarType::Float);
   Chain chain{};
@@ -402,7 +440,7 @@ Tensor backward(
   Tensor outer = empty(grad, {groups, (grad.size(1) + 63) / 64, kBlockBytes / 2}, dtype);
   Tensor inner = empty(grad, {groups, saved_blocks, kBlockBytes / 2}, dtype);
   if (n == 0) return torch::stable::fill_(empty(grad, {parameters.size(0)}, ScalarType::Float), 0.0);
-  pack_rows(launch, grad, counter(count), outer, 0);
+  pack_rows(launch, input_of(grad, std::nullopt, 0, false, 1.0), n, counter(count), outer, 0);
   const Tensor weights = gathered(launch, parameters, index, dtype);
   Chain chain{};
   chain.links = reinterpret_cast<const Link*>(data<int>(links));

@@ -19,6 +19,7 @@ from lightning_nerf.bench.timing import environment, limits_of, median_seconds
 from lightning_nerf.fields.vanilla import VanillaField
 from lightning_nerf.fields.wide_mlp import run as run_layers
 from lightning_nerf.fields.wide_mlp import weights_and_biases
+from lightning_nerf.ops.wide_mlp import Input
 from lightning_nerf.scene_box import SceneBox
 
 
@@ -54,7 +55,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
 def _ours(field: VanillaField, inputs: list[Tensor]) -> Tensor:
     weights, biases = weights_and_biases([*field.trunk, field.density_layer, field.view_layer, field.color_layer])
     weights[-2], biases[-2] = field.features_seen()
-    return run_layers(field.network, inputs, weights, biases)
+    return run_layers(field.network, [Input(x) for x in inputs], weights, biases)
 
 
 def _plain(field: VanillaField, inputs: list[Tensor]) -> Tensor:

@@ -14,9 +14,9 @@ from lightning_nerf.fields.activations import leaky_sigmoid
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
 from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layers, run, trunk_layers, weights_and_biases
-from lightning_nerf.ops.frequency import frequency
 from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, make_key, random_uniform
-from lightning_nerf.ops.sample_points import per_sample, sample_points
+from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.ops.wide_mlp import Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Rays
 
@@ -117,7 +117,7 @@ class VanillaField(RadianceField):
 
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         """See :meth:`RadianceField.forward`."""
-        return self._output(positions, self._encoded(directions), None)
+        return self._output(positions, self._seen(directions), None)
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """See :meth:`RadianceField.query`: from front to back, no further than light gets, where that matters."""
@@ -133,21 +133,21 @@ class VanillaField(RadianceField):
     def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
         """See :meth:`RadianceField.at_samples`; directions are encoded once for each ray."""
         positions, _, _ = sample_points(rays, samples)
-        return self._output(positions, per_sample(self._encoded(rays.directions), samples), samples.offsets[-1:])
+        return self._output(positions, self._seen(rays.directions, samples.ray_indices), samples.offsets[-1:])
 
     # -- the layers --------------------------------------------------------------------------------------------------
 
     def _density(self, positions: Tensor, count: Tensor | None) -> Tensor:
-        encoded, inside = self._encoded_positions(positions, count)
+        position, inside = self._position(positions)
         layers = weights_and_biases([*self.trunk, self.density_layer])
-        raw = run(self.density_network, [encoded], *layers, count=count, fused=self.fused)
+        raw = run(self.density_network, [position], *layers, count=count, fused=self.fused)
         return self._activated(raw[:, 0]) * inside
 
-    def _output(self, positions: Tensor, directions: Tensor, count: Tensor | None) -> FieldOutput:
-        encoded, inside = self._encoded_positions(positions, count)
+    def _output(self, positions: Tensor, direction: Input, count: Tensor | None) -> FieldOutput:
+        position, inside = self._position(positions)
         weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
         weights[-2], biases[-2] = self.features_seen()
-        raw = run(self.network, [encoded, directions], weights, biases, count=count, fused=self.fused)
+        raw = run(self.network, [position, direction], weights, biases, count=count, fused=self.fused)
         return FieldOutput(self._activated(raw[:, 0]) * inside, leaky_sigmoid(raw[:, 1:]))
 
     def features_seen(self) -> tuple[Tensor, Tensor]:
@@ -162,17 +162,16 @@ class VanillaField(RadianceField):
             weight = torch.cat([features @ feature, directions], 1)
             return weight, torch.addmv(view_bias, features, feature_bias)
 
-    def _encoded_positions(self, positions: Tensor, count: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Encodings [N, 63], and whether positions lie in the box, [N] bool."""
+    def _position(self, positions: Tensor) -> tuple[Input, Tensor]:
+        """Positions to be encoded, and whether they lie in the box, [N] bool."""
         unit = self.unit_positions(positions)
         inside = (unit.clamp(0, 1) == unit).all(-1)
         scale = 2 * HALF_SIDE if self.scene_box.contraction == "none" else 4 * HALF_SIDE
-        e = self.position_encoding
-        x = scale * unit - 0.5 * scale
-        return frequency(x, e.n_frequencies, include_input=e.include_input, scale=e.scale, count=count), inside
+        return Input(scale * unit - 0.5 * scale, _encoding(self.position_encoding)), inside
 
-    def _encoded(self, directions: Tensor) -> Tensor:
-        return self.direction_encoding(F.normalize(directions, dim=-1))
+    def _seen(self, directions: Tensor, index: Tensor | None = None) -> Input:
+        """Directions to be encoded, of samples, or of rays that ``index`` names."""
+        return Input(F.normalize(directions, dim=-1), _encoding(self.direction_encoding), index)
 
     def _activated(self, raw: Tensor) -> Tensor:
         """Density per unit of world length."""
@@ -182,3 +181,7 @@ class VanillaField(RadianceField):
             raw = raw + self.density_noise * (-2 * torch.log1p(-u)).sqrt() * (2 * math.pi * v).cos()
         density = raw.relu() if self.density_activation == "relu" else F.softplus(raw)
         return density / self.unit_length
+
+
+def _encoding(module: Frequency) -> Encoding:
+    return Encoding(module.n_frequencies, module.include_input, module.scale)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.checks import FLOATS, BadArgument, BadType, check_integer, check_tensor, needs_grad
-from lightning_nerf.ops.wide_mlp import has_kernel, layer_by_layer, wide_mlp
+from lightning_nerf.ops.wide_mlp import Input, has_kernel, layer_by_layer, wide_mlp
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
 
 MAX_WIDTH, MAX_LAYERS, MAX_ENDS = 4096, 64, 4096  # limits that catch typos before they take all memory
@@ -69,7 +69,7 @@ class WideMLP(nn.Module):
         """
         check_tensor("x", x, (*x.shape[:-1], self.network.inputs[0]), FLOATS)
         rows = x.reshape(-1, x.shape[-1])
-        y = run(self.network, [rows], *weights_and_biases(self.layers), count=count, fused=self.fused)
+        y = run(self.network, [Input(rows.float())], *weights_and_biases(self.layers), count=count, fused=self.fused)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def extra_repr(self) -> str:
@@ -110,7 +110,7 @@ def weights_and_biases(layers: Iterable[nn.Module]) -> tuple[list[Tensor], list[
 
 def run(
     network: Network,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Input],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     *,
@@ -120,17 +120,17 @@ def run(
     """Outputs [N, O] float32: in one kernel where there is one for these layers, else layer by layer."""
     dtype = operands(network, inputs, weights) if fused else None
     if dtype is None:
-        return layer_by_layer(network, inputs, weights, biases).float()
-    return wide_mlp(network, [x.float() for x in inputs], weights, biases, dtype=dtype, count=count)
+        return layer_by_layer(network, [given.dense(count) for given in inputs], weights, biases).float()
+    return wide_mlp(network, inputs, weights, biases, dtype=dtype, count=count)
 
 
-def operands(network: Network, inputs: Sequence[Tensor], weights: Sequence[Tensor]) -> torch.dtype | None:
+def operands(network: Network, inputs: Sequence[Input], weights: Sequence[Tensor]) -> torch.dtype | None:
     """Type of the kernels' operands, autocast's; None: run layer by layer."""
-    device = inputs[0].device
+    device = inputs[0].rows.device
     if device.type != "cuda" or not torch.is_autocast_enabled("cuda") or torch.compiler.is_compiling():
         return None
     dtype = torch.get_autocast_dtype("cuda")
     if dtype not in (torch.float16, torch.bfloat16) or not has_kernel(device, network):
         return None
     fits = all(w.dtype is torch.float32 and w.device == device for w in weights)
-    return dtype if fits and not needs_grad(*inputs) else None
+    return dtype if fits and not needs_grad(*(given.rows for given in inputs)) else None

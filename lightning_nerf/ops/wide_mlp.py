@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,13 +19,44 @@ from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops import wide_mlp_layout as layout
 from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops.frequency import frequency
 from lightning_nerf.ops.wide_mlp_layout import Network
 from lightning_nerf.ops.wide_mlp_reference import reference, reference_backward
 
 
+class Encoding(NamedTuple):
+    """An input's positional encoding, see :func:`~lightning_nerf.ops.frequency.frequency`; no frequencies: none."""
+
+    n_frequencies: int = 0
+    include_input: bool = True
+    scale: float = 1.0
+
+    def columns(self, dims: int) -> int:
+        """Columns of the encoding of so many."""
+        return dims * (2 * self.n_frequencies + self.include_input) if self.n_frequencies else dims
+
+
+class Input(NamedTuple):
+    """Rows [N, D] float32 of an input as a perceptron takes them: encoded on the way, and row i in place ``row_indices[i]``."""
+
+    rows: Tensor  # [N, D], or [M, D] with row indices
+    encoding: Encoding = Encoding()
+    row_indices: Tensor | None = None  # [N] int32, not checked
+
+    def dense(self, count: Tensor | None = None) -> Tensor:
+        """[N, columns], encoded; differentiable in the rows."""
+        rows = self.rows
+        if self.encoding.n_frequencies:
+            n, include_input, scale = self.encoding
+            rows = frequency(rows, n, include_input=include_input, scale=scale, count=count if self.row_indices is None else None)
+        if self.row_indices is None:
+            return rows
+        return rows[self.row_indices] if len(rows) > 0 else rows.new_zeros(len(self.row_indices), rows.shape[1])
+
+
 def wide_mlp(
     network: Network,
-    inputs: Sequence[Tensor],
+    inputs: Sequence[Input],
     weights: Sequence[Tensor],
     biases: Sequence[Tensor],
     *,
@@ -39,7 +70,7 @@ def wide_mlp(
 
     Args:
         network: which layer takes what; one that :func:`has_kernel` knows.
-        inputs: one or two, [N, I] float32 each, 256 columns in all.
+        inputs: one or two, of 256 columns in all as the layers take them; the second may have row indices.
         weights: [outputs, inputs] float32 of each layer; what a layer takes is concatenated in the order hidden, inputs.
         biases: [outputs] float32 of each layer.
         dtype: torch.float16 or torch.bfloat16.
@@ -59,9 +90,9 @@ def wide_mlp(
             f"{len(inputs)}, {len(weights)} and {len(biases)}"
         )
     named: dict[str, Tensor | None] = {"count": count}
-    for i, (x, columns) in enumerate(zip(inputs, network.inputs, strict=True)):
-        check_tensor(f"inputs[{i}]", x, ("N" if i == 0 else inputs[0].shape[0], columns), torch.float32)
-        named[f"inputs[{i}]"] = x
+    for i, (given, columns) in enumerate(zip(inputs, network.inputs, strict=True)):
+        _check_input(f"inputs[{i}]", given, len(inputs[0].rows), columns, indexed=i > 0)
+        named |= {f"inputs[{i}].rows": given.rows, f"inputs[{i}].row_indices": given.row_indices}
     for i, ((rows, columns), weight, bias) in enumerate(zip(sizes, weights, biases, strict=True)):
         check_tensor(f"weights[{i}]", weight, (rows, columns), torch.float32)
         check_tensor(f"biases[{i}]", bias, (rows,), torch.float32)
@@ -74,8 +105,24 @@ def wide_mlp(
     parameters = torch.cat([t.flatten() for pair in zip(weights, biases, strict=True) for t in pair])
     save = torch.is_grad_enabled() and parameters.requires_grad
     plan = _plan_on(network, parameters.device)
-    rest = [x.contiguous() for x in inputs] + [None] * (2 - len(inputs))
-    return torch.ops.lightning_nerf.wide_mlp(*rest, parameters, count, *plan, save, dtype)[0]
+    first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
+    rows2, index2 = (None, None) if second is None else (second.rows.contiguous(), second.row_indices)
+    encodings = *first.encoding, *(Encoding() if second is None else second.encoding)
+    return torch.ops.lightning_nerf.wide_mlp(
+        first.rows.contiguous(), rows2, index2, parameters, count, *plan, save, dtype, *encodings
+    )[0]
+
+
+def _check_input(name: str, given: Input, n: int, columns: int, indexed: bool) -> None:
+    check_tensor(f"{name}.rows", given.rows, ("M", "D"), torch.float32)
+    if given.row_indices is not None and not indexed:
+        raise BadArgument(f"{name}.row_indices: expected None, since the first input says how many rows there are")
+    if given.row_indices is not None:
+        check_tensor(f"{name}.row_indices", given.row_indices, (n,), torch.int32)
+    elif len(given.rows) != n:
+        raise BadArgument(f"{name}.rows: expected {n} rows as in inputs[0], got {len(given.rows)}")
+    if (got := given.encoding.columns(given.rows.shape[1])) != columns:
+        raise BadArgument(f"{name}.rows: expected {columns} columns, encoded, got {got}")
 
 
 def layer_by_layer(
@@ -120,8 +167,8 @@ def _plan_on(network: Network, device: torch.device) -> tuple[Any, ...]:
 
 
 def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
-    parameters, count, (n_pieces, _, dtype) = inputs[2], inputs[3], inputs[-3:]
-    backward_links, backward_index, items, sources = inputs[7:11]
+    parameters, count, (n_pieces, _, dtype) = inputs[3], inputs[4], inputs[14:17]
+    backward_links, backward_index, items, sources = inputs[8:12]
     _, blocks, hidden, signs = output
     ctx.mark_non_differentiable(blocks, hidden, signs)
     ctx.save_for_backward(blocks, hidden, signs, parameters, count, backward_links, backward_index, items, sources)
@@ -129,20 +176,22 @@ def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, ...]) -> 
 
 
 def _backward(ctx: Context, grad: Tensor | None, *_: Tensor | None) -> Inputs:
-    nothing: list[Any] = [None] * 16
+    nothing: list[Any] = [None] * 23
     if any(ctx.needs_input_grad[:2]):
         raise NotImplementedError("wide_mlp has no derivative in its inputs: run layer_by_layer where these need gradients")
-    if grad is not None and ctx.needs_input_grad[2]:
-        nothing[2] = torch.ops.lightning_nerf.wide_mlp_backward(
+    if grad is not None and ctx.needs_input_grad[3]:
+        nothing[3] = torch.ops.lightning_nerf.wide_mlp_backward(
             grad.contiguous(), *ctx.saved_tensors, ctx.n_pieces, ctx.dtype
         )
     return tuple(nothing)
 
 
-def _fake(x: Tensor, x2: Tensor | None, parameters: Tensor, count: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
-    n_outputs, saved_blocks, _, save, dtype = rest[7:]
+def _fake(x: Tensor, x2: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
+    n_outputs, saved_blocks, _, save, dtype, *encodings = rest[10:]
     groups = (x.shape[0] + 127) // 128 * 2
-    blocks = layout.blocks(x.shape[1]) + (0 if x2 is None else layout.blocks(x2.shape[1]))
+    blocks = layout.blocks(Encoding(*encodings[:3]).columns(x.shape[1]))
+    if x2 is not None:
+        blocks += layout.blocks(Encoding(*encodings[3:]).columns(x2.shape[1]))
     kept = groups if save else 0
     return (
         x.new_empty((x.shape[0], n_outputs)),
@@ -158,9 +207,10 @@ def _fake_backward(grad: Tensor, blocks: Tensor, hidden: Tensor, signs: Tensor, 
 
 _library.define(
     "wide_mlp",
-    "(Tensor x, Tensor? x2, Tensor parameters, Tensor? count, Tensor links, Tensor index, Tensor bias_index, "
-    "Tensor backward_links, Tensor backward_index, Tensor items, Tensor sources, int n_outputs, int saved_blocks, "
-    "int n_pieces, bool save, ScalarType dtype) -> (Tensor y, Tensor inputs, Tensor hidden, Tensor signs)",
+    "(Tensor x, Tensor? x2, Tensor? index2, Tensor parameters, Tensor? count, Tensor links, Tensor index, Tensor "
+    "bias_index, Tensor backward_links, Tensor backward_index, Tensor items, Tensor sources, int n_outputs, int "
+    "saved_blocks, int n_pieces, bool save, ScalarType dtype, int frequencies, bool include_input, float scale, int "
+    "frequencies2, bool include_input2, float scale2) -> (Tensor y, Tensor inputs, Tensor hidden, Tensor signs)",
     reference,
     _fake,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -51,9 +53,18 @@ def _rows_that_count(n: int, count: Tensor | None) -> int:
     return n if count is None else min(n, max(0, int(count)))
 
 
+def _encoded(x: Tensor, n_frequencies: int, include_input: bool, scale: float) -> Tensor:
+    if n_frequencies == 0:
+        return x
+    powers = torch.arange(n_frequencies, device=x.device, dtype=x.dtype).exp2()
+    angles = ((x * scale)[:, None, :] * powers[:, None]).flatten(1)
+    return torch.cat([x, angles.sin(), angles.cos()] if include_input else [angles.sin(), angles.cos()], 1)
+
+
 def reference(
     x: Tensor,
     x2: Tensor | None,
+    index2: Tensor | None,
     parameters: Tensor,
     count: Tensor | None,
     links: Tensor,
@@ -68,19 +79,23 @@ def reference(
     n_pieces: int,
     save: bool,
     dtype: torch.dtype,
+    *encodings: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     n = _rows_that_count(x.shape[0], count)
     groups = (x.shape[0] + 127) // 128 * 2
-    inputs = torch.cat([to_blocks(t[:n].to(dtype), groups) for t in (x, x2) if t is not None], 1)
-    taken = to_rows(inputs)[:n].to(parameters.dtype)
+    taken = [_encoded(x[:n], *encodings[:3])]
+    if x2 is not None:
+        taken.append(_encoded(x2[:n] if index2 is None else x2[index2[:n].long()], *encodings[3:]))
+    inputs = torch.cat([to_blocks(t.to(dtype), groups) for t in taken], 1)
+    given = to_rows(inputs)[:n].to(parameters.dtype)
     plan = links.tolist()
     biases = _gathered(parameters, bias_index, parameters.dtype)
     y = x.new_zeros(x.shape[0], n_outputs)
     saved = x.new_zeros(n, saved_blocks * BLOCK)
-    hidden = taken[:, :0]
+    hidden = given[:, :0]
     for weight, link in zip(_weights(_gathered(parameters, index, dtype), plan), plan, strict=True):
         width, hidden_blocks, first, input_blocks, slot, outputs, bias, _ = link
-        operand = [hidden[:, : hidden_blocks * BLOCK], taken[:, first * BLOCK : (first + input_blocks) * BLOCK]]
+        operand = [hidden[:, : hidden_blocks * BLOCK], given[:, first * BLOCK : (first + input_blocks) * BLOCK]]
         result = torch.cat(operand, 1) @ weight.T + biases[bias : bias + width]
         if outputs > 0:
             y[:n, slot : slot + outputs] = result[:, :outputs]

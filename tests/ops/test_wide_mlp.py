@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops.wide_mlp import has_kernel, layer_by_layer, wide_mlp
+from lightning_nerf.ops.frequency import frequency
+from lightning_nerf.ops.wide_mlp import Encoding, Input, has_kernel, layer_by_layer, wide_mlp
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network, fits
 from lightning_nerf.ops.wide_mlp_reference import to_blocks, to_rows
 from tests.ops.harness import DEVICES, generator
@@ -48,6 +49,9 @@ class Case(NamedTuple):
     weights: list[Tensor]
     biases: list[Tensor]
 
+    def given(self) -> list[Input]:
+        return [Input(x) for x in self.inputs]
+
     def parameters(self) -> list[Tensor]:
         return [*self.weights, *self.biases]
 
@@ -86,7 +90,7 @@ def reals(network: Network, n: int, device: str, seed: int = 0) -> Case:
 
 
 def both_ways(case: Case, dtype: torch.dtype, grad: Tensor, count: Tensor | None = None) -> tuple[Tensor, Sequence[Tensor]]:
-    y = wide_mlp(case.network, case.inputs, case.weights, case.biases, dtype=dtype, count=count)
+    y = wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=dtype, count=count)
     return y, torch.autograd.grad(y, case.parameters(), grad)
 
 
@@ -172,13 +176,34 @@ def test_rows_that_do_not_count_are_not_read(device: str, n: int, count: int) ->
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("encoding", [Encoding(10), Encoding(3, include_input=False, scale=3.0)])
+def test_inputs_are_encoded_and_found_by_index_on_the_way(device: str, encoding: Encoding) -> None:
+    columns = encoding.columns(3), encoding.columns(2)
+    network = Network(columns, (Layer(64, False, (0,)), Layer(64, True, (0, 1)), head(4)))
+    case = reals(network, 200, device)
+    g = generator(5)
+    positions = (torch.rand(200, 3, generator=g) * 3 - 1.5).to(device)
+    directions = (torch.rand(9, 2, generator=g) * 2 - 1).to(device)
+    index = torch.randint(9, (200,), generator=g, dtype=torch.int32).to(device)
+    given = [Input(positions, encoding), Input(directions, encoding, index)]
+    y = wide_mlp(network, given, case.weights, case.biases, dtype=torch.float16)
+    n, include_input, scale = encoding
+    dense = [frequency(t, n, include_input=include_input, scale=scale) for t in (positions, directions[index.long()])]
+    assert [tuple(x.shape) for x in dense] == [(200, c) for c in columns]
+    expected = wide_mlp(network, [Input(x) for x in dense], case.weights, case.biases, dtype=torch.float16)
+    # Sines and cosines may differ in the last bit of float32, and so now and then in that of float16.
+    assert distance(y, expected) < torch.finfo(torch.float16).eps
+    assert all(torch.equal(a.dense(), b) for a, b in zip(given, dense, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_bits_are_the_same_in_every_run_and_without_gradients(device: str) -> None:
     case = reals(NETWORKS["vanilla"], 1000, device)
     grad = torch.randn(1000, 4, generator=generator(4)).to(device)
     y, grads = both_ways(case, torch.bfloat16, grad)
     again, grads_again = both_ways(case, torch.bfloat16, grad)
     with torch.no_grad():
-        plain = wide_mlp(case.network, case.inputs, case.weights, case.biases, dtype=torch.bfloat16)
+        plain = wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.bfloat16)
     assert torch.equal(y, again)
     assert torch.equal(y, plain)
     assert all(torch.equal(a, b) for a, b in zip(grads, grads_again, strict=True))
@@ -188,7 +213,7 @@ def test_bits_are_the_same_in_every_run_and_without_gradients(device: str) -> No
 def test_nan_stays_in_its_row(device: str) -> None:
     case = reals(NETWORKS["vanilla"], 200, device)
     case.inputs[0][77] = float("nan")
-    y = wide_mlp(case.network, case.inputs, case.weights, case.biases, dtype=torch.bfloat16)
+    y = wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.bfloat16)
     assert y[77].isnan().all()
     assert y.isnan().any(1).sum() == 1
 
@@ -198,7 +223,7 @@ def test_the_comparison_detects_a_missing_skip(device: str) -> None:
     case = integers(NETWORKS["vanilla"], 100, device)
     spoilt = case._replace(weights=[w.detach().clone() for w in case.weights])
     spoilt.weights[5][:, 256:] = 0
-    y = wide_mlp(case.network, case.inputs, spoilt.weights, case.biases, dtype=torch.float16)
+    y = wide_mlp(case.network, case.given(), spoilt.weights, case.biases, dtype=torch.float16)
     expected = layer_by_layer(case.network, case.inputs, case.weights, case.biases)
     assert not torch.equal(y, expected)
 
@@ -215,7 +240,7 @@ def test_blocks_hold_rows_in_another_order() -> None:
 def test_inputs_that_need_gradients_are_refused(device: str) -> None:
     case = reals(NETWORKS["smallest"], 10, device)
     x = case.inputs[0].requires_grad_()
-    y = wide_mlp(case.network, [x], case.weights, case.biases, dtype=torch.float16)
+    y = wide_mlp(case.network, [Input(x)], case.weights, case.biases, dtype=torch.float16)
     with pytest.raises(NotImplementedError, match="no derivative in its inputs"):
         torch.autograd.grad(y.sum(), [x, *case.weights])
 
@@ -223,7 +248,7 @@ def test_inputs_that_need_gradients_are_refused(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 def test_second_derivatives_are_refused(device: str) -> None:
     case = reals(NETWORKS["smallest"], 10, device)
-    y = wide_mlp(case.network, case.inputs, case.weights, case.biases, dtype=torch.float16)
+    y = wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.float16)
     (grad,) = torch.autograd.grad(y.square().sum(), case.weights[:1], create_graph=True)
     with pytest.raises(NotImplementedError, match="layer_by_layer"):
         grad.sum().backward()
@@ -237,13 +262,13 @@ def test_opcheck(device: str) -> None:
     parameters = torch.cat([t.detach().flatten() for pair in zip(case.weights, case.biases, strict=True) for t in pair])
     plan = _plan_on(case.network, parameters.device)
     for save in (False, True):
-        args = (case.inputs[0], None, parameters, None, *plan, save, torch.float16)
+        args = (case.inputs[0], None, None, parameters, None, *plan, save, torch.float16, 0, True, 1.0, 0, True, 1.0)
         torch.library.opcheck(torch.ops.lightning_nerf.wide_mlp, args, test_utils=("test_schema", "test_faketensor"))
 
 
 BAD = {
     "inputs": lambda c: c._replace(inputs=[]),
-    r"inputs\[0\]": lambda c: c._replace(inputs=[c.inputs[0][:, :2]]),
+    r"inputs\[0\].rows": lambda c: c._replace(inputs=[c.inputs[0][:, :2]]),
     r"weights\[1\]": lambda c: c._replace(weights=[c.weights[0], c.weights[1].double()]),
     r"biases\[0\]": lambda c: c._replace(biases=[c.biases[0][:3], c.biases[1]]),
     "network": lambda c: c._replace(network=Network((3,), (Layer(300, False, (0,)), head(1)))),
@@ -254,7 +279,7 @@ BAD = {
 def test_bad_arguments_are_named(name: str) -> None:
     case = BAD[name](integers(NETWORKS["smallest"], 5, "cpu"))
     with pytest.raises(ValueError, match=name):
-        wide_mlp(case.network, case.inputs, case.weights, case.biases, dtype=torch.float16)
+        wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.float16)
 
 
 def test_no_kernel_where_there_is_none() -> None:
