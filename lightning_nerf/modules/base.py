@@ -23,6 +23,7 @@ from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
 from lightning_nerf.data.borders import border_hint
+from lightning_nerf.data.default_box import box_hint
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
@@ -156,15 +157,17 @@ class NeRFModule(EvaluatedModule):
                 self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
 
     def _check_wants(self) -> None:
-        """Refuse data without the times that the field wants; warn of times, borders or grid levels that do not fit."""
+        """Refuse data without the times that the field wants; warn of times, borders, a box or levels that do not fit."""
         timed = self.datamodule.time_range() is not None
         name = type(self.field).__name__
         if "times" in self.field.wants and not timed:
             raise BadArgument(f"data: {name} wants times, but these training views have none")
         if timed and "times" not in self.field.wants:
             rank_zero_warn(f"the training views have times, but {name} does not want any: the scene is taken for static")
-        if hint := border_hint(self.datamodule.scene("train"), self.datamodule.eval_background):
-            rank_zero_warn(hint)
+        train = self.datamodule.scene("train")
+        for hint in (border_hint(train, self.datamodule.eval_background), box_hint(train.cameras, self.field.scene_box)):
+            if hint is not None:
+                rank_zero_warn(hint)
         n_levels = self.estimator.n_levels
         if n_levels > 1 and self.field.ends_at_box and self.field.scene_box.contraction == "none":
             rank_zero_warn(
