@@ -86,7 +86,7 @@ class HashGrid(nn.Module):
         if offset >= 2**31:
             raise BadArgument(f"n_levels, log2_table_size: expected a table of less than 2**31 rows, got {offset}")
         self.register_buffer("levels", torch.tensor(rows, dtype=torch.int32))
-        self.table = nn.Parameter(torch.empty(offset, n_features))
+        self.table = nn.Parameter(torch.empty(offset, n_features, dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -174,7 +174,7 @@ class Frequency(nn.Module):
         check_integer("n_dims", n_dims, 1)
         self.n_frequencies, self.include_input, self.n_dims = n_frequencies, include_input, n_dims
         self.n_outputs = n_dims * (2 * n_frequencies + include_input)
-        self.register_buffer("frequencies", 2.0 ** torch.arange(n_frequencies), persistent=False)
+        self.register_buffer("frequencies", 2.0 ** torch.arange(n_frequencies, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Encoding [..., n_outputs] of x [..., n_dims]."""

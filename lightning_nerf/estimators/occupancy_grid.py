@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
 from lightning_nerf.estimators.base import Estimator, corners
 from lightning_nerf.estimators.query import DensityFn, densities
+from lightning_nerf.kept_dtypes import KeptDtypes
 from lightning_nerf.ops import occupancy
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_CELL_TIMES, STREAM_JITTER, key_from_torch, random_uniform
@@ -24,7 +25,7 @@ _SMALLEST_STEP = 2.0**-149  # that float32 holds
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
 
 
-class OccupancyGrid(Estimator):
+class OccupancyGrid(KeptDtypes, Estimator):
     """Marches rays through the occupied cells of nested grids, whose state follows the field during training.
 
     A cell's value is the running maximum of its opacity, density times step size: each update multiplies the values of the
@@ -67,6 +68,7 @@ class OccupancyGrid(Estimator):
     """
 
     needs_update = True
+    DTYPES: ClassVar[dict[str, torch.dtype]] = dict.fromkeys(("aabb", "occs", "mean", "_zero"), torch.float32)
 
     aabb: Tensor  # [2, 3] float32, level 0
     occs: Tensor  # [L * X * Y * Z] float32: opacity of a step; negative: no camera sees the cell
@@ -109,12 +111,12 @@ class OccupancyGrid(Estimator):
         self.alpha_threshold = alpha_threshold
         self.early_stop_eps = early_stop_eps
         n_cells = n_levels * resolution**3
-        self.register_buffer("aabb", torch.full((2, 3), float("nan")))
-        self.register_buffer("occs", torch.zeros(n_cells))
+        self.register_buffer("aabb", torch.full((2, 3), float("nan"), dtype=torch.float32))
+        self.register_buffer("occs", torch.zeros(n_cells, dtype=torch.float32))
         self.register_buffer("binaries", torch.ones(n_levels, resolution, resolution, resolution, dtype=torch.bool))
-        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float32))
         self.register_buffer("bound", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("_zero", torch.zeros(()), persistent=False)
+        self.register_buffer("_zero", torch.zeros((), dtype=torch.float32), persistent=False)
         self._diagonal: float | None = None  # of the scene box, for the host; None while unbound
 
     @typed_errors

@@ -61,7 +61,7 @@ class EvaluatedModule(SteppedModule):
 
     def eval_background(self) -> Tensor:
         """The color [3] that evaluation composites on."""
-        return torch.full((3,), BACKGROUNDS[self.datamodule.eval_background], device=self.device)
+        return torch.full((3,), BACKGROUNDS[self.datamodule.eval_background], dtype=torch.float32, device=self.device)
 
     def render_view(self, split: str, index: int) -> Render:
         """Render a view of the data module: rgb [H, W, 3], opacity, depth and n_samples [H, W], extras [H, W, k]."""
