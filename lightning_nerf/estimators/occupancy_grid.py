@@ -15,12 +15,14 @@ from lightning_nerf.estimators.base import Estimator, corners
 from lightning_nerf.estimators.query import DensityFn, densities
 from lightning_nerf.kept_dtypes import KeptDtypes
 from lightning_nerf.ops import occupancy
+from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_CELL_TIMES, STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.visibility import prune_from
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import Densities, Evaluated, PackedSamples, Placement, Pruning, Query, Rays
 
+_BYTES_OF_CELL = 5  # occs and binaries
 _SMALLEST_STEP = 2.0**-149  # that float32 holds
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
 
@@ -94,6 +96,7 @@ class OccupancyGrid(KeptDtypes, Estimator):
         check_integer("n_levels", n_levels, 1, 8)
         if n_levels * resolution**3 >= 2**31:
             raise BadArgument(f"resolution: expected fewer than 2**31 cells in all levels, got {resolution}")
+        check_fits("resolution", n_levels * resolution**3, _BYTES_OF_CELL, torch.get_default_device(), what="cells")
         check_number("decay", decay, "[0, 1]")
         check_number("threshold", threshold, "[0, inf)")
         check_integer("warmup_steps", warmup_steps, 0)

@@ -9,10 +9,12 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
 from lightning_nerf.ops.random import reference as random_reference
 from lightning_nerf.types import RayBatch, Rays
 
+_BYTES_OF_RAY = 64  # in a batch
 _ALWAYS = 2**63 - 1
 
 
@@ -89,6 +91,8 @@ def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) ->
     check_same_device(key=key, n_rays=n_rays, **pixels._asdict())
     if not 0 <= capacity < 2**31:
         raise BadArgument(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
+    if key.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_fits("capacity", capacity, _BYTES_OF_RAY, key.device, what="rays")
     if capacity > 0 and (colors.numel() == 0 or (drawable is not None and drawable.numel() == 0)):
         raise BadArgument("colors, drawable: expected at least one pixel to draw, got none")
 
