@@ -66,7 +66,7 @@ def test_fields_do_not_depend_on_the_default(dtype: torch.dtype) -> None:
         each.bind(BOX)
         assert each.aabb.dtype is each.affine.dtype is torch.float32
     assert {p.dtype for p in field.parameters()} == {torch.float32}
-    expected = [*field(ORIGINS, DIRECTIONS)[:2], frequency(ORIGINS)]
+    expected = [*field(ORIGINS, DIRECTIONS)[:2], Frequency(4)(ORIGINS)]
     with default_dtype(dtype):
         same([*field(ORIGINS, DIRECTIONS)[:2], frequency(ORIGINS)], expected)
 
