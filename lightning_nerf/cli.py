@@ -146,7 +146,7 @@ class NeRFCLI(LightningCLI):
                 config.ckpt_path = str(found)
         elif isinstance(given, (str, Path)) and str(given).split(":")[0] not in _KEYWORDS and "://" not in str(given):
             config.ckpt_path = str(cli_words.checkpoint_in(Path(given)))
-            if not Path(config.ckpt_path).is_file():
+            if not os.path.isfile(config.ckpt_path):
                 raise MissingFile(f"ckpt_path: no file {given}")
 
     def _find_wandb_run(self, config: Namespace) -> None:

@@ -44,8 +44,10 @@ _LIGHTNING_CHECKS = (  # what reads the Trainer's flags and checkpoints
 _LONGEST = 300  # of a reason: some repeat the whole value, which may be a whole model
 _WANDB_REMEDY = "without an account or a network: WANDB_MODE=offline, or --trainer.logger.init_args.offline=true"
 _LOGGERS = ("lightning.pytorch.loggers.", "lightning.fabric.loggers.")
-# A full disk, a read-only folder and the like: of the machine, wherever it is noticed.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG)
+# A full disk, a read-only folder, a name that is too long and the like: wherever it is noticed.
+_OF_THE_DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.ENAMETOOLONG,
+)  # fmt: skip
 _CLASSES = ("", ".callbacks", ".modules", ".fields", ".estimators", ".renderers", ".data")  # where short names are from
 
 

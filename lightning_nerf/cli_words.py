@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -93,7 +94,7 @@ def checkpoint_in(path: Path) -> Path:
 
     Exits with code 2 and one line if the folder has none.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises where the name is too long
         return path
     found = newest(file for file in path.rglob("*.ckpt") if file.is_file())
     if found is None:
@@ -105,7 +106,7 @@ def one_of(name: str, files: Sequence[str]) -> str:
     """The newest of the checkpoints that a pattern such as ``run/checkpoints/*.ckpt`` stood for; says which it is."""
     if len(files) == 1:
         return files[0]
-    missing = next((file for file in files if not Path(file).exists()), None)
+    missing = next((file for file in files if not os.path.exists(file)), None)
     if missing is not None:
         refuse(f"{name}: no file {missing}; expected one checkpoint or a run's folder, got {len(files)} words")
     found = str(newest(map(Path, files)))
@@ -152,7 +153,7 @@ def _values(words: Sequence[str], option: str) -> list[str]:
 
 def _check_recipe(command: str, words: Sequence[str]) -> None:
     for folder in _values(words, "--data"):
-        if "/" in folder or Path(folder).is_dir():
+        if "/" in folder or os.path.isdir(folder):
             refuse(
                 f"--data: expected a class, got the path {folder}; for a scene's folder: "
                 f"lightning-nerf {command} -c blender/instant_ngp --data.root={folder}"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
+from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.frequency import MAX_FREQUENCIES, frequency
 from lightning_nerf.ops.hash_grid import hash_grid
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
@@ -86,8 +87,9 @@ class HashGrid(nn.Module):
             offset += size
         if offset >= 2**31:
             raise BadArgument(f"n_levels, log2_table_size: expected a table of less than 2**31 rows, got {offset}")
+        check_fits("log2_table_size", offset, 4 * n_features, torch.get_default_device(), what="rows")
         self.register_buffer("levels", torch.tensor(rows, dtype=torch.int32))
-        self.table = nn.Parameter(torch.empty(offset, n_features))
+        self.table = nn.Parameter(torch.empty(offset, n_features, dtype=torch.float32))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from lightning_nerf.checks import check_integer
 from lightning_nerf.cli import main
-from lightning_nerf.cli_errors import brief, refusals_in_a_line
+from lightning_nerf.cli_errors import BriefParser, brief, refusals_in_a_line
 from lightning_nerf.data import BlenderData
 from lightning_nerf.data.sources import BlenderSource
 from lightning_nerf.ops.random import random_uniform
@@ -76,6 +76,9 @@ def test_no_key_of_another_command_is_suggested(
         ("--seed_everything=-1", "seed_everything: expected an integer from 0 to 4294967295, got -1"),
         ("--seed_everything=4294967296", "seed_everything: expected an integer from 0 to 4294967295, got 4294967296"),
         ("--ckpt_path=nowhere.ckpt", "ckpt_path: no file nowhere.ckpt"),
+        (f"--ckpt_path={5000 * 'a'}", f"ckpt_path: no file {5000 * 'a'}"),
+        (f"--data.root={5000 * 'a'}", f"root: no folder {5000 * 'a'}"),
+        (f"--trainer.logger.save_dir={5000 * 'a'}", "nothing can be written there, File name too long"),
         ("--trainer.logger.save_dir=/dev/null/x", "nothing can be written there, Not a directory (/dev/null): /dev/null/x"),
     ],
 )
@@ -170,3 +173,22 @@ def test_every_option_of_a_class_has_its_help(
     for option in options:
         text = re.sub(r"^\w+ \w+(, --data\.\w+\+ \w+)?\s*", "", option)
         assert not text.startswith("(type"), option
+
+
+class Described:
+    """A user's class.
+
+    Args:
+        near, far: bounds of the rays.
+        alone: a number.
+    """
+
+    def __init__(self, near: float = 0.0, far: float = 1.0, alone: int = 1) -> None: ...
+
+
+def test_options_that_a_docstring_describes_together_have_their_help() -> None:
+    parser = BriefParser()
+    parser.add_class_arguments(Described, "data")
+    helps = {action.dest: action.help for action in parser._actions}
+    assert helps["data.near"] == helps["data.far"] == "bounds of the rays."
+    assert helps["data.alone"] == "a number."

@@ -74,6 +74,7 @@ def test_resume_is_of_fit_alone(capsys: pytest.CaptureFixture[str]) -> None:
         ("test --data.root=X", "lightning-nerf test -c blender/instant_ngp --data.root X\n"),
         ("fit --data ./X", "lightning-nerf fit -c blender/instant_ngp --data.root=./X\n"),
         ("fit -c A --data=.", "lightning-nerf fit -c blender/instant_ngp --data.root=.\n"),
+        (f"fit --data {5000 * 'a'}", f"lightning-nerf fit -c {RECIPE}\n"),
         ("fit -c A --allow", "--allow: expected a value"),
         ("test -c A --ckpt_path a.ckpt b.ckpt", "--ckpt_path: no file a.ckpt; expected one checkpoint or a run's folder"),
     ],
@@ -104,7 +105,8 @@ def test_of_several_checkpoints_the_newest_is_taken(tmp_path: Path, capsys: pyte
     new, old = write(tmp_path / "run/checkpoints/a.ckpt", 200), write(tmp_path / "run/checkpoints/b.ckpt", 100)
     assert checkpoint_in(tmp_path / "run") == new
     assert checkpoint_in(old) == old
-    assert checkpoint_in(tmp_path / "absent") == tmp_path / "absent"
+    for absent in (tmp_path / "absent", Path("a" * 5000)):
+        assert checkpoint_in(absent) == absent
     assert one_of("--ckpt", [str(old)]) == str(old)
     assert capsys.readouterr().err == ""
     expected = ["fit", "-c", "A", "--ckpt_path", str(new), "--x=1"]

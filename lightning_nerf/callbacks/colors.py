@@ -21,7 +21,7 @@ _STOPS = [
 
 def colorize(values: Tensor) -> Tensor:
     """Colors [..., 3] of values in [0, 1], clamped; NaN becomes the lowest color."""
-    stops = torch.tensor(_STOPS, device=values.device)
+    stops = torch.tensor(_STOPS, dtype=torch.float32, device=values.device)
     position = torch.nan_to_num(values.float(), nan=0.0).clamp(0, 1) * (len(stops) - 1)
     index = position.long().clamp(max=len(stops) - 2)
     share = (position - index)[..., None]

@@ -27,7 +27,7 @@ class HostCopy:
         values = torch.stack([scalar.detach().float() for scalar in scalars])
         if values.is_cuda:
             if self._host is None or len(self._host) != len(values):
-                self._host = torch.empty(len(values), pin_memory=True)
+                self._host = torch.empty(len(values), dtype=values.dtype, pin_memory=True)
             self._event = torch.cuda.Event() if self._event is None else self._event
             self._host.copy_(values, non_blocking=True)
             self._event.record()

@@ -43,7 +43,8 @@ def panels(prediction: Tensor, truth: Tensor, depth: Tensor, opacity: Tensor, ce
     opaque, ends = distance[opacity > 0.5], None
     if len(opaque) > 0:
         stride = max(1, len(opaque) // 100_000)  # torch.quantile takes at most 16 M values
-        low, high = torch.quantile(opaque[::stride].float(), torch.tensor([0.01, 0.99], device=opaque.device))
+        some = opaque[::stride].float()
+        low, high = torch.quantile(some, some.new_tensor([0.01, 0.99]))
         ends = float(low), float(high)
         shown = colorize((distance - low) / (high - low).clamp(min=1e-6)) * opacity[..., None].clamp(0, 1)
     else:

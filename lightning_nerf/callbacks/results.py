@@ -178,7 +178,7 @@ def _mean_image_psnr(module: TrainedModule) -> float | None:
     sizes = torch.cat([train.cameras.size, test.cameras.size])
     if not train.n_views or not test.n_views or not bool((sizes == sizes[0]).all()):
         return None
-    mean = torch.zeros(*train.cameras.shape(0), 3)
+    mean = torch.zeros(*train.cameras.shape(0), 3, dtype=torch.float32)
     for i in range(train.n_views):
         mean += train.truth(i, background) / train.n_views
     return float(torch.stack([psnr(mean, test.truth(i, background)) for i in range(test.n_views)]).mean())

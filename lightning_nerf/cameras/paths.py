@@ -94,7 +94,7 @@ def _step_back(train: Cameras, poses: Tensor, center: Tensor, framed: Tensor) ->
 def _as_training(train: Cameras, poses: Tensor, step_back: float) -> Cameras:
     n, times = len(poses), None  # a scene that moves does so once while the camera is under way
     if train.times is not None:
-        times = torch.linspace(float(train.times.min()), float(train.times.max()), n)
+        times = torch.linspace(float(train.times.min()), float(train.times.max()), n, dtype=torch.float32)
     first = train.chosen(slice(0, 1))
     cameras = first.map(lambda t: t.expand(n, *t.shape[1:]))
     if step_back > 0:

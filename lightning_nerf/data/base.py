@@ -165,7 +165,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             self._scenes[split] = scene  # where the box comes from, if it is not given
             if scene.cameras.bounds is None:
                 near, far = self.near, self.far
-                check_bounds("near, far", torch.tensor([[near, far]]))
+                check_bounds("near, far", torch.tensor([[near, far]], dtype=torch.float32))
                 self._scenes[split] = scene._replace(cameras=scene.cameras.bounded(near, far))
         return self._scenes[split]
 
@@ -232,7 +232,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
 
 def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:
     try:
-        box = torch.tensor([[float(x) for x in corner] for corner in aabb])
+        box = torch.tensor([[float(x) for x in corner] for corner in aabb], dtype=torch.float32)
     except (TypeError, ValueError, OverflowError) as error:
         raise BadArgument(f"aabb: expected two corners of three numbers, got {aabb!r}") from error
     if box.shape != (2, 3) or not bool(box.isfinite().all()) or not bool((box[0] < box[1]).all()):

@@ -8,12 +8,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.cameras.cameras import Cameras
+from lightning_nerf.scene_box import SceneBox
+
 DEFAULT_BOX = ((-1.5, -1.5, -1.5), (1.5, 1.5, 1.5))  # that of the NeRF-Synthetic scenes
 _MEETING = 0.5  # the least share of central rays that must meet the default box
 _MARGIN = 1.1  # objects touch the edges of few pictures, and their near side is seen larger
 _ROUNDS = 4  # of leaving out strays
 _STRAY = 4.0  # a line is one if it is so much farther from the point than half of the lines
 _PARALLEL = 1e-3  # mean squared sine between the rays; 2 degrees. Below it, where they meet is chance
+_FEW = 0.05  # of the training rays: below it a box is elsewhere, or in another unit; a small object may cover as little
+_VIEWS, _PER_SIDE = 200, 9  # views that are looked at, at most, and rays along a side of each
 _AHEAD = 5.0  # how far parallel cameras look, in units of their own spread; a wide guess, which the message admits
 
 
@@ -40,15 +45,36 @@ def fit_box(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, str
     >>> [round(x, 2) for x in box.mean(0).tolist()]
     [10.0, 0.0, 0.0]
     """
-    default = torch.tensor(DEFAULT_BOX)
+    default = torch.tensor(DEFAULT_BOX, dtype=torch.float32)
     origins, directions = central_rays(c2w, intrinsics, sizes)
     point = nearest_point(origins, directions)
     holds_point = bool(((point >= default[0]) & (point <= default[1])).all()) or _are_parallel(directions)
     if holds_point and share_meeting(origins, directions, default) >= _MEETING:
         return default, None
     box, why = derive_box(c2w, intrinsics, sizes)
-    low, high = ("[" + ", ".join(f"{x:.4g}" for x in corner) + "]" for corner in box.tolist())
-    return box, f"aabb: none is given, and the default does not hold what the cameras see. Took [{low}, {high}]: {why}."
+    return box, f"aabb: none is given, and the default does not hold what the cameras see. Took {_corners(box)}: {why}."
+
+
+def box_hint(cameras: Cameras, box: SceneBox) -> str | None:
+    """A hint for a box that few of the training rays meet, with one that they would; or None.
+
+    A contracted field is defined outside of its box, so there the box may be as small as the user likes.
+    """
+    if cameras.n_views == 0 or box.contraction != "none":
+        return None
+    cameras = cameras.chosen(slice(None, None, 1 + cameras.n_views // _VIEWS))
+    given = (cameras.c2w, cameras.intrinsics, cameras.size.flip(1))
+    rays = spread_rays(*given)
+    share = share_meeting(*rays, box.aabb.cpu())
+    if share >= _FEW:
+        return None
+    fitting, why = derive_box(*given)
+    if share_meeting(*rays, fitting) <= share:
+        return None
+    return (
+        f"aabb: {share:.1%} of the training rays meet the scene's box, {_corners(box.aabb)}; {why}. If that is the object, "
+        f"give the data aabb={_corners(fitting)} (--data.aabb)"
+    )
 
 
 def derive_box(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, str]:
@@ -75,11 +101,14 @@ def derive_box(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, 
 
 def central_rays(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """Origins and unit directions [V, 3] float64 of the rays through the pictures' centers; see :func:`fit_box`."""
-    c2w, (fx, fy, cx, cy) = c2w.double().cpu(), intrinsics.double().cpu().unbind(-1)
-    height, width = sizes.double().cpu().unbind(-1)
-    local = torch.stack([(width / 2 - cx) / fx, (cy - height / 2) / fy, -torch.ones_like(fx)], -1)
-    directions = (c2w[:, :, :3] @ local[..., None])[..., 0]
-    return c2w[:, :, 3], torch.nn.functional.normalize(directions, dim=-1, eps=0.0)
+    return _rays_through(c2w, intrinsics, sizes, 0.5, 0.5)
+
+
+def spread_rays(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of rays that are spread evenly over each picture, 81 of each: [81 V, 3]."""
+    at = [(i + 0.5) / _PER_SIDE for i in range(_PER_SIDE)]
+    rays = [_rays_through(c2w, intrinsics, sizes, x, y) for x in at for y in at]
+    return torch.cat([origins for origins, _ in rays]), torch.cat([directions for _, directions in rays])
 
 
 def nearest_point(origins: Tensor, directions: Tensor) -> Tensor:
@@ -107,6 +136,20 @@ def share_meeting(origins: Tensor, directions: Tensor, box: Tensor) -> float:
     near = to_planes.amin(0).nan_to_num(nan=-torch.inf).amax(-1)  # nan: in the plane, and parallel to it
     far = to_planes.amax(0).nan_to_num(nan=torch.inf).amin(-1)
     return float((near.clamp(min=0) <= far).double().mean())
+
+
+def _rays_through(c2w: Tensor, intrinsics: Tensor, sizes: Tensor, x: float, y: float) -> tuple[Tensor, Tensor]:
+    """Of each picture the ray through one place, from (0, 0) at the upper left corner to (1, 1)."""
+    c2w, (fx, fy, cx, cy) = c2w.double().cpu(), intrinsics.double().cpu().unbind(-1)
+    height, width = sizes.double().cpu().unbind(-1)
+    local = torch.stack([(x * width - cx) / fx, (cy - y * height) / fy, -torch.ones_like(fx)], -1)
+    directions = (c2w[:, :, :3] @ local[..., None])[..., 0]
+    return c2w[:, :, 3], torch.nn.functional.normalize(directions, dim=-1, eps=0.0)
+
+
+def _corners(box: Tensor) -> str:
+    low, high = ("[" + ", ".join(f"{x:.4g}" for x in corner) + "]" for corner in box.tolist())
+    return f"[{low}, {high}]"
 
 
 def _are_parallel(directions: Tensor) -> bool:

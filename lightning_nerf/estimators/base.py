@@ -150,7 +150,9 @@ class Estimator(Recorded, nn.Module, ABC):
         name, function = ("sigma_fn", sigma_fn) if alpha_fn is None else ("alpha_fn", alpha_fn)
         if function is None or len(found[0]) == 0 or (early_stop_eps == 0 and alpha_thre == 0):
             return found
-        eps, threshold = self.thresholds() or Pruning(1e-4, torch.zeros((), device=rays.origins.device))
+        eps, threshold = self.thresholds() or Pruning(
+            1e-4, torch.zeros((), dtype=torch.float32, device=rays.origins.device)
+        )
         eps = eps if early_stop_eps is None else early_stop_eps
         threshold = threshold if alpha_thre is None else self.least_opacity(alpha_thre)
         values = function(found[1], found[2], found[0])
@@ -216,8 +218,8 @@ def _rays(
         if limit is not None:
             check_tensor(name, limit, (n,), FLOATS)
     check_same_device(rays_o=rays_o, rays_d=rays_d, t_min=t_min, t_max=t_max)
-    near = torch.full((n,), float(near_plane), device=rays_o.device)
-    far = torch.full((n,), float(far_plane), device=rays_o.device)
+    near = torch.full((n,), float(near_plane), dtype=torch.float32, device=rays_o.device)
+    far = torch.full((n,), float(far_plane), dtype=torch.float32, device=rays_o.device)
     if t_min is not None:
         near = torch.maximum(near, t_min.float())
     if t_max is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -13,18 +13,21 @@ from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
 from lightning_nerf.estimators.base import Estimator, corners
 from lightning_nerf.estimators.query import DensityFn, densities
+from lightning_nerf.kept_dtypes import KeptDtypes
 from lightning_nerf.ops import occupancy
+from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_CELL_TIMES, STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.visibility import prune_from
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import Densities, Evaluated, PackedSamples, Placement, Pruning, Query, Rays
 
+_BYTES_OF_CELL = 5  # occs and binaries
 _SMALLEST_STEP = 2.0**-149  # that float32 holds
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
 
 
-class OccupancyGrid(Estimator):
+class OccupancyGrid(KeptDtypes, Estimator):
     """Marches rays through the occupied cells of nested grids, whose state follows the field during training.
 
     A cell's value is the running maximum of its opacity, density times step size: each update multiplies the values of the
@@ -67,6 +70,7 @@ class OccupancyGrid(Estimator):
     """
 
     needs_update = True
+    DTYPES: ClassVar[dict[str, torch.dtype]] = dict.fromkeys(("aabb", "occs", "mean", "_zero"), torch.float32)
 
     aabb: Tensor  # [2, 3] float32, level 0
     occs: Tensor  # [L * X * Y * Z] float32: opacity of a step; negative: no camera sees the cell
@@ -92,6 +96,7 @@ class OccupancyGrid(Estimator):
         check_integer("n_levels", n_levels, 1, 8)
         if n_levels * resolution**3 >= 2**31:
             raise BadArgument(f"resolution: expected fewer than 2**31 cells in all levels, got {resolution}")
+        check_fits("resolution", n_levels * resolution**3, _BYTES_OF_CELL, torch.get_default_device(), what="cells")
         check_number("decay", decay, "[0, 1]")
         check_number("threshold", threshold, "[0, inf)")
         check_integer("warmup_steps", warmup_steps, 0)
@@ -109,12 +114,12 @@ class OccupancyGrid(Estimator):
         self.alpha_threshold = alpha_threshold
         self.early_stop_eps = early_stop_eps
         n_cells = n_levels * resolution**3
-        self.register_buffer("aabb", torch.full((2, 3), float("nan")))
-        self.register_buffer("occs", torch.zeros(n_cells))
+        self.register_buffer("aabb", torch.full((2, 3), float("nan"), dtype=torch.float32))
+        self.register_buffer("occs", torch.zeros(n_cells, dtype=torch.float32))
         self.register_buffer("binaries", torch.ones(n_levels, resolution, resolution, resolution, dtype=torch.bool))
-        self.register_buffer("mean", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros((), dtype=torch.float32))
         self.register_buffer("bound", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("_zero", torch.zeros(()), persistent=False)
+        self.register_buffer("_zero", torch.zeros((), dtype=torch.float32), persistent=False)
         self._diagonal: float | None = None  # of the scene box, for the host; None while unbound
 
     @typed_errors

@@ -106,7 +106,7 @@ class Rates:
     def __init__(self, optimizer: Optimizer, device: torch.device) -> None:
         self._optimizer = optimizer
         self._device = device
-        self._tensors = [torch.zeros((), device=device) for _ in optimizer.param_groups]
+        self._tensors = [torch.zeros((), dtype=torch.float32, device=device) for _ in optimizer.param_groups]
         self._pushed: list[float | None] = [None] * len(self._tensors)
 
     def push(self) -> None:

@@ -56,10 +56,10 @@ class RadianceField(Recorded, nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("aabb", torch.full((2, 3), float("nan")))
+        self.register_buffer("aabb", torch.full((2, 3), float("nan"), dtype=torch.float32))
         self.register_buffer("contraction", torch.zeros((), dtype=torch.int8))
         self._box: SceneBox | None = None
-        self.register_buffer("_affine", torch.full((2, 3), float("nan")), persistent=False)
+        self.register_buffer("_affine", torch.full((2, 3), float("nan"), dtype=torch.float32), persistent=False)
         if isinstance(self.wants, str) or not isinstance(self.wants, Collection):
             raise BadType(f"{type(self).__name__}.wants: expected a list of names, got {self.wants!r}")
         unknown = [name for name in self.wants if name not in WANTS]

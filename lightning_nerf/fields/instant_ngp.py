@@ -103,6 +103,7 @@ class InstantNGPField(RadianceField):
             geometry_features + self.direction_encoding.n_outputs, 3, width=width, hidden_layers=color_layers, fused=fused
         )
 
+        self.float()  # whatever torch's default is: kernels know no other, and the table is float32, too
         layers = (width, geometry_features, density_layers, color_layers, sh_degree)
         self.fused = fused and n_features in (2, 4) and n_levels * n_features == 32 and layers == (64, 16, 1, 2, 4)
 

@@ -10,21 +10,24 @@ from torch import nn
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.borders import border_hint
+from lightning_nerf.data.default_box import box_hint
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss
 
 
 def check_parts(field: RadianceField, estimator: Estimator, losses: Iterable[nn.Module], data: NeRFDataModule) -> None:
-    """Refuse data without the times that the field wants; warn of times, borders, grid levels or losses that do not fit."""
+    """Refuse data without the times that the field wants; warn of what does not fit."""
     timed = data.time_range() is not None
     name = type(field).__name__
     if "times" in field.wants and not timed:
         raise BadArgument(f"data: {name} wants times, but these training views have none")
     if timed and "times" not in field.wants:
         rank_zero_warn(f"the training views have times, but {name} does not want any: the scene is taken for static")
-    if hint := border_hint(data.scene("train"), data.eval_background):
-        rank_zero_warn(hint)
+    train = data.scene("train")
+    for hint in (border_hint(train, data.eval_background), box_hint(train.cameras, field.scene_box)):
+        if hint is not None:
+            rank_zero_warn(hint)
     n_levels = estimator.n_levels
     if n_levels > 1 and field.ends_at_box and field.scene_box.contraction == "none":
         rank_zero_warn(

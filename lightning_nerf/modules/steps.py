@@ -31,7 +31,7 @@ class SteppedModule(CheckpointedModule):
         """Register what steps are named and counted with."""
         self.register_buffer("key", make_key(seed))
         self.register_buffer("samples_seen", torch.zeros((), dtype=torch.int64), persistent=False)
-        self.register_buffer("idle", torch.ones(()), persistent=False)
+        self.register_buffer("idle", torch.ones((), dtype=torch.float32), persistent=False)
         lightning_names.ignored_by_ddp(self, ["samples_seen", "idle"])
 
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.nerfacc._nested import with_nesting
+from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.march import candidates, find_samples, lattice_of, march
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.types import PackedSamples, Rays
@@ -21,6 +22,7 @@ from lightning_nerf.types import PackedSamples, Rays
 _MAX_LEVELS = 8  # of the march
 _MAX_RESOLUTION = 2**18
 _LARGEST = torch.finfo(torch.float32).max
+_BYTES = 40  # of a sample, while lists are joined
 _CROSSINGS = 2**21  # of rays and planes that are sorted at once
 
 
@@ -125,7 +127,11 @@ def _lattice_samples(
             f"expected fewer than 2**31 steps within the boxes, which are not nested by doubling, got {n_steps:.3g}; "
             "take a larger step_size, fewer rays, or nearer far planes"
         )
-    found = list(find_samples(*lines, occupied))
+    found, count = [], 0
+    for part in find_samples(*lines, occupied):
+        found.append(part)
+        count += len(part[0])  # ahead lie one list of all of them, and their edges
+        check_fits("step_size", count, _BYTES, rays.near.device, "a larger one, fewer rays, or nearer far planes")
     if not found:
         nothing = rays.origins.new_empty(0)
         return nothing, nothing, nothing.long()

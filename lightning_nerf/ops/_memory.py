@@ -17,7 +17,9 @@ _LIMITS = (  # of a container, and what it holds already
 )
 
 
-def check_fits(name: str, count: int, bytes_each: int, device: torch.device, advice: str) -> None:
+def check_fits(
+    name: str, count: int, bytes_each: int, device: torch.device, advice: str = "a smaller one", what: str = "samples"
+) -> None:
     """Raise a BadArgument that names the argument, what came and how many fit, where there is no memory for so many."""
     if count * bytes_each <= SMALL:
         return
@@ -25,7 +27,7 @@ def check_fits(name: str, count: int, bytes_each: int, device: torch.device, adv
     if free is not None and count * bytes_each > free:
         needed, left = _gigabytes(count * bytes_each), _gigabytes(free)
         raise BadArgument(
-            f"{name}: {count} samples need {needed}, but {device.type} has {left} left, enough for {free // bytes_each}; "
+            f"{name}: {count} {what} need {needed}, but {device.type} has {left} left, enough for {free // bytes_each}; "
             f"expected {advice}"
         )
 
@@ -33,7 +35,7 @@ def check_fits(name: str, count: int, bytes_each: int, device: torch.device, adv
 def check_capacity_fits(capacity: int, device: torch.device) -> None:
     """:func:`check_fits` of a list of samples on a CPU; elsewhere asking takes long, and an allocator says it by itself."""
     if device.type == "cpu" and not torch.compiler.is_compiling():
-        check_fits("capacity", capacity, _BYTES_IN_LIST, device, "a smaller one")
+        check_fits("capacity", capacity, _BYTES_IN_LIST, device)
 
 
 def available_bytes(device: torch.device) -> int | None:

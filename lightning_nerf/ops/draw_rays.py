@@ -9,10 +9,12 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import _library
+from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
 from lightning_nerf.ops.random import reference as random_reference
 from lightning_nerf.types import RayBatch, Rays
 
+_BYTES_OF_RAY = 64  # in a batch
 _ALWAYS = 2**63 - 1
 
 
@@ -89,6 +91,8 @@ def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) ->
     check_same_device(key=key, n_rays=n_rays, **pixels._asdict())
     if not 0 <= capacity < 2**31:
         raise BadArgument(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
+    if key.device.type == "cpu" and not torch.compiler.is_compiling():
+        check_fits("capacity", capacity, _BYTES_OF_RAY, key.device, what="rays")
     if capacity > 0 and (colors.numel() == 0 or (drawable is not None and drawable.numel() == 0)):
         raise BadArgument("colors, drawable: expected at least one pixel to draw, got none")
 
@@ -126,8 +130,8 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[
         intrinsics: [R, 4]: fx, fy, cx, cy in pixels.
         x, y: [R] column and row, integers; a fraction moves the ray off the pixel's center.
     """
-    fx, fy, cx, cy = intrinsics.unbind(-1)
-    camera = torch.stack([(x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy, torch.full_like(cx, -1.0)], -1)
+    u, v = _slopes(intrinsics, x, y)
+    camera = torch.stack([u, v, torch.full_like(u, -1.0)], -1)
     directions = (c2w[:, :, :3] * camera[:, None, :]).sum(-1)  # no matmul: TF32 would cost a thousandth of a radian
     return c2w[:, :, 3].clone(memory_format=torch.contiguous_format), directions / directions.norm(dim=-1, keepdim=True)
 
@@ -138,9 +142,15 @@ def pixel_footprint(intrinsics: Tensor, x: Tensor, y: Tensor) -> Tensor:
     The geometric mean of the pixel's width and height on a plane parallel to the picture, where the ray crosses that plane:
     ``1 / sqrt(fx fy (1 + u^2 + v^2))``, u and v being the ray's slopes against the axis. At distance t it is t times that.
     """
+    u, v = _slopes(intrinsics, x, y)
+    return (intrinsics[..., 0] * intrinsics[..., 1] * (1 + u * u + v * v)).abs().rsqrt()
+
+
+def _slopes(intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the rays against the axis, to the right and upwards."""
     fx, fy, cx, cy = intrinsics.unbind(-1)
-    u, v = (x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy
-    return (fx * fy * (1 + u * u + v * v)).abs().rsqrt()
+    x = x if x.is_floating_point() else x.to(cx)  # an integer plus 0.5 has torch's default dtype
+    return (x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy
 
 
 def draw_index(key: Tensor, n: int, size: int) -> Tensor:
@@ -180,14 +190,14 @@ def reference(
         near, far = near * mask, far * mask  # finite: inf * 0 would be NaN
     ray_times = c2w.new_empty(0) if times is None else times[camera]
     footprint = pixel_footprint(intrinsics[camera], x, y)
-    drawn = colors[pixel]
+    drawn = colors[pixel].float()
     rgb = drawn[:, :3] / 255
     alpha = drawn[:, 3] / 255 if colors.shape[1] == 4 else rgb.new_empty(0)
     return origins, directions, near, far, ray_times, footprint, rgb, alpha, mask, camera
 
 
 def background_reference(key: Tensor, n: int, random_steps: int, red: float, green: float, blue: float) -> Tensor:
-    color = torch.tensor([red, green, blue]).to(key.device)
+    color = torch.tensor([red, green, blue], dtype=torch.float32).to(key.device)
     return torch.where(key[2] < random_steps, random_reference(key, STREAM_BACKGROUND, n, 3), color)
 
 

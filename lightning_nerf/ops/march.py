@@ -243,7 +243,7 @@ def occupied_at(points: Tensor, occupancy: Tensor, aabb: Tensor) -> Tensor:
     level = (~(u.abs().amax(-1, keepdim=True) <= sizes)).sum(-1)
     inside, level = level < levels, level.clamp(max=levels - 1)
     v = torch.where(inside[..., None], u / sizes[level][..., None], 0.0)
-    cell = torch.minimum(((v + 1) * (0.5 * resolution).to(v)).long(), resolution - 1)
+    cell = torch.minimum(((v + 1) * 0.5 * resolution.to(v)).long(), resolution - 1)
     return inside & occupancy[(level, *cell.unbind(-1))]
 
 

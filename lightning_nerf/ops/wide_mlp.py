@@ -48,7 +48,9 @@ class Input(NamedTuple):
         rows = self.rows
         if self.encoding.n_frequencies:
             n, include_input, scale = self.encoding
-            rows = frequency(rows, n, include_input=include_input, scale=scale, count=count if self.row_indices is None else None)
+            rows = frequency(
+                rows, n, include_input=include_input, scale=scale, count=count if self.row_indices is None else None
+            )
         if self.row_indices is None:
             return rows
         return rows[self.row_indices] if len(rows) > 0 else rows.new_zeros(len(self.row_indices), rows.shape[1])

@@ -86,6 +86,19 @@ def test_state_that_is_no_weight_survives_averaging(kind: str, tmp_path: Path, s
     assert t.global_step == STEPS
 
 
+def test_buffers_that_would_be_averaged_are_named(
+    tmp_path: Path, scene_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"):
+        fit(tmp_path, scene_cache, [averaging("WeightAveraging")], module(), max_steps=1)
+        assert (
+            "WeightAveraging averages weights only, as with use_buffers=False: buffers (the occupancy grid" in caplog.text
+        )
+        caplog.clear()
+        fit(tmp_path, scene_cache, [callbacks.WeightAveraging(use_buffers=False)], module(), max_steps=1)
+    assert "averages weights only" not in caplog.text
+
+
 @pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_resumed_run_with_averaging_is_bit_equal(tmp_path: Path, scene_cache: Path) -> None:
     kind = "EMAWeightAveraging, now and then"

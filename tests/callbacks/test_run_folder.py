@@ -11,8 +11,10 @@ import pytest
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-from lightning_nerf.callbacks import ImageLogger, RunResults
+from lightning_nerf.callbacks import ImageLogger, PSNRLogger, RunResults
 from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.data import BlenderData
+from tests.data.test_blender import write_split
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 
@@ -121,3 +123,28 @@ def test_a_read_only_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("lightning_nerf.files.tempfile.TemporaryFile", refuse)
     with pytest.raises(OSError, match="nothing can be written there, Permission denied"):
         run_folder(trainer(tmp_path))
+
+
+def test_pictures_of_one_name_are_views_of_their_own(tmp_path: Path) -> None:
+    """A picture that two frames name, and one whose name differs by its suffix."""
+
+    def rename(content: dict[str, Any]) -> None:
+        for frame, name in zip(content["frames"], ["r_0.png", "r_0.png", "r_0.jpg", "r_3.png", "sub/r_0.png"], strict=True):
+            frame["file_path"] = f"test/{name}"
+
+    write_split(tmp_path, "train")
+    write_split(tmp_path, "test", 5, change=rename)
+    (tmp_path / "test/sub").mkdir()
+    (tmp_path / "test/r_1.png").rename(tmp_path / "test/sub/r_0.png")
+    (tmp_path / "test/r_2.png").rename(tmp_path / "test/r_0.jpg")
+    data = BlenderData(tmp_path)
+    run = trainer(
+        tmp_path, callbacks=[PSNRLogger(), ImageLogger(n_views=5), RunResults()], logger=CSVLogger(tmp_path, "runs")
+    )
+    (scores,) = run.test(tiny_module(), data, verbose=False)
+    results = json.loads((run_folder(run) / "results.json").read_text())
+    assert results["images"] == len(results["psnr_per_image"]) == 5
+    assert results["psnr"] == pytest.approx(scores["test/psnr"], abs=1e-4)
+    assert len(list((run_folder(run) / "images").iterdir())) == 5
+    run.predict(tiny_module(), data)
+    assert len(list((run_folder(run) / "predictions").iterdir())) == 5

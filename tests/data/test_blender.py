@@ -18,6 +18,7 @@ from lightning_nerf.data import BlenderData, NeRFDataModule
 from lightning_nerf.data.sources import BlenderSource
 from lightning_nerf.ops.random import make_key
 from tests.data.test_images import random_picture
+from tests.scenes import tiny_module, trainer
 
 H, W, ANGLE = 6, 8, 0.7
 
@@ -287,7 +288,47 @@ def test_the_data_module_is_that_of_the_source(tmp_path: Path) -> None:
             assert (x is None and y is None) or torch.equal(x, y)  # type: ignore[arg-type]
 
 
-LEGO = Path(os.environ.get("LIGHTNING_NERF_DATA", "/nonexistent")) / "nerf_synthetic" / "lego"
+def moved(offset: tuple[float, float, float]) -> Callable[[dict[str, Any]], None]:
+    """Cameras and object elsewhere."""
+
+    def change(content: dict[str, Any]) -> None:
+        for frame in content["frames"]:
+            for row, x in zip(frame["transform_matrix"], offset, strict=False):
+                row[3] += x
+
+    return change
+
+
+def test_a_scene_elsewhere_gets_a_box_that_is_told_and_saved(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    center = (12.8, 13.2, 5.2)
+    for split in ("train", "test"):
+        write_split(tmp_path, split, 8, change=moved(center))
+    data, module = BlenderData(tmp_path), tiny_module()
+    with caplog.at_level("INFO"):
+        box = data.scene_box.aabb
+    torch.testing.assert_close(box.mean(0), torch.tensor(center), atol=1e-3, rtol=0)
+    assert caplog.text.count("the cameras look at (12.8, 13.2, 5.2), from about 4 away") == 1
+    run = trainer(tmp_path, max_steps=1)
+    run.fit(module, data)
+    run.save_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(torch.load(tmp_path / "a.ckpt", weights_only=True)["state_dict"]["field.aabb"], box)
+    given = BlenderData(tmp_path, aabb=[[10, 10, 3], [15, 16, 8]])
+    assert given.scene_box.aabb.tolist() == [[10, 10, 3], [15, 16, 8]]
+    write_split(tmp_path / "origin")
+    assert BlenderData(tmp_path / "origin").scene_box.aabb.tolist() == [[-1.5] * 3, [1.5] * 3]
+
+
+PUBLIC = Path(os.environ.get("LIGHTNING_NERF_DATA", "/nonexistent"))
+
+
+@pytest.mark.parametrize("scene", ["nerf_synthetic/lego", "nerf_synthetic/chair", "dnerf/lego"])
+def test_public_scenes_keep_the_default_box(scene: str) -> None:
+    if not (PUBLIC / scene).is_dir():
+        pytest.skip(f"no $LIGHTNING_NERF_DATA/{scene}")
+    assert BlenderSource(PUBLIC / scene).box().aabb.tolist() == [[-1.5] * 3, [1.5] * 3]
+
+
+LEGO = PUBLIC / "nerf_synthetic" / "lego"
 
 
 @pytest.mark.skipif(not LEGO.is_dir(), reason="no $LIGHTNING_NERF_DATA/nerf_synthetic/lego")

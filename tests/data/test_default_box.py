@@ -1,13 +1,28 @@
 from __future__ import annotations
 
 import math
+import re
+import warnings
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
+from lightning_nerf.cameras import Cameras
 from lightning_nerf.cameras.poses import look_at, spiral_poses
-from lightning_nerf.data.default_box import DEFAULT_BOX, central_rays, derive_box, fit_box, nearest_point, share_meeting
+from lightning_nerf.data.default_box import (
+    DEFAULT_BOX,
+    box_hint,
+    central_rays,
+    derive_box,
+    fit_box,
+    nearest_point,
+    share_meeting,
+    spread_rays,
+)
+from lightning_nerf.scene_box import SceneBox
+from tests.scenes import tiny_module, tiny_scene, trainer
 
 ANGLE = 0.6911112070083618  # of NeRF-Synthetic, whose cameras are 4.03 from the origin
 DEFAULT = torch.tensor(DEFAULT_BOX)
@@ -160,3 +175,53 @@ def test_rays_that_meet_a_box() -> None:
     for name, (origin, direction, meets) in rays.items():
         o, d = (torch.tensor([v], dtype=torch.float64) for v in (origin, direction))
         assert share_meeting(o, torch.nn.functional.normalize(d, dim=-1), box) == meets, name
+
+
+def hint(
+    c2w: Tensor, box: Tensor, contraction: str = "none", lens: tuple[float, int, int] = (ANGLE, 800, 800)
+) -> str | None:
+    intrinsics, sizes = cameras(len(c2w), *lens)
+    return box_hint(Cameras(c2w, intrinsics, sizes.flip(1)), SceneBox(box, contraction))
+
+
+@pytest.mark.parametrize(
+    ("offset", "box", "few"),
+    [
+        ((0.0, 0.0, 0.0), DEFAULT, False),
+        ((0.0, 0.0, 0.0), DEFAULT / 3, False),  # an object of a third
+        ((0.0, 0.0, 0.0), DEFAULT / 10, True),  # in another unit
+        ((12.8, 13.2, 5.2), DEFAULT, True),  # elsewhere
+        ((12.8, 13.2, 5.2), DEFAULT + torch.tensor([12.8, 13.2, 5.2]), False),
+    ],
+)
+@pytest.mark.parametrize("n", [1, 30, 500])
+def test_a_box_that_few_rays_meet_is_told_with_one_that_would_fit(
+    offset: tuple[float, float, float], box: Tensor, few: bool, n: int
+) -> None:
+    c2w = moved(sphere(n), offset)
+    said = hint(c2w, box)
+    assert (said is not None) == few
+    if said is not None:
+        corners = [float(x) for x in re.findall(r"-?[\d.]+", said.split("give the data aabb=")[1].split("]]")[0])]
+        fitting = torch.tensor(corners).view(2, 3)
+        assert share_meeting(*spread_rays(c2w, *cameras(n)), fitting) > 0.9
+    assert hint(c2w, box, "l2") is None  # a contracted field does not end at its box
+
+
+def test_a_box_is_looked_for_from_all_of_a_wide_picture() -> None:
+    """An object at the picture's left edge, which no central ray meets."""
+    c2w = look_at(torch.tensor([[0.0, -4.0, 0.0]]), (0.0, 0.0, 0.0))
+    beside = torch.tensor([[-3.0, -1.0, -1.0], [-1.5, 1.0, 1.0]])
+    lens = (1.2, 800, 400)
+    assert share_meeting(*central_rays(c2w, *cameras(1, *lens)), beside) == 0
+    assert hint(c2w, beside, lens=lens) is None
+
+
+@pytest.mark.parametrize(("box", "said"), [([[-0.05] * 3, [0.05] * 3], 1), (None, 0)])
+def test_a_fit_whose_box_few_rays_meet_says_so_once(
+    tmp_path: Path, scene_cache: Path, box: list[list[float]] | None, said: int
+) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer(tmp_path, max_steps=2).fit(tiny_module(), tiny_scene(scene_cache, **({} if box is None else {"aabb": box})))
+    assert sum("of the training rays meet the scene's box" in str(w.message) for w in caught) == said

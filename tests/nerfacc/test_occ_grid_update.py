@@ -178,6 +178,15 @@ def test_cells_can_be_listed(device: str) -> None:
         assert set((occupied & seen).nonzero()[:, 0].tolist()) <= set(cells.tolist())
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_draws_leave_out_cells_that_no_camera_sees(device: str) -> None:
+    grid = estimator(device, share=0.5)
+    grid.occs[::2] = -1.0
+    for cells in grid._sample_uniform_and_occupied_cells(40):
+        assert len(cells) > 10
+        assert (cells % 2 == 1).all()
+
+
 @pytest.mark.gpu
 def test_updates_do_not_synchronise_and_sampling_does_for_its_count() -> None:
     grid, rays = estimator("cuda", levels=1), random_rays("cuda")

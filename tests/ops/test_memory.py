@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_nerf import OccupancyGrid, Rays
+from lightning_nerf import HashGrid, OccupancyGrid, Rays, nerfacc
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.ops import _exact, _memory
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.pack import pack
+from lightning_nerf.ops.random import make_key
 from lightning_nerf.ops.visibility import prune
+from tests.scenes import tiny_scene
 
 GIGABYTE = 2**30
 
@@ -70,6 +73,41 @@ def test_a_capacity_that_does_not_fit_is_refused(asked: list[int]) -> None:
     samples = march(rays(1), occupancy, box, step_size=0.5, capacity=8)
     with pytest.raises(BadArgument, match=words):
         prune(torch.ones(8), samples, capacity=2**31 - 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: OccupancyGrid(resolution=700), "resolution: 343000000 cells need 1.6 GB, but cpu has 1 GB left"),
+        (lambda: nerfacc.OccGridEstimator([-1, -1, -1, 1, 1, 1], 400), "resolution: 64000000 cells need 2.21 GB, but cpu"),
+        (
+            lambda: HashGrid(n_features=8, log2_table_size=25),
+            "log2_table_size: [0-9]+ rows need [0-9.]+ GB, but cpu has 1 GB",
+        ),
+    ],
+)
+def test_a_grid_and_a_table_that_do_not_fit_are_refused(make: Callable[[], object], words: str, asked: list[int]) -> None:
+    with pytest.raises(BadArgument, match=words):
+        make()
+
+
+def test_rays_that_do_not_fit_are_refused(asked: list[int], scene_cache: Path) -> None:
+    with pytest.raises(
+        BadArgument, match="capacity: 2147483647 rays need 128 GB, but cpu has 1 GB left, enough for 16777216"
+    ):
+        tiny_scene(scene_cache).draw(make_key(0), 2**31 - 1)
+
+
+def test_samples_of_boxes_that_are_not_nested_are_counted_as_they_are_found(
+    asked: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_memory, "SMALL", 2**10)
+    monkeypatch.setattr(_memory, "_system_memory", lambda: 2**20)
+    boxes = torch.tensor([[-1.0, -1, -1, 1, 1, 1], [0.5, -1, -1, 3, 1, 1]])
+    full, one = torch.ones(2, 4, 4, 4, dtype=torch.bool), rays(1)
+    nerfacc.traverse_grids(one.origins, one.directions, full, boxes, step_size=1e-3)
+    with pytest.raises(BadArgument, match=r"step_size: [0-9]+ samples need .* cpu has 0.000977 GB left, enough for 26214"):
+        nerfacc.traverse_grids(one.origins, one.directions, full, boxes, step_size=1e-5)
 
 
 def test_this_machine_knows_what_it_has_left() -> None:

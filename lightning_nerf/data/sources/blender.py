@@ -81,7 +81,7 @@ class BlenderSource(Source):
 
     def box(self) -> SceneBox:
         """The default box [-1.5, 1.5]^3 where it holds what the training cameras look at, else one around that."""
-        default = SceneBox(torch.tensor(DEFAULT_BOX))
+        default = SceneBox(torch.tensor(DEFAULT_BOX, dtype=torch.float32))
         try:
             transforms = self._transforms(self._files().train)
         except FileNotFoundError:  # a mere test needs no training views
@@ -92,7 +92,7 @@ class BlenderSource(Source):
         sizes = [size or first for size in stated]  # width, height
         intrinsics = [transforms.intrinsics(frame, *size) for frame, size in zip(frames, sizes, strict=True)]
         poses = torch.tensor([frame.c2w for frame in frames], dtype=torch.float32)
-        box, message = fit_box(poses, torch.tensor(intrinsics), torch.tensor(sizes).flip(1))
+        box, message = fit_box(poses, torch.tensor(intrinsics, dtype=torch.float32), torch.tensor(sizes).flip(1))
         if message is not None:
             rank_zero_info(message)
         return SceneBox(box)

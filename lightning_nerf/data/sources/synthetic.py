@@ -92,7 +92,7 @@ class SyntheticSource(BlenderSource):
 
     def box(self) -> SceneBox:
         """The tightest round numbers."""
-        return SceneBox(torch.tensor(BOX))
+        return SceneBox(torch.tensor(BOX, dtype=torch.float32))
 
     def read(self, split: str) -> Scene:
         """The views of a split, rendered first where the cache lacks them."""

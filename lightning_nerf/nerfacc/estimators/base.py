@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from lightning_nerf.kept_dtypes import KeptDtypes
 
 
-class AbstractEstimator(nn.Module):
+class AbstractEstimator(KeptDtypes):
     """Base class of what places samples along rays and learns from the field where to.
 
     Override :meth:`sampling` and :meth:`update_every_n_steps`.
@@ -22,23 +23,11 @@ class AbstractEstimator(nn.Module):
     torch.Size([2, 4])
     """
 
-    DTYPES: ClassVar[dict[str, torch.dtype]] = {}
-    """Buffers that keep their dtype under ``.double()``, ``.half()`` and ``.to(dtype)``: the kernels know no other."""
-
     _dummy: Tensor
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("_dummy", torch.empty(0, dtype=torch.float32), persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AbstractEstimator:
-        before = {name: self._buffers[name] for name in self.DTYPES}
-        super()._apply(fn, recurse)
-        for name, buffer in before.items():
-            moved = self._buffers[name]
-            if buffer is not None and moved is not None and moved.dtype is not buffer.dtype:
-                self._buffers[name] = buffer.to(moved.device)  # from the original, which was not rounded
-        return self
 
     def _settle(self) -> None:
         """Bring buffers that a user has assigned in another layout or dtype into the one that the kernels take."""

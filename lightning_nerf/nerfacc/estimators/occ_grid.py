@@ -18,6 +18,7 @@ from lightning_nerf.nerfacc.estimators._limits import per_ray
 from lightning_nerf.nerfacc.estimators._visible import SampleFn, visible_samples
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.grid import _enlarge_aabb
+from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.occupancy import cell_points, occupancy_cover, occupancy_newest, occupancy_update_
 from lightning_nerf.types import Rays
 
@@ -90,6 +91,7 @@ class OccGridEstimator(AbstractEstimator):
         if levels < 1 or levels * int(cells.long().prod()) >= 2**31:
             raise BadArgument(f"levels: expected >= 1, and fewer than 2**31 cells in all, got {levels} of {cells.tolist()}")
         self.cells_per_lvl = int(cells.long().prod())
+        check_fits("resolution", self.cells_per_lvl, 32 + 5 * levels, torch.get_default_device(), what="cells")
         self.levels = levels
         shape = [int(n) for n in cells]
         coords = torch.cartesian_prod(*(torch.arange(n) for n in shape))
