@@ -101,7 +101,7 @@ class VanillaField(RadianceField):
         *trunk_modules, density_layer, view_layer, color_layer = linear_layers(self.network)
         self.trunk = nn.ModuleList(trunk_modules)
         self.density_layer = density_layer
-        self.feature_layer = nn.Linear(width, width)
+        self.feature_layer = nn.Linear(width, width, dtype=torch.float32)
         nn.init.xavier_uniform_(self.feature_layer.weight)
         nn.init.zeros_(self.feature_layer.bias)
         self.view_layer = view_layer

@@ -91,7 +91,7 @@ def trunk_layers(width: int, hidden_layers: int, skips: Collection[int]) -> tupl
 def linear_layers(network: Network) -> Iterable[nn.Linear]:
     """A layer for each of the network's, Xavier-uniform with biases of 0."""
     for outputs, inputs in network.sizes():
-        linear = nn.Linear(inputs, outputs)
+        linear = nn.Linear(inputs, outputs, dtype=torch.float32)  # whatever torch's default is: kernels know no other
         nn.init.xavier_uniform_(linear.weight)
         nn.init.zeros_(linear.bias)
         yield linear

@@ -88,7 +88,7 @@ class EvaluatedModule(SteppedModule):
         return self.render_camera(data.scene(split).cameras, index, self._background_of(data))
 
     def _background_of(self, data: NeRFDataModule) -> Tensor:
-        return torch.full((3,), BACKGROUNDS[data.eval_background], device=self.device)
+        return torch.full((3,), BACKGROUNDS[data.eval_background], dtype=torch.float32, device=self.device)
 
     def render_camera(self, cameras: Cameras, index: int, background: Tensor | None = None) -> Render:
         """Render one of any cameras, shaped as its picture; ``background``: [3], None: black.

@@ -37,11 +37,11 @@ class Encoding(NamedTuple):
 
 
 class Input(NamedTuple):
-    """Rows [N, D] float32 of an input as a perceptron takes them: encoded on the way, and row i in place ``row_indices[i]``."""
+    """Rows [N, D] float32 of an input, encoded on their way into a perceptron."""
 
     rows: Tensor  # [N, D], or [M, D] with row indices
     encoding: Encoding = Encoding()
-    row_indices: Tensor | None = None  # [N] int32, not checked
+    row_indices: Tensor | None = None  # [N] int32, not checked: the perceptron's row i is rows[row_indices[i]]
 
     def dense(self, count: Tensor | None = None) -> Tensor:
         """[N, columns], encoded; differentiable in the rows."""
