@@ -61,11 +61,10 @@ def configure(
             "the optimizer keeps averaged weights (ema_decay), but no callback uses them: validation, test and "
             "checkpoints have the raw ones. Add lightning_nerf.callbacks.EMAWeights, or set ema_decay to None."
         )
-    if make_scheduler is None:
+    scheduler = (WarmupDecay if make_scheduler is None else make_scheduler)(optimizer)
+    if isinstance(scheduler, WarmupDecay) and scheduler.total_steps is None:
         steps = trainer.estimated_stepping_batches
         if not 0 < steps < float("inf"):  # the loader is endless, so an epoch has no length
             raise BadArgument(f"max_steps: the schedule needs Trainer(max_steps=...), got {trainer.max_steps}")
-        scheduler = WarmupDecay(optimizer, int(steps))
-    else:
-        scheduler = make_scheduler(optimizer)
+        scheduler.spread_over(int(steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}  # type: ignore[return-value]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -21,7 +23,7 @@ class WarmupDecay(LambdaLR):
 
     Args:
         optimizer: the wrapped optimizer.
-        total_steps: optimizer steps of the whole run, >= 1.
+        total_steps: optimizer steps of the whole run, >= 1; None: a :class:`NeRFModule` fills in those of its fit.
         warmup_steps: steps spent rising linearly from 1 % of the base rate; at most a tenth of the run is.
         decay_start: share of the run after which the rate decays, in [0.1, 1].
         final: factor of the base rate reached at the end, > 0.
@@ -30,24 +32,49 @@ class WarmupDecay(LambdaLR):
     def __init__(
         self,
         optimizer: Optimizer,
-        total_steps: int,
+        total_steps: int | None = None,
         warmup_steps: int = 100,
         decay_start: float = 0.4,
         final: float = 0.3,
     ) -> None:
         check_instance("optimizer", optimizer, Optimizer)
-        check_integer("total_steps", total_steps, 1, 2**63 - 1)
+        if total_steps is not None:
+            check_integer("total_steps", total_steps, 1, 2**63 - 1)
         check_integer("warmup_steps", warmup_steps, 0)
         check_number("decay_start", decay_start, "[0.1, 1]")
         check_number("final", final, "(0, inf)")
-        warmup = min(warmup_steps, total_steps // 10)
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.decay_start = decay_start
+        self.final = final
+        super().__init__(optimizer, lambda step: self._factor(step))
 
-        def factor(step: int) -> float:
-            if step < warmup:
-                return 0.01 + 0.99 * step / warmup
-            share = min(step / total_steps, 1.0)
-            if share <= decay_start:
-                return 1.0
-            return math.exp(math.log(final) * (share - decay_start) / (1 - decay_start))
+    def spread_over(self, total_steps: int) -> None:
+        """Learn how long the run is, where that was not said, before its first step."""
+        if self.total_steps is None:
+            self.total_steps = total_steps
+            for group, base, factor in zip(self.optimizer.param_groups, self.base_lrs, self.lr_lambdas, strict=True):
+                rate = base * factor(self.last_epoch)
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+            self._last_lr = [group["lr"] for group in self.optimizer.param_groups]
 
-        super().__init__(optimizer, factor)
+    def state_dict(self) -> dict[str, Any]:
+        """Where the schedule is. Its shape is the recipe's: a run that goes on may be longer."""
+        state = super().state_dict()
+        for name in ("total_steps", "warmup_steps", "decay_start", "final"):
+            state.pop(name)
+        return state
+
+    def _factor(self, step: int) -> float:
+        if self.total_steps is None:
+            return 1.0
+        warmup = min(self.warmup_steps, self.total_steps // 10)
+        if step < warmup:
+            return 0.01 + 0.99 * step / warmup
+        share = min(step / self.total_steps, 1.0)
+        if share <= self.decay_start:
+            return 1.0
+        return math.exp(math.log(self.final) * (share - self.decay_start) / (1 - self.decay_start))

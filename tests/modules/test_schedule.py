@@ -38,3 +38,24 @@ def test_warm_up_takes_at_most_a_tenth() -> None:
 def test_bad_arguments_are_named(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         rates(10, **options)
+
+
+def test_a_fit_says_how_long_the_run_is_and_a_resumed_one_may_be_longer() -> None:
+    def made(total_steps: int | None) -> tuple[torch.optim.Optimizer, WarmupDecay]:
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+        return optimizer, WarmupDecay(optimizer, total_steps, warmup_steps=2, decay_start=0.5, final=0.1)
+
+    given, filled = made(20), made(None)
+    filled[1].spread_over(20)
+    filled[1].spread_over(40)  # what was said stays
+    for _ in range(20):
+        assert given[0].param_groups[0]["lr"] == filled[0].param_groups[0]["lr"]
+        assert given[1].get_last_lr() == filled[1].get_last_lr()
+        for optimizer, schedule in (given, filled):
+            optimizer.step()
+            schedule.step()
+    assert given[0].param_groups[0]["lr"] == pytest.approx(0.1)
+    longer = made(40)
+    longer[1].load_state_dict(given[1].state_dict())
+    longer[1].step()
+    assert longer[0].param_groups[0]["lr"] == pytest.approx(0.1 ** (1 / 20))
