@@ -293,8 +293,11 @@ __device__ inline float input_value(const Input& input, const float* x, int colu
   const bool sine = column < waves;
   if (!sine) column -= waves;
   const int k = column / input.dims;
-  const float angle = ldexpf(input.scale * x[column - k * input.dims], k);
-  return sine ? sinf(angle) : cosf(angle);
+  const float angle = input.scale * x[column - k * input.dims] * __uint_as_float((127u + k) << 23);
+  // To within half a turn, in two steps of which the first is exact; what is then lost is less than a half precision shows.
+  const float turns = rintf(angle * 0.15915494309189535f);
+  const float rest = fmaf(turns, -1.9353071795864769e-3f, fmaf(turns, -6.28125f, angle));
+  return sine ? __sinf(rest) : __cosf(rest);
 }
 
 // An input as blocks in groups, rounded. Columns of padding, and rows that do not count beside such that do, are 0.

@@ -24,6 +24,8 @@ CUDA_ONLY = frozenset(
         "instant_ngp_field_backward",
         "instant_ngp_ray_densities",
         "instant_ngp_render",
+        "wide_mlp",
+        "wide_mlp_backward",
     }
 )
 _REINSTALL = "install a wheel, or a C++ compiler (and nvcc for CUDA), and reinstall from source"

@@ -18,6 +18,7 @@ from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, make_key, random_uni
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
+from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Rays
 
 HALF_SIDE = 1.5  # of the scene's box, as positions are encoded: the box of the NeRF-Synthetic scenes
@@ -64,6 +65,7 @@ class VanillaField(RadianceField):
     ends_at_box = True
 
     noise_key: Tensor  # [3] int64: seed, rank, number of the next draw
+    _encoding_affine: Tensor  # [2, 3] factor and summand, from world positions to what is encoded
 
     def __init__(
         self,
@@ -110,41 +112,47 @@ class VanillaField(RadianceField):
         self.density_noise = density_noise
         self.fused = fused
         self.register_buffer("noise_key", make_key(0))
+        self.register_buffer("_encoding_affine", torch.full((2, 3), float("nan")), persistent=False)
+
+    def _lay_over(self, scene_box: SceneBox) -> None:
+        super()._lay_over(scene_box)
+        factor, summand = self._affine
+        self._encoding_affine.copy_(torch.stack([2 * HALF_SIDE * factor, 2 * HALF_SIDE * summand - HALF_SIDE]))
 
     def density(self, positions: Tensor) -> Tensor:
         """See :meth:`RadianceField.density`."""
-        return self._density(positions, None)
+        return self._density(self._encodable(positions), None)
 
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         """See :meth:`RadianceField.forward`."""
-        return self._output(positions, self._seen(directions), None)
+        return self._output(self._encodable(positions), self._seen(directions), None)
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """See :meth:`RadianceField.query`: from front to back, no further than light gets, where that matters."""
 
         def densities_of(samples: PackedSamples) -> Tensor:
-            positions, _, _ = sample_points(rays, samples)
-            return self._density(positions, samples.offsets[-1:])
+            return self._density(self._of_samples(rays, samples), samples.offsets[-1:])
 
-        if early_stop_eps > 0:
+        # While a field is young its fog hides little: then further rounds cost more than they spare.
+        if early_stop_eps > 0 and not self.training:
             return Densities(front_to_back(samples, densities_of, early_stop_eps))
         return Densities(densities_of(samples))
 
     def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
         """See :meth:`RadianceField.at_samples`; directions are encoded once for each ray."""
-        positions, _, _ = sample_points(rays, samples)
-        return self._output(positions, self._seen(rays.directions, samples.ray_indices), samples.offsets[-1:])
+        direction = self._seen(rays.directions, samples.ray_indices)
+        return self._output(self._of_samples(rays, samples), direction, samples.offsets[-1:])
 
     # -- the layers --------------------------------------------------------------------------------------------------
 
-    def _density(self, positions: Tensor, count: Tensor | None) -> Tensor:
-        position, inside = self._position(positions)
+    def _density(self, x: Tensor, count: Tensor | None) -> Tensor:
+        position, inside = self._position(x)
         layers = weights_and_biases([*self.trunk, self.density_layer])
         raw = run(self.density_network, [position], *layers, count=count, fused=self.fused)
         return self._activated(raw[:, 0]) * inside
 
-    def _output(self, positions: Tensor, direction: Input, count: Tensor | None) -> FieldOutput:
-        position, inside = self._position(positions)
+    def _output(self, x: Tensor, direction: Input, count: Tensor | None) -> FieldOutput:
+        position, inside = self._position(x)
         weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
         weights[-2], biases[-2] = self.features_seen()
         raw = run(self.network, [position, direction], weights, biases, count=count, fused=self.fused)
@@ -162,12 +170,21 @@ class VanillaField(RadianceField):
             weight = torch.cat([features @ feature, directions], 1)
             return weight, torch.addmv(view_bias, features, feature_bias)
 
-    def _position(self, positions: Tensor) -> tuple[Input, Tensor]:
-        """Positions to be encoded, and whether they lie in the box, [N] bool."""
-        unit = self.unit_positions(positions)
-        inside = (unit.clamp(0, 1) == unit).all(-1)
+    def _encodable(self, positions: Tensor) -> Tensor:
+        """World positions [N, 3] as they are encoded: the box goes from -1.5 to 1.5, contracted space from -3 to 3."""
         scale = 2 * HALF_SIDE if self.scene_box.contraction == "none" else 4 * HALF_SIDE
-        return Input(scale * unit - 0.5 * scale, _encoding(self.position_encoding)), inside
+        return scale * self.unit_positions(positions) - 0.5 * scale
+
+    def _of_samples(self, rays: Rays, samples: PackedSamples) -> Tensor:
+        """The same of the middle of each sample; without contraction in one step."""
+        if self.scene_box.contraction == "none":
+            return sample_points(rays, samples, to_unit=self._encoding_affine)[0]
+        return self._encodable(sample_points(rays, samples)[0])
+
+    def _position(self, x: Tensor) -> tuple[Input, Tensor]:
+        """Positions to be encoded, and whether they lie in what the field knows, [N] bool."""
+        end = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
+        return Input(x, _encoding(self.position_encoding)), x.abs().amax(-1) <= end
 
     def _seen(self, directions: Tensor, index: Tensor | None = None) -> Input:
         """Directions to be encoded, of samples, or of rays that ``index`` names."""

@@ -10,8 +10,21 @@ from torch import Tensor
 from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.checks import FLOATS, check_instance, check_integer, check_tensor
 from lightning_nerf.ops._placement import checked_placement
+from lightning_nerf.ops.visibility import prune_from
 from lightning_nerf.renderers.base import Renderer
-from lightning_nerf.types import FrameKernel, PackedSamples, Placement, Placer, Pruning, Query, Rays, Render, SampledField
+from lightning_nerf.types import (
+    Densities,
+    Evaluated,
+    FrameKernel,
+    PackedSamples,
+    Placement,
+    Placer,
+    Pruning,
+    Query,
+    Rays,
+    Render,
+    SampledField,
+)
 
 FUSED_SAMPLES = 2**25  # marched samples that a frame kernel takes at once, at most: 12 bytes each
 BAND_RAYS = 2**20  # rays of a frame that exist at once, at most: some 150 bytes each while they are made
@@ -73,7 +86,7 @@ class FrameRenderer:
             if kernel is not None and pruning is not None and candidates is not None:
                 parts.append(_fused(kernel, chunk, candidates, pruning, behind))
             else:
-                parts.append(self._op_by_op(chunk, behind))
+                parts.append(self._op_by_op(chunk, candidates, behind))
             start += max(1, count)
             if self.estimator.fixed_count is None:
                 size = min(capacity, count + count // 2 + 1)
@@ -146,9 +159,23 @@ class FrameRenderer:
         placement = self.estimator.place(rays, query, capacity=capacity)
         return checked_placement(placement, len(rays.origins), type(self.estimator).__name__)
 
-    def _op_by_op(self, rays: Rays, background: Tensor | None) -> Render:
-        """As in training: place, evaluate, composite."""
-        placement = self._placed(rays, self.field.query)
+    def _pruned(self, rays: Rays, candidates: PackedSamples, pruning: Pruning) -> Placement:
+        eps, alpha_thre = pruning
+        n = int(candidates.offsets[-1])  # not every field leaves out the unused end of a capacity
+        t_starts, t_ends, ray_indices = (t[:n] for t in candidates[:3])
+        candidates = candidates._replace(t_starts=t_starts, t_ends=t_ends, ray_indices=ray_indices)
+        found = self.field.query(rays, candidates, eps)
+        check_instance("field.query", found, Densities)
+        samples, sources = prune_from(found.values.float(), candidates, early_stop_eps=eps, alpha_thre=alpha_thre)
+        return Placement(samples, evaluated=None if found.features is None else Evaluated(found.features, sources))
+
+    def _op_by_op(self, rays: Rays, candidates: PackedSamples | None, background: Tensor | None) -> Render:
+        """As in training: place, evaluate, composite. Candidates are not placed once more where pruning them is all."""
+        pruning = self.estimator.pruning
+        if candidates is not None and pruning is not None:
+            placement = self._pruned(rays, candidates, pruning)
+        else:
+            placement = self._placed(rays, self.field.query)
         output = self.field.at_samples(rays, placement.samples, placement.evaluated)
         return self.renderer(output, placement.samples, background=background)
 
