@@ -11,7 +11,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <exception>
 #include <optional>
+#include <string>
 #include <tuple>
 
 namespace lightning_nerf {
@@ -36,9 +38,17 @@ T* mutable_data(const Tensor& t) {
   return t.mutable_data_ptr<T>();
 }
 
-// Uninitialized tensor on the device of `like`.
+// Uninitialized tensor on the device of `like`. The stable ABI's own error names its source file and not what was asked for.
 inline Tensor empty(const Tensor& like, std::initializer_list<int64_t> shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+  try {
+    return torch::stable::new_empty(like, shape, dtype);
+  } catch (const std::exception&) {
+    std::string sizes;
+    for (const int64_t size : shape) sizes += (sizes.empty() ? "" : ", ") + std::to_string(size);
+    STD_TORCH_CHECK(
+        false, "out of memory on the ", like.is_cuda() ? "GPU" : "CPU",
+        ": lightning_nerf could not allocate a tensor of shape [", sizes, "]");
+  }
 }
 
 // CPU launchers: body(i) for i in [0, n). Each i must write only what it owns, so that the bits don't depend on the number

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -137,3 +139,20 @@ def test_a_check_comes_between_the_number_and_the_lists() -> None:
 
     _exact.write_exactly(offsets, kept, write, None, lambda total, complete: order.append((total, complete)))
     assert order == [(7, True), 7]
+
+
+def test_an_allocation_that_fails_says_so_in_words() -> None:
+    """In a process of its own, which may have two gigabytes more than it has."""
+    program = (
+        "import resource, torch\n"
+        "from lightning_nerf.ops.random import make_key, random_uniform\n"
+        "random_uniform(make_key(0), 0, 4, 1)\n"
+        "pages = int(open('/proc/self/statm').read().split()[0])\n"
+        "limit = pages * resource.getpagesize() + 2 * 2**30\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "random_uniform(make_key(0), 0, 2**30, 4)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    last = done.stderr.strip().splitlines()[-1]
+    assert "out of memory on the CPU: lightning_nerf could not allocate a tensor of shape [1073741824, 4]" in last
+    assert "API call failed" not in done.stderr

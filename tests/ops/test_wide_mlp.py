@@ -153,8 +153,10 @@ def test_many_rows_as_on_the_cpu(dtype: torch.dtype, name: str, n: int) -> None:
     expected, expected_grads = both_ways(cpu, dtype, grad)
     unit = torch.finfo(dtype).eps
     assert distance(y.cpu(), expected) < unit  # sums in another order: few numbers round to their other neighbor
+    # A result that rounds to its other neighbor can change the sign in front of a ReLU. Where a share p of signs differs, a
+    # sum over rows is off by the square root of p; p is far below one unit.
     for mine, wanted in zip(grads, expected_grads, strict=True):
-        assert distance(mine.cpu(), wanted) < 4 * unit
+        assert distance(mine.cpu(), wanted) < 4 * unit + unit**0.5
 
 
 @pytest.mark.parametrize("device", DEVICES)
