@@ -12,7 +12,7 @@ import torch
 
 from lightning_nerf import HashGrid, OccupancyGrid, Rays, nerfacc
 from lightning_nerf.checks import BadArgument
-from lightning_nerf.ops import _exact, _memory
+from lightning_nerf.ops import _exact, _library, _memory
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.pack import pack
 from lightning_nerf.ops.random import make_key
@@ -141,6 +141,7 @@ def test_a_check_comes_between_the_number_and_the_lists() -> None:
     assert order == [(7, True), 7]
 
 
+@pytest.mark.skipif(not _library.loaded, reason="the kernels' own message")
 def test_an_allocation_that_fails_says_so_in_words() -> None:
     """In a process of its own, which may have two gigabytes more than it has."""
     program = (
