@@ -83,7 +83,7 @@ def draw_row(axes: Axes, name: str, rays: Rays, first: PackedSamples | None, las
     """The samples of one estimator, over the density; ``what`` names those of its first round or look."""
     inside = soft(rays.origins + SHOWN[:, None] * rays.directions) > 3
     axes.fill_between(SHOWN, 0, 1, where=inside.numpy(), color=FILL, linewidth=0)
-    note = f"evaluated: {len(last.t_starts)}"
+    note = f"rendered: {len(last.t_starts)}"
     if first is not None:
         axes.vlines(middles(first), 0.56, 0.9, color=BLUE, linewidth=1.3)
         note = f"{what}: {len(first.t_starts)}\n{note}"
