@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import textwrap
 
 from lightning_nerf import cli_help, cpu_threads
 from lightning_nerf.cli_words import TRAINER_COMMANDS, nearest, refuse
@@ -29,7 +30,8 @@ first steps:
   lightning-nerf fit -c blender/instant_ngp --data.root path/to/scene     # your own pictures
   lightning-nerf render RUN_FOLDER --path orbit --out orbit.gif           # the folder that fit prints
 
-recipes (-c): {recipes}
+recipes (-c):
+{recipes}
 
 lightning-nerf COMMAND --help lists the arguments of a command; lightning-nerf --version prints the version."""
 
@@ -65,7 +67,8 @@ def help_text() -> str:
     """What ``lightning-nerf --help`` prints."""
     rows = {**TRAINER_COMMANDS, **_ABOUT}
     commands = "\n".join(f"  {name:10} {text}" for name, text in rows.items())
-    return _HELP.format(commands=commands, recipes=", ".join(recipe_names()))
+    recipes = textwrap.fill(", ".join(recipe_names()), 100, initial_indent="  ", subsequent_indent="  ")
+    return _HELP.format(commands=commands, recipes=recipes)
 
 
 if __name__ == "__main__":

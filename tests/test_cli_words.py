@@ -14,6 +14,9 @@ from lightning_nerf.cli_words import TRAINER_COMMANDS, Typed, checkpoint_in, con
 from lightning_nerf.render.main import parse as parse_render
 
 RECIPE = "synthetic/instant_ngp"
+RECIPES = (
+    "blender/instant_ngp, blender/vanilla_hierarchical, blender/vanilla_occgrid, synthetic/instant_ngp, synthetic/vanilla"
+)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -68,7 +71,7 @@ def test_resume_is_of_fit_alone(capsys: pytest.CaptureFixture[str]) -> None:
     [
         ("", "expected a command (fit, validate, test, predict, render, doctor or bench)"),
         ("-c A", "expected a command"),
-        ("fit", f"no recipe is named (blender/instant_ngp, {RECIPE}); for example: lightning-nerf fit -c {RECIPE}\n"),
+        ("fit", f"no recipe is named ({RECIPES}); for example: lightning-nerf fit -c {RECIPE}\n"),
         ("fit --trainer.max_steps=3", f"lightning-nerf fit -c {RECIPE}\n"),
         ("fit --data.root X", "lightning-nerf fit -c blender/instant_ngp --data.root X\n"),
         ("test --data.root=X", "lightning-nerf test -c blender/instant_ngp --data.root X\n"),

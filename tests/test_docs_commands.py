@@ -23,16 +23,25 @@ from tests.test_docs_recipes import described
 
 OURS = re.compile(r"^(?:lightning-nerf|python -m lightning_nerf) ")
 TINY_SCENE: dict[str, Any] = {"resolution": 24, "n_train": 5, "n_test": 2, "n_val": 1}
-TINY_MODEL = {
-    "samples_per_step": 1024,
-    "max_rays": 256,
-    "initial_rays": 32,
-    "field.init_args.log2_table_size": 10,
-    "estimator.init_args.resolution": 16,
-    "estimator.init_args.step_size": 0.05,
+TINY_MODEL = {"samples_per_step": 1024, "max_rays": 256, "initial_rays": 32}
+TINY_FIELDS = {
+    "instant_ngp": {"log2_table_size": 10},
+    "vanilla": {"width": 16, "hidden_layers": 2, "skip": 0, "view_width": 8},
+}
+TINY_ESTIMATORS = {
+    "hierarchical": {"n_coarse": 8, "n_fine": 8},
+    "grid": {"resolution": 16, "step_size": 0.05},
 }
 STEPS = 6
 FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
+
+
+def tiny_model(recipe: str) -> dict[str, Any]:
+    """Arguments of the module of a recipe that make it small."""
+    field = TINY_FIELDS["vanilla" if "vanilla" in recipe else "instant_ngp"]
+    estimator = TINY_ESTIMATORS["hierarchical" if "hierarchical" in recipe else "grid"]
+    parts = {"field": field, "estimator": estimator}
+    return TINY_MODEL | {f"{part}.init_args.{k}": v for part, values in parts.items() for k, v in values.items()}
 
 
 def smaller(words: list[str]) -> list[str]:
@@ -40,11 +49,12 @@ def smaller(words: list[str]) -> list[str]:
     if words == ["--help"]:
         return words
     command, end = words[0], []
-    if command != "doctor" and words[:2] != ["bench", "ops"]:
+    if command != "doctor" and words[:2] not in (["bench", "ops"], ["bench", "perceptron"]):
         end += ["--trainer.accelerator=cpu"]
     if "-c" in words:
-        end += [f"--model.init_args.{name}={value}" for name, value in TINY_MODEL.items()]
-    if "synthetic/instant_ngp" in words:
+        recipe = words[words.index("-c") + 1]
+        end += [f"--model.init_args.{name}={value}" for name, value in tiny_model(recipe).items()]
+    if {"synthetic/instant_ngp", "synthetic/vanilla"} & {*words}:
         end += [f"--data.{name}={value}" for name, value in TINY_SCENE.items()]
     if command == "render":
         end += ["--n_frames=2", "--resolution", "32", "18"]
@@ -52,6 +62,8 @@ def smaller(words: list[str]) -> list[str]:
         end += [f"--trainer.max_steps={STEPS + STEPS * bool({'--ckpt_path', '--resume'} & {*words})}"]
     elif words[:2] == ["bench", "ops"]:
         end += ["--device=cpu", "--rays=64", "--points=64", "--repeats=1"]
+    elif words[:2] == ["bench", "perceptron"]:
+        end += ["--device=cpu", "--rows=4", "--repeats=1"]
     elif words[:2] == ["bench", "step"]:
         end += ["--from=2", "--to=4", "--trainer.max_steps=40", *(["--values=512"] if "--sweep" in words else [])]
     elif words[:2] == ["bench", "quality"]:
@@ -124,7 +136,8 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="module")
 def flags() -> dict[str, set[str]]:
     """The flags of each command, as its ``--help`` names them."""
-    commands = ["fit", "test", "render", "doctor", "bench ops", "bench step", "bench quality", "bench frame"]
+    benchmarks = [f"bench {name}" for name in ("ops", "perceptron", "step", "quality", "frame")]
+    commands = ["fit", "test", "render", "doctor", *benchmarks]
     with pytest.MonkeyPatch.context() as patch:
         return {name: set(FLAG.findall(main([*name.split(), "--help"], patch))) for name in commands}
 
@@ -139,7 +152,7 @@ def test_flags_exist(page: str, flags: dict[str, set[str]]) -> None:
             continue  # another program's
         command = next((name for name in flags if OURS.sub("", span).startswith(f"{name} ")), None)
         known = set().union(*flags.values()) if command is None else flags[command]
-        if command not in (None, "doctor", "bench ops"):
+        if command not in (None, "doctor", "bench ops", "bench perceptron"):
             known = known | flags["fit"]
         for flag in FLAG.findall(span):
             if flag.endswith(".help"):  # of LightningCLI, for every class

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,8 +16,8 @@ from lightning.pytorch.loggers import WandbLogger
 
 from lightning_nerf.callbacks import ImageLogger
 from lightning_nerf.callbacks.loggers import wandb_run_id
-from lightning_nerf.cli import main
 from tests.callbacks.wandb_file import column, offline_runs
+from tests.callbacks.wandb_fits import quiet, tracked_fit  # noqa: F401  (quiet: a fixture)
 from tests.scenes import tiny_module, tiny_scene, trainer
 
 # Over the recipe: the same parts, smaller.
@@ -46,37 +44,15 @@ data:
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quiet() -> Iterator[None]:
-    """Nothing leaves this machine, and nothing is written outside of the tests' folders."""
-    wandb = pytest.importorskip("wandb")
-    with pytest.MonkeyPatch.context() as patch:
-        # Lightning sets WANDB_MODE where a logger is offline; this undoes it.
-        patch.setenv("WANDB_MODE", "offline")
-        patch.delenv("WANDB_RUN_ID", raising=False)
-        patch.setenv("WANDB_SILENT", "true")
-        patch.setenv("WANDB_ERROR_REPORTING", "false")
-        wandb.teardown()  # what a former test has set up for the process
-        yield
-        wandb.teardown()
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, scene_cache: Path) -> SimpleNamespace:
     """A fit of eight steps by recipe and overlay, another, and the first gone on with to twelve steps."""
-    import wandb
-
     folder = tmp_path_factory.mktemp("tracked")
     (folder / "tiny.yaml").write_text(TINY)
 
     def fit(steps: int, *arguments: str) -> str:
-        recipe = ["-c", "synthetic/instant_ngp", "-c", "tiny.yaml", "-c", "overlays/wandb"]
         options = [f"--data.cache_dir={scene_cache}", f"--trainer.max_steps={steps}", *arguments]
-        patch.setattr(sys, "argv", ["lightning-nerf", "fit", *recipe, *options])
-        cli = main()
-        run = cli.trainer.logger.version  # type: ignore[union-attr]
-        wandb.finish()
-        return str(run)
+        return tracked_fit(patch, "synthetic/instant_ngp", *options)
 
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         # A run that goes on finds its checkpoints, and says so.
