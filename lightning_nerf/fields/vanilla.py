@@ -14,7 +14,7 @@ from lightning_nerf.fields.activations import leaky_sigmoid
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
 from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layers, run, trunk_layers, weights_and_biases
-from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, make_key, random_uniform
+from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, key_from_torch, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
@@ -64,7 +64,7 @@ class VanillaField(RadianceField):
     free_arguments = ("fused", "density_noise")
     ends_at_box = True
 
-    noise_key: Tensor  # [3] int64: seed, rank, number of the next draw
+    noise_key: Tensor  # [3] int64: names the next draw; saved, so that a resumed fit goes on with it
     _encoding_affine: Tensor  # [2, 3] factor and summand, from world positions to what is encoded
 
     def __init__(
@@ -111,7 +111,7 @@ class VanillaField(RadianceField):
         self.density_activation = density_activation
         self.density_noise = density_noise
         self.fused = fused
-        self.register_buffer("noise_key", make_key(0))
+        self.register_buffer("noise_key", key_from_torch())  # so it follows the seed, and two fields differ
         self.register_buffer("_encoding_affine", torch.full((2, 3), float("nan")), persistent=False)
 
     def _lay_over(self, scene_box: SceneBox) -> None:
