@@ -259,7 +259,9 @@ def _shown(value: object) -> str:
 
 
 def _words(value: object) -> str:
-    return f"{' '.join(value.split()):.200}" if isinstance(value, str) else _shown(value)
+    """A text in a message, without quotes unless it would not be seen."""
+    text = " ".join(value.split()) if isinstance(value, str) else ""
+    return f"{text:.200}" if text and text.isprintable() else _shown(value)
 
 
 def _inner(name: str, key: str) -> str:

@@ -14,19 +14,19 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace, get_loader, set_loader
 from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, ProgressBar
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
 from lightning_nerf import cli_words
 from lightning_nerf.callbacks.interruption import Interruption
 from lightning_nerf.callbacks.loggers import wandb_run_id
-from lightning_nerf.callbacks.progress import NeRFProgressBar
 from lightning_nerf.callbacks.run_folder import check_run_folder, run_folder
 from lightning_nerf.checks import BadArgument, MissingFile, check_integer
 from lightning_nerf.cli_errors import BriefParser, refusals_in_a_line
 from lightning_nerf.cli_quiet import quiet
 from lightning_nerf.cli_report import render_command, report
 from lightning_nerf.cli_runs import find_latest, refused_runs_leave_nothing, require_latest
+from lightning_nerf.cli_trainer import check_callbacks, check_settings, refused_settings, shows_bar, with_bar
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
 from lightning_nerf.recipes import checked_loader, resolve_recipe
@@ -41,13 +41,6 @@ _EPILOG = """--resume (fit): go on from the newest checkpoint of this recipe's r
 checkpoint may name classes of this package. --ckpt_path takes a file, a run's folder (its newest checkpoint) or, in a fit,
 "last": as --resume, or from the beginning if there is none."""
 _KEYWORDS = ("best", "last", "hpc", "registry")  # what Lightning takes in place of a checkpoint's path
-_LEAST = {  # of settings that Lightning does not check: the least value of each
-    "max_steps": -1,
-    "accumulate_grad_batches": 1,
-    "check_val_every_n_epoch": 1,
-    "log_every_n_steps": 0,
-}
-_NEVER_NONE = ("max_steps", "accumulate_grad_batches")  # a recipe's null passes as "not given"
 
 
 def resolve_arguments(args: Sequence[str]) -> list[str]:
@@ -107,10 +100,7 @@ class NeRFCLI(LightningCLI):
         seed = config.get("seed_everything")
         if not isinstance(seed, bool) and seed is not None:
             check_integer("seed_everything", seed, 0, 2**32 - 1)
-        for name, least in _LEAST.items():
-            value = config.trainer.get(name)
-            if value is not None or name in _NEVER_NONE:
-                check_integer(f"trainer.{name}", value, least)
+        check_settings(config.trainer)
 
     def _parse_ckpt_path(self) -> None:
         """Leave the model as the command line says; modules refuse a checkpoint that does not fit.
@@ -170,9 +160,11 @@ class NeRFCLI(LightningCLI):
             given["id"] = None
         config = self._get(self.config_init, "trainer", default={})
         self.interruption = Interruption()
-        callbacks = with_bar(config.get("callbacks"), has_bar=_shows_bar(config))
+        callbacks = with_bar(config.get("callbacks"), has_bar=shows_bar(config))
+        check_callbacks([*callbacks, *self.trainer_defaults.get("callbacks", ())])
         callbacks += [self.interruption] if self.subcommand else []
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        with refused_settings():
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     # -- commands ------------------------------------------------------------------------------------------------------
 
@@ -241,17 +233,6 @@ class NeRFCLI(LightningCLI):
             return "there is no checkpoint to go on from"
         command = ["lightning-nerf", *cli_words.without(self.typed.words, "--ckpt_path"), f"--ckpt_path={checkpoint}"]
         return f"step {self.trainer.global_step} is saved in {checkpoint}\nnext: {shlex.join(command)}"
-
-
-def with_bar(callbacks: Any, has_bar: bool) -> list[Callback]:
-    """The callbacks with one progress bar: the last of those that are given, else ours; or with none."""
-    given = callbacks if isinstance(callbacks, list) else [] if callbacks is None else [callbacks]
-    bars = [callback for callback in given if isinstance(callback, ProgressBar)] or [NeRFProgressBar()]
-    return [callback for callback in given if not isinstance(callback, ProgressBar)] + (bars[-1:] if has_bar else [])
-
-
-def _shows_bar(trainer: Any) -> bool:
-    return trainer.get("enable_progress_bar") is not False and not trainer.get("barebones")
 
 
 def main(args: Sequence[str] | None = None) -> NeRFCLI:

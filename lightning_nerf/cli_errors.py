@@ -95,7 +95,7 @@ def refusals_in_a_line(command: str = "lightning-nerf") -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        refusal = next((e for e in _causes(error) if _is_refusal(e)), None)
+        refusal = next((e for e in _causes(error) if is_refusal(e)), None)
         if refusal is None:
             raise
         text = f"{refusal.strerror}: {refusal.filename}" if isinstance(refusal, OSError) and refusal.filename else refusal
@@ -204,7 +204,8 @@ def _is_of_wandb(error: BaseException) -> bool:
     return any(kind.__module__.startswith("wandb.") and kind.__name__ == "Error" for kind in type(error).__mro__)
 
 
-def _is_refusal(error: BaseException) -> bool:
+def is_refusal(error: BaseException) -> bool:
+    """Whether an error is a user's mistake that its message explains."""
     if _is_of_wandb(error):
         return True
     if isinstance(error, MisconfigurationException) or (isinstance(error, OSError) and error.errno in _OF_THE_DISK):

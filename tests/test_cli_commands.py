@@ -17,7 +17,8 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 
 from lightning_nerf import files
 from lightning_nerf.callbacks import NeRFProgressBar, PSNRLogger
-from lightning_nerf.cli import NeRFCLI, build, main, with_bar
+from lightning_nerf.cli import NeRFCLI, build, main
+from lightning_nerf.cli_trainer import with_bar
 from tests.callbacks.test_interruption import Sends
 
 RECIPE = "synthetic/instant_ngp"

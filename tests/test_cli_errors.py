@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from lightning_nerf.checks import check_integer
-from lightning_nerf.cli import main
+from lightning_nerf.callbacks import EMAWeights
+from lightning_nerf.checks import BadArgument, check_integer
+from lightning_nerf.cli import build, main
 from lightning_nerf.cli_errors import BriefParser, brief, refusals_in_a_line
+from lightning_nerf.cli_trainer import refused_settings
 from lightning_nerf.data import BlenderData
 from lightning_nerf.data.sources import BlenderSource
 from lightning_nerf.ops.random import random_uniform
@@ -73,6 +75,9 @@ def test_no_key_of_another_command_is_suggested(
         ("--trainer.max_steps=-2", "trainer.max_steps: expected an integer >= -1, got -2"),
         ("--trainer.check_val_every_n_epoch=0", "trainer.check_val_every_n_epoch: expected an integer >= 1, got 0"),
         ("--trainer.log_every_n_steps=-1", "trainer.log_every_n_steps: expected an integer >= 0, got -1"),
+        (f"--trainer.devices={2**63}", "trainer: Lightning cannot use these settings (OverflowError: "),
+        ("--trainer.barebones=true", "trainer: Lightning cannot use these settings (ValueError: `Trainer(barebones=True, "),
+        ("--trainer.max_time={x: 1}", "trainer: Lightning cannot use these settings (TypeError: 'x' is an invalid"),
         ("--seed_everything=-1", "seed_everything: expected an integer from 0 to 4294967295, got -1"),
         ("--seed_everything=4294967296", "seed_everything: expected an integer from 0 to 4294967295, got 4294967296"),
         ("--ckpt_path=nowhere.ckpt", "ckpt_path: no file nowhere.ckpt"),
@@ -97,6 +102,35 @@ def test_a_recipes_null_is_one_line(key: str, tmp_path: Path, monkeypatch: pytes
     text = str(fit(monkeypatch, "-c", str(tmp_path / "nulls.yaml")).code)
     assert text.startswith(f"lightning-nerf: trainer.{key}: expected an integer >= ")
     assert text.endswith(", got None")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "message"),
+    [
+        ("overfit_batches: null", "trainer.overfit_batches: expected a number of batches, 0 for all, got None"),
+        (
+            "callbacks: [lightning_nerf.callbacks.EMAWeights, lightning_nerf.callbacks.EMAWeights]",
+            "trainer.callbacks: expected one EMAWeights, got 2",
+        ),
+    ],
+)
+def test_what_lightning_would_answer_with_a_traceback_is_one_line(
+    trainer: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "more.yaml").write_text(f"trainer: {{{trainer}}}\n")
+    assert fit(monkeypatch, "-c", "more.yaml", "--data.root=.").code == f"lightning-nerf: {message}"
+
+
+def test_a_callback_that_a_script_adds_to_a_recipes_own_is_named() -> None:
+    arguments = ["-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    with pytest.raises(BadArgument, match=r"^trainer\.callbacks: expected one EMAWeights, got 2$"):
+        build(arguments, callbacks=[EMAWeights()])
+
+
+def test_a_fault_of_a_part_in_the_trainers_constructor_keeps_its_traceback() -> None:
+    with pytest.raises(TypeError), refused_settings():
+        operation(None)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize("logger", ["CSVLogger", "WandbLogger"])

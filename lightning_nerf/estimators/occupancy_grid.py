@@ -142,8 +142,10 @@ class OccupancyGrid(KeptDtypes, Estimator):
         low, high = self.aabb.double()  # float32 does not hold the size of every box
         self._diagonal = float((high - low).norm()) if bool(self.bound) else None
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        if bool(self.bound) != bool(self.aabb.isfinite().all()):
+            raise BadArgument(f"{prefix}bound: expected {not self.bound} beside this {prefix}aabb, got {bool(self.bound)}")
         self._read_box()
 
     @property

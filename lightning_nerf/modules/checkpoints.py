@@ -204,11 +204,16 @@ def check_weights(module: CheckpointedModule, checkpoint: Plain) -> None:
             if isinstance(own, Tensor) and (_shape(weight) != _shape(own) or weight.is_complex()):
                 raise BadArgument(f"{section}[{key!r}]: came {_shape(weight)}, expected {_shape(own)}")
     for key in ("field.aabb", "estimator.aabb"):
-        box = checkpoint["state_dict"].get(key)
-        if isinstance(box, Tensor) and box.numel() % 6 == 0 and not box.isnan().all():  # all NaN where no scene was bound
-            corners = box.float().cpu().reshape(-1, 2, 3)
-            if not bool(torch.isfinite(corners).all() and (corners[:, 0] < corners[:, 1]).all()):
-                raise BadArgument(f"{key}: expected a minimum corner and a maximum corner above it, got {box.tolist()}")
+        box, own = checkpoint["state_dict"].get(key), expected.get(key)
+        if not isinstance(box, Tensor) or box.numel() % 6 != 0:
+            continue
+        if box.isnan().all():  # no scene was bound
+            if isinstance(own, Tensor) and own.isfinite().all():
+                raise BadArgument(f"{key}: expected a scene's box, as this {type(module).__name__} has, got none (NaN)")
+            continue
+        corners = box.float().cpu().reshape(-1, 2, 3)
+        if not bool(torch.isfinite(corners).all() and (corners[:, 0] < corners[:, 1]).all()):
+            raise BadArgument(f"{key}: expected a minimum corner and a maximum corner above it, got {box.tolist()}")
 
 
 def refuse_another(module: CheckpointedModule, checkpoint: Plain) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_JITTER, make_key, random_uniform
@@ -283,6 +284,12 @@ def test_a_scene_must_be_bound() -> None:
     for corners in ([[0.0, 0, 0], [1, 1, 0]], [[0.0, 0, 0], [1, 1, float("nan")]]):
         with pytest.raises(ValueError, match=r"scene_box: expected finite corners"):
             grid.bind(SceneBox(torch.tensor(corners)))
+
+
+@pytest.mark.parametrize(("key", "value"), [("bound", torch.tensor(False)), ("aabb", torch.full((2, 3), float("nan")))])
+def test_a_grid_is_not_loaded_half_bound(key: str, value: Tensor) -> None:
+    with pytest.raises(BadArgument, match=r"^bound: expected (True|False) beside this aabb, got (True|False)$"):
+        OccupancyGrid(resolution=16).load_state_dict({**found().state_dict(), key: value})
 
 
 def test_binding_again_keeps_the_grid_of_the_same_box_only() -> None:

@@ -408,6 +408,9 @@ def hyper(**arguments: Any) -> dict[str, Any]:
         ({"state_dict": None}, "state_dict: expected a dict, got NoneType"),
         ({"state_dict": {}}, "of another architecture"),
         ({"nerf_parts": 3}, "nerf_parts: expected a dict"),
+        ({"nerf_parts": {"field": {"class_path": ""}}}, "field: came '', expected lightning_nerf.fields"),
+        ({"nerf_parts": {"field": {"class_path": " \n"}}}, r"field: came ' \\n', expected lightning_nerf.fields"),
+        ({"nerf_parts": {"field": {"class_path": "\0"}}}, r"field: came '\\x00', expected lightning_nerf.fields"),
     ],
 )  # fmt: skip
 def test_a_malformed_checkpoint_is_an_error_of_one_line(change: dict[str, Any], says: str, tmp_path: Path) -> None:
