@@ -269,7 +269,9 @@ __global__ void __launch_bounds__(kChainThreads, 1) chain_kernel(const Chain cha
 #else
 
 template <typename T, bool kForward>
-__global__ void chain_kernel(const Chain chain) {}
+__global__ void chain_kernel(const Chain) {
+  __trap();  // an error is better than results that nothing wrote
+}
 
 #endif
 

@@ -119,7 +119,9 @@ __global__ void __launch_bounds__(kItemThreads, 1)
 #else
 
 template <typename T>
-__global__ void item_kernel(const Operands, const Item*, int, const int*, int64_t, float*) {}
+__global__ void item_kernel(const Operands, const Item*, int, const int*, int64_t, float*) {
+  __trap();  // see chain_kernel
+}
 
 #endif
 
