@@ -155,12 +155,16 @@ class VanillaField(RadianceField):
 
     def _output(self, x: Tensor, direction: Input, count: Tensor | None) -> FieldOutput:
         position, inside = self._position(x)
-        weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
-        weights[-2], biases[-2] = self.features_seen()
-        raw = run(self.network, [position, direction], weights, biases, count=count, fused=self.fused)
+        raw = run(self.network, [position, direction], *self.layers(), count=count, fused=self.fused)
         return FieldOutput(self._activated(raw[:, 0], noise=True) * inside, leaky_sigmoid(raw[:, 1:]))
 
-    def features_seen(self) -> tuple[Tensor, Tensor]:
+    def layers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases of ``network``'s layers, in their order."""
+        weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
+        weights[-2], biases[-2] = self.merged_view_layer()
+        return weights, biases
+
+    def merged_view_layer(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the feature layer and the view layer in one: nothing is between them.
 
         One product of two small matrices takes the place of a ninth of all products with samples.
