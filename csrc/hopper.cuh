@@ -15,7 +15,7 @@ namespace lightning_nerf::hopper {
 constexpr int kBlockRows = 64, kBlockColumns = 64;
 constexpr uint32_t kBlockBytes = 2 * kBlockRows * kBlockColumns;
 
-// Where a 16-bit number is in its block, in numbers. The packing of weights (ops/wide_mlp_layout.py) says the same.
+// Index of a 16-bit number in its block. The packing of weights (ops/wide_mlp_layout.py) has the same formula.
 __host__ __device__ constexpr int place_in_block(int row, int column) {
   return row * kBlockColumns + ((column / 8) ^ (row % 8)) * 8 + column % 8;
 }
@@ -51,7 +51,7 @@ __device__ inline void sync_named(int name, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(name), "r"(threads) : "memory");
 }
 
-// Registers per thread that a warpgroup gives up, or gets of those that others gave up.
+// Set the registers per thread of a warpgroup: fewer, or more from those that other warpgroups have given up.
 template <int kLeft>
 __device__ inline void give_registers() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kLeft));
@@ -75,7 +75,7 @@ __device__ inline void store_bulk(void* to, uint32_t from, uint32_t bytes) {
 // Until this thread's bulk stores have read shared memory.
 __device__ inline void wait_for_stores_to_read() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
 __device__ inline void wait_for_stores() { asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); }
-// Before what ordinary stores wrote to shared memory is read by matrix products or bulk copies.
+// Call between ordinary stores to shared memory and the matrix products or bulk copies that read them.
 __device__ inline void show_to_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 // -- matrix products ----------------------------------------------------------------------------------------------------

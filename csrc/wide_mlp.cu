@@ -1,9 +1,9 @@
 // Wide perceptrons on Hopper: all layers of a group of rows, one after the other, while its activations stay on the chip.
 //
 // A block of threads takes two groups of 64 rows at a time, one per warpgroup. Each keeps its hidden layer and its inputs in
-// shared memory; a further warp brings the weights, block by block of 64 columns, which both use. The two run one layer apart
-// by themselves: while one rounds its results, the other has the tensor cores. Going back, the same chain runs over the
-// transposed weights, and the signs that the way there left take the place of the bias and the ReLU.
+// shared memory; a further warp brings the weights, block by block of 64 columns, which both use. The two soon run one layer
+// apart: while one rounds its results, the other has the tensor cores. The backward pass runs the same chain over the
+// transposed weights; the signs that the forward pass saved take the place of bias and ReLU.
 #include "wide_mlp.h"
 
 #include "wide_mlp.cuh"
@@ -91,7 +91,7 @@ __device__ inline uint32_t pack(float low, float high, __half) {
   return reinterpret_cast<const uint32_t&>(both);
 }
 
-// One of 64 rows' results, of the type of the operands, to the warpgroup's hidden blocks.
+// Writes the results of 64 rows, rounded to the operands' type, to the warpgroup's hidden blocks.
 template <int N, typename T>
 __device__ void put_hidden(const float (&acc)[N / 2], uint32_t hidden) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x % kWarpgroup / 32;
@@ -138,7 +138,7 @@ __device__ void hidden_link(
 #pragma unroll
     for (int i = 0; i < N / 2; ++i) acc[i] = (sign[i / 32] >> (31 - i % 32)) & 1 ? acc[i] : 0.0f;
   }
-  // The products have read the hidden blocks; the bulk store of the last results must have, too.
+  // The products have read the hidden blocks; wait until the bulk store of the results before has read them, too.
   if (thread == 0) hopper::wait_for_stores_to_read();
   hopper::sync_named(name, kWarpgroup);
   put_hidden<N, T>(acc, hidden);
@@ -270,7 +270,7 @@ __global__ void __launch_bounds__(kChainThreads, 1) chain_kernel(const Chain cha
 
 template <typename T, bool kForward>
 __global__ void chain_kernel(const Chain) {
-  __trap();  // compiled for another architecture: better no result than a wrong one
+  __trap();  // an error is better than results that nothing wrote
 }
 
 #endif
@@ -305,7 +305,7 @@ __device__ inline float input_value(const Input& input, const float* x, int colu
 }
 
 // An input as blocks in groups, rounded: a thread writes 8 columns of a row, a block of threads `rows` rows. Columns of
-// padding, and rows that do not count beside such that do, are 0.
+// padding are 0, and so are rows that do not count in a pair of groups that has rows that do.
 template <typename T, int kDims>
 __global__ void pack_rows_kernel(
     const Input input, int64_t n, const int* count, T* blocks, int first_block, int n_blocks, int rows) {
@@ -380,13 +380,13 @@ template <bool kForward>
 void run(const Launch& launch, Chain chain, ScalarType dtype) {
   const int64_t pairs = (chain.n + kGroups * kGroupRows - 1) / (kGroups * kGroupRows);
   const size_t kept = kGroups * (kHiddenBlocks + chain.input_blocks) * kBlockBytes;
-  constexpr size_t kMost = 226 * 1024;  // of shared memory, less what is static
+  constexpr size_t kMost = 224 * 1024;  // of shared memory; the rest is static
   chain.stages = int(std::min(size_t(4), (kMost - kept) / kStageBytes));
   STD_TORCH_CHECK(chain.stages >= 2, "inputs: too many columns");
   for_type(dtype, [&](auto type) {
     const auto kernel = chain_kernel<decltype(type), kForward>;
     const size_t bytes = kept + chain.stages * kStageBytes;
-    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+    STD_CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(kMost)));
     const unsigned int grid = unsigned(std::max(int64_t(1), std::min(pairs, int64_t(multiprocessors()))));
     kernel<<<grid, kChainThreads, bytes, launch.stream>>>(chain);
     STD_CUDA_KERNEL_LAUNCH_CHECK();
@@ -402,12 +402,23 @@ Input input_of(const Tensor& x, const std::optional<Tensor>& index, int64_t freq
           float(scale)};
 }
 
+void check_shared(const Tensor& parameters, const std::optional<Tensor>& count, const Tensor& links, ScalarType dtype) {
+  check_float(parameters, "parameters");
+  if (count) check_int(*count, "count");
+  STD_TORCH_CHECK(links.size(0) <= kMaxLayers, "links: expected at most ", kMaxLayers, " layers, got ", links.size(0));
+  STD_TORCH_CHECK(dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, "dtype: expected bfloat16 or float16");
+}
+
 std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
     const Tensor& x, const std::optional<Tensor>& x2, const std::optional<Tensor>& index2, const Tensor& parameters,
     const std::optional<Tensor>& count, const Tensor& links, const Tensor& index, const Tensor& bias_index, const Tensor&,
     const Tensor&, const Tensor&, const Tensor&, int64_t n_outputs, int64_t saved_blocks, int64_t, bool save,
     ScalarType dtype, int64_t frequencies, bool include_input, double scale, int64_t frequencies2, bool include_input2,
     double scale2) {
+  check_shared(parameters, count, links, dtype);
+  check_float(x, "x");
+  if (x2) check_float(*x2, "x2");
+  if (index2) check_int(*index2, "index2");
   const Launch launch(x);
   const int64_t n = x.size(0), groups = (n + 2 * kGroupRows - 1) / (2 * kGroupRows) * 2;
   const Input input = input_of(x, std::nullopt, frequencies, include_input, scale);
@@ -445,8 +456,11 @@ Tensor backward(
     const Tensor& grad, const Tensor& inputs, const Tensor& hidden, const Tensor& signs, const Tensor& parameters,
     const std::optional<Tensor>& count, const Tensor& links, const Tensor& index, const Tensor& items,
     const Tensor& sources, int64_t n_pieces, ScalarType dtype) {
+  check_shared(parameters, count, links, dtype);
+  check_float(grad, "grad");
   const Launch launch(grad);
   const int64_t n = grad.size(0), groups = hidden.size(0), saved_blocks = hidden.size(1);
+  STD_TORCH_CHECK(groups * kGroupRows >= n, "hidden: the forward pass has not saved it");
   Tensor outer = empty(grad, {groups, (grad.size(1) + 63) / 64, kBlockBytes / 2}, dtype);
   Tensor inner = empty(grad, {groups, saved_blocks, kBlockBytes / 2}, dtype);
   if (n == 0) return torch::stable::fill_(empty(grad, {parameters.size(0)}, ScalarType::Float), 0.0);

@@ -33,8 +33,11 @@ def show_help(words: Sequence[str], make: Callable[[], None]) -> None:
         make: prints the help on ``sys.stdout``, and may exit.
     """
     path = help_file("-".join(words[:-1]))
+    kept = None
     with suppress(OSError, UnicodeDecodeError):
-        print(path.read_text(encoding="utf-8"), end="")
+        kept = path.read_text(encoding="utf-8")
+    if kept is not None:
+        print(kept, end="")
         sys.exit(0)
     text = io.StringIO()
     try:

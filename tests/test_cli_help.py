@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -51,6 +52,21 @@ def test_the_second_time_it_loads_neither_torch_nor_lightning(cache: Path, words
     assert first.returncode == second.returncode == 0
     assert second.stderr == "set()\n"
     assert len(list(cache.iterdir())) == 1
+
+
+def test_a_reader_that_leaves_early_does_not_have_it_made_again(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    path = cli_help.help_file("fit")
+    path.parent.mkdir(parents=True)
+    path.write_text("help")
+    monkeypatch.setattr(sys, "stdout", Closed())
+    made: list[int] = []
+    with pytest.raises(BrokenPipeError):
+        cli_help.show_help(["fit", "--help"], lambda: made.append(1))
+    assert not made
 
 
 def test_it_is_made_again_for_another_width_and_after_a_change(

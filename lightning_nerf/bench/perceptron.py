@@ -18,7 +18,6 @@ from lightning_nerf.bench.table import Report
 from lightning_nerf.bench.timing import environment, limits_of, median_seconds
 from lightning_nerf.fields.vanilla import VanillaField
 from lightning_nerf.fields.wide_mlp import run as run_layers
-from lightning_nerf.fields.wide_mlp import weights_and_biases
 from lightning_nerf.ops.wide_mlp import Input
 from lightning_nerf.scene_box import SceneBox
 
@@ -53,9 +52,7 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
 
 
 def _ours(field: VanillaField, inputs: list[Tensor]) -> Tensor:
-    weights, biases = weights_and_biases([*field.trunk, field.density_layer, field.view_layer, field.color_layer])
-    weights[-2], biases[-2] = field.features_seen()
-    return run_layers(field.network, [Input(x) for x in inputs], weights, biases)
+    return run_layers(field.network, [Input(x) for x in inputs], *field.layers())
 
 
 def _plain(field: VanillaField, inputs: list[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_nerf.fields.activations import leaky_sigmoid
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
 from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layers, run, trunk_layers, weights_and_biases
-from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, key_from_torch, random_uniform
+from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, key_from_torch, make_key, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
@@ -51,7 +51,9 @@ class VanillaField(RadianceField):
         frequency_scale: of both encodings: 1, as in the authors' code and NerfAcc, or pi as in the paper's equation 4.
         density_activation: "relu" or "softplus".
         density_noise: standard deviation of noise added to the density before its activation, in training, per third of
-            the box's longest side; 0: none. The paper has 1 for photographs.
+            the box's longest side; 0: none. The paper has 1 for photographs. The noise is on what rays see, not on
+            :meth:`density`, from which occupancy grids are made. Each field and each process draws its own; the seed
+            comes from torch's generator, when the field is made.
         fused: under CUDA autocast, run all layers in one kernel each way; False: layer by layer.
 
     Differentiable in all parameters; layer by layer also in positions and directions. A position or direction that requires
@@ -64,7 +66,7 @@ class VanillaField(RadianceField):
     free_arguments = ("fused", "density_noise")
     ends_at_box = True
 
-    noise_key: Tensor  # [3] int64: names the next draw; saved, so that a resumed fit goes on with it
+    noise_key: Tensor  # [3] int64: seed, rank, number of the next draw; saved, so that a resumed run goes on
     _encoding_affine: Tensor  # [2, 3] factor and summand, from world positions to what is encoded
 
     def __init__(
@@ -111,7 +113,7 @@ class VanillaField(RadianceField):
         self.density_activation = density_activation
         self.density_noise = density_noise
         self.fused = fused
-        self.register_buffer("noise_key", key_from_torch())  # so it follows the seed, and two fields differ
+        self.register_buffer("noise_key", key_from_torch() if density_noise > 0 else make_key(0))
         self.register_buffer("_encoding_affine", torch.full((2, 3), float("nan")), persistent=False)
 
     def _lay_over(self, scene_box: SceneBox) -> None:
@@ -121,7 +123,7 @@ class VanillaField(RadianceField):
 
     def density(self, positions: Tensor) -> Tensor:
         """See :meth:`RadianceField.density`."""
-        return self._density(self._encodable(positions), None)
+        return self._density(self._encodable(positions), None, noise=False)
 
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         """See :meth:`RadianceField.forward`."""
@@ -131,7 +133,7 @@ class VanillaField(RadianceField):
         """See :meth:`RadianceField.query`: from front to back, no further than light gets, where that matters."""
 
         def densities_of(samples: PackedSamples) -> Tensor:
-            return self._density(self._of_samples(rays, samples), samples.offsets[-1:])
+            return self._density(self._of_samples(rays, samples), samples.offsets[-1:], noise=True)
 
         # While a field is young its fog hides little: then further rounds cost more than they spare.
         if early_stop_eps > 0 and not self.training:
@@ -145,20 +147,24 @@ class VanillaField(RadianceField):
 
     # -- the layers --------------------------------------------------------------------------------------------------
 
-    def _density(self, x: Tensor, count: Tensor | None) -> Tensor:
+    def _density(self, x: Tensor, count: Tensor | None, noise: bool) -> Tensor:
         position, inside = self._position(x)
         layers = weights_and_biases([*self.trunk, self.density_layer])
         raw = run(self.density_network, [position], *layers, count=count, fused=self.fused)
-        return self._activated(raw[:, 0]) * inside
+        return self._activated(raw[:, 0], noise) * inside
 
     def _output(self, x: Tensor, direction: Input, count: Tensor | None) -> FieldOutput:
         position, inside = self._position(x)
-        weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
-        weights[-2], biases[-2] = self.features_seen()
-        raw = run(self.network, [position, direction], weights, biases, count=count, fused=self.fused)
-        return FieldOutput(self._activated(raw[:, 0]) * inside, leaky_sigmoid(raw[:, 1:]))
+        raw = run(self.network, [position, direction], *self.layers(), count=count, fused=self.fused)
+        return FieldOutput(self._activated(raw[:, 0], noise=True) * inside, leaky_sigmoid(raw[:, 1:]))
 
-    def features_seen(self) -> tuple[Tensor, Tensor]:
+    def layers(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Weights and biases of ``network``'s layers, in their order."""
+        weights, biases = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
+        weights[-2], biases[-2] = self.merged_view_layer()
+        return weights, biases
+
+    def merged_view_layer(self) -> tuple[Tensor, Tensor]:
         """Weight and bias of the feature layer and the view layer in one: nothing is between them.
 
         One product of two small matrices takes the place of a ninth of all products with samples.
@@ -190,9 +196,12 @@ class VanillaField(RadianceField):
         """Directions to be encoded, of samples, or of rays that ``index`` names."""
         return Input(F.normalize(directions, dim=-1), _encoding(self.direction_encoding), index)
 
-    def _activated(self, raw: Tensor) -> Tensor:
-        """Density per unit of world length."""
-        if self.density_noise > 0 and self.training:
+    def _activated(self, raw: Tensor, noise: bool) -> Tensor:
+        """Density per unit of world length; ``noise``: in training with noise."""
+        if noise and self.density_noise > 0 and self.training:
+            # DDP's wrapper gives all ranks the buffers of rank 0 before each step.
+            is_one_of_many = torch.distributed.is_available() and torch.distributed.is_initialized()
+            self.noise_key[1].fill_(torch.distributed.get_rank() if is_one_of_many else 0)
             u, v = random_uniform(self.noise_key, STREAM_DENSITY_NOISE, len(raw), 2).unbind(1)
             self.noise_key[2] += 1
             raw = raw + self.density_noise * (-2 * torch.log1p(-u)).sqrt() * (2 * math.pi * v).cos()

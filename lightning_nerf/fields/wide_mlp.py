@@ -62,14 +62,15 @@ class WideMLP(nn.Module):
         self.fused = fused
 
     def forward(self, x: Tensor, count: Tensor | None = None) -> Tensor:
-        """Outputs [..., n_outputs] float32 of inputs [..., n_inputs].
+        """Outputs [..., n_outputs] of inputs [..., n_inputs]: float32, or float64 where inputs and weights are.
 
         ``count`` [1] int32: of inputs [N, n_inputs], rows from there on need no outputs; in one kernel theirs are 0, and
         they cost nothing.
         """
         check_tensor("x", x, (*x.shape[:-1], self.network.inputs[0]), FLOATS)
         rows = x.reshape(-1, x.shape[-1])
-        y = run(self.network, [Input(rows.float())], *weights_and_biases(self.layers), count=count, fused=self.fused)
+        rows = rows if rows.dtype is torch.float64 else rows.float()
+        y = run(self.network, [Input(rows)], *weights_and_biases(self.layers), count=count, fused=self.fused)
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def extra_repr(self) -> str:
@@ -117,10 +118,14 @@ def run(
     count: Tensor | None = None,
     fused: bool = True,
 ) -> Tensor:
-    """Outputs [N, O] float32: in one kernel where there is one for these layers, else layer by layer."""
+    """Outputs [N, O]: in one kernel where there is one for these layers, else layer by layer.
+
+    float32, or float64 where inputs and weights are.
+    """
     dtype = operands(network, inputs, weights) if fused else None
     if dtype is None:
-        return layer_by_layer(network, [given.dense(count) for given in inputs], weights, biases).float()
+        y = layer_by_layer(network, [given.dense(count) for given in inputs], weights, biases)
+        return y if y.dtype is torch.float64 else y.float()
     return wide_mlp(network, inputs, weights, biases, dtype=dtype, count=count)
 
 
@@ -132,5 +137,5 @@ def operands(network: Network, inputs: Sequence[Input], weights: Sequence[Tensor
     dtype = torch.get_autocast_dtype("cuda")
     if dtype not in (torch.float16, torch.bfloat16) or not has_kernel(device, network):
         return None
-    fits = all(w.dtype is torch.float32 and w.device == device for w in weights)
+    fits = all(t.dtype is torch.float32 and t.device == device for t in (*weights, *(given.rows for given in inputs)))
     return dtype if fits and not needs_grad(*(given.rows for given in inputs)) else None

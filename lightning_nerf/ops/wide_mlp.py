@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
+from lightning_nerf.checks import BadArgument, check_integer, check_same_device, check_tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops import wide_mlp_layout as layout
 from lightning_nerf.ops._library import Context, Inputs
@@ -23,11 +23,13 @@ from lightning_nerf.ops.frequency import frequency
 from lightning_nerf.ops.wide_mlp_layout import Network
 from lightning_nerf.ops.wide_mlp_reference import reference, reference_backward
 
+MAX_FREQUENCIES = 16  # the kernels' sines are exact to half precision up to here
+
 
 class Encoding(NamedTuple):
     """An input's positional encoding, see :func:`~lightning_nerf.ops.frequency.frequency`; no frequencies: none."""
 
-    n_frequencies: int = 0
+    n_frequencies: int = 0  # up to 16
     include_input: bool = True
     scale: float = 1.0
 
@@ -104,11 +106,13 @@ def wide_mlp(
     if dtype not in (torch.float16, torch.bfloat16):
         raise BadArgument(f"dtype: expected torch.float16 or torch.bfloat16, got {dtype}")
     check_same_device(**named)
+    _check_device(inputs[0].rows.device)
     parameters = torch.cat([t.flatten() for pair in zip(weights, biases, strict=True) for t in pair])
     save = torch.is_grad_enabled() and parameters.requires_grad
     plan = _plan_on(network, parameters.device)
     first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
     rows2, index2 = (None, None) if second is None else (second.rows.contiguous(), second.row_indices)
+    index2 = None if index2 is None else index2.contiguous()
     encodings = *first.encoding, *(Encoding() if second is None else second.encoding)
     return torch.ops.lightning_nerf.wide_mlp(
         first.rows.contiguous(), rows2, index2, parameters, count, *plan, save, dtype, *encodings
@@ -117,6 +121,7 @@ def wide_mlp(
 
 def _check_input(name: str, given: Input, n: int, columns: int, indexed: bool) -> None:
     check_tensor(f"{name}.rows", given.rows, ("M", "D"), torch.float32)
+    check_integer(f"{name}.encoding.n_frequencies", given.encoding.n_frequencies, 0, MAX_FREQUENCIES)
     if given.row_indices is not None and not indexed:
         raise BadArgument(f"{name}.row_indices: expected None, since the first input says how many rows there are")
     if given.row_indices is not None:
@@ -147,6 +152,12 @@ def layer_by_layer(
 def has_kernel(device: torch.device, network: Network) -> bool:
     """Is there a kernel for a perceptron of this shape on this device?"""
     return device.type == "cuda" and layout.fits(network) and _is_hopper(device.index or 0)
+
+
+def _check_device(device: torch.device) -> None:
+    """Refuse another GPU than Hopper, if the library has kernels for CUDA: there they would compute nothing."""
+    if device.type == "cuda" and _library.has_kernel("wide_mlp", "CUDA") and not _is_hopper(device.index or 0):
+        raise BadArgument(f"inputs: expected a GPU of compute capability 9.0, got {device}; run layer_by_layer there")
 
 
 @functools.cache

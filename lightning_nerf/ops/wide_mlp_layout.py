@@ -271,6 +271,7 @@ def _shared(items: list[list[int]], targets: list[list[tuple[Tensor, Tensor]]], 
     return Pieces(torch.tensor(rows, dtype=torch.int32), sources.int(), first)
 
 
+@functools.lru_cache(maxsize=64)  # asked in every call
 def fits(network: Network) -> bool:
     """Whether the kernels take such a network."""
     hidden = [layer for layer in network.layers if not layer.is_head]
@@ -281,9 +282,11 @@ def fits(network: Network) -> bool:
     )
     return (
         len(hidden) >= 1
+        and all(columns > 0 for _, columns in network.sizes())
         and len(network.layers) <= 24
         and contiguous
         and 1 <= sum(map(blocks, network.inputs)) <= 4
-        and all(layer.outputs <= 256 for layer in network.layers)
+        and all(1 <= layer.outputs <= 256 for layer in network.layers)
         and 1 <= network.n_outputs <= 256
+        and {p.source for p in _placed(network) if p.hidden} == set(range(len(hidden)))  # each is taken
     )

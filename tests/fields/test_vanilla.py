@@ -115,6 +115,26 @@ def test_noise_is_drawn_in_training_only_and_named_by_its_key() -> None:
     assert abs(noise.std() - 1) < 4 / math.sqrt(2 * len(noise))
 
 
+def test_each_field_and_each_process_draws_its_own_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, (positions, directions) = field(density_noise=1.0, density_activation="softplus"), points(50)
+    other = VanillaField(width=64, hidden_layers=5, skip=1, view_width=64, density_noise=1.0)
+    assert made.noise_key[0] != other.noise_key[0]
+    assert torch.equal(made.noise_key[::2], field(density_noise=1.0).noise_key[::2])  # of one seed
+    key = made.noise_key.clone()
+    first = made(positions, directions).density
+    made.noise_key.copy_(key)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 1)
+    assert not torch.equal(first, made(positions, directions).density)
+
+
+def test_a_grid_is_made_of_densities_without_noise() -> None:
+    made, positions = field(density_noise=1.0, density_activation="softplus"), points(50)[0]
+    in_training = made.density(positions)
+    made.eval()
+    assert torch.equal(in_training, made.density(positions))
+
+
 @pytest.mark.gpu
 def test_one_kernel_and_layers_agree() -> None:
     made = field(width=256, hidden_layers=8, skip=4, view_width=128).cuda()

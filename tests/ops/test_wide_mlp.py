@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_nerf.ops import _library
 from lightning_nerf.ops.frequency import frequency
-from lightning_nerf.ops.wide_mlp import Encoding, Input, has_kernel, layer_by_layer, wide_mlp
+from lightning_nerf.ops.wide_mlp import Encoding, Input, _check_device, has_kernel, layer_by_layer, wide_mlp
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network, fits
 from lightning_nerf.ops.wide_mlp_reference import to_blocks, to_rows
 from tests.ops.harness import DEVICES, generator
@@ -110,7 +111,7 @@ def distance(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("name", NETWORKS)
-@pytest.mark.parametrize("n", [1, 64, 300])
+@pytest.mark.parametrize("n", [1, 63, 65, 128, 300])
 def test_integers_come_out_to_the_bit(device: str, dtype: torch.dtype, name: str, n: int) -> None:
     case = integers(NETWORKS[name], n, device)
     grad = torch.randint(-2, 3, (n, case.network.n_outputs), generator=generator(1)).float().to(device)
@@ -289,3 +290,42 @@ def test_no_kernel_where_there_is_none() -> None:
     assert all(fits(network) for network in NETWORKS.values())
     assert not fits(Network((300,), (Layer(64, False, (0,)), head(1))))
     assert not fits(Network((3,), (Layer(512, False, (0,)), head(1))))
+    assert not fits(Network((3,), (Layer(64, False, (0,)), head(1), head(0)))), "a head without outputs"
+    assert not fits(Network((3,), (Layer(64, True), head(1)))), "a layer that takes nothing"
+    assert not fits(Network((3,), (Layer(64, False, (0,)), Layer(64, False, (0,)), head(1)))), "taken by no layer"
+    assert not fits(Network((3,), (Layer(64, False, (0,)), head(1), Layer(64, True)))), "taken by no layer"
+
+
+def test_another_gpu_than_hopper_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_library, "has_kernel", lambda name, key: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device == 98 else (9, 0))
+    _check_device(torch.device("cuda", 99))
+    with pytest.raises(ValueError, match=r"inputs: expected a GPU of compute capability 9\.0, got cuda:98"):
+        _check_device(torch.device("cuda", 98))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_row_indices_may_be_a_view(device: str) -> None:
+    network = Network((4, 4), (Layer(64, False, (0, 1)), head(2)))
+    case = integers(network, 10, device)
+    index = torch.arange(10, dtype=torch.int32, device=device).repeat_interleave(2)[::2]
+    assert not index.is_contiguous()
+    y = [
+        wide_mlp(
+            network,
+            [Input(case.inputs[0]), Input(case.inputs[1], row_indices=index)],
+            case.weights,
+            case.biases,
+            dtype=torch.float16,
+        )
+        for index in (index, index.contiguous())
+    ]
+    assert torch.equal(*y)
+
+
+def test_more_frequencies_than_the_kernels_can_tell_apart_are_refused() -> None:
+    network = Network((2 * 17,), (Layer(64, False, (0,)), head(1)))
+    case = integers(network, 5, "cpu")
+    given = [Input(torch.rand(5, 1), Encoding(17, include_input=False))]
+    with pytest.raises(ValueError, match=r"inputs\[0\].encoding.n_frequencies: expected an integer from 0 to 16, got 17"):
+        wide_mlp(network, given, case.weights, case.biases, dtype=torch.float16)
