@@ -117,7 +117,8 @@ class NeRFCLI(LightningCLI):
         if self.subcommand == "validate" and config.trainer.get("limit_val_batches") == 0:
             config.trainer.limit_val_batches = None  # recipes have 0: their fits do not validate
         self._find_checkpoint(config)
-        if self.subcommand != "fit" and config.get("ckpt_path") is None:
+        first = os.environ.get("LOCAL_RANK", "0") == "0"
+        if self.subcommand != "fit" and config.get("ckpt_path") is None and first:
             print(
                 f"lightning-nerf {self.subcommand}: no --ckpt_path is given (a checkpoint or a run's folder): these are "
                 "the views of a model that was not trained",

@@ -16,7 +16,7 @@ from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument
-from lightning_nerf.modules.schedule import WarmupDecay
+from lightning_nerf.modules.schedule import SpreadSchedule, WarmupDecay
 from lightning_nerf.optim import FusedAdam, StepGuard
 from lightning_nerf.recorded import Plain
 
@@ -62,7 +62,7 @@ def configure(
             "checkpoints have the raw ones. Add lightning_nerf.callbacks.EMAWeights, or set ema_decay to None."
         )
     scheduler = (WarmupDecay if make_scheduler is None else make_scheduler)(optimizer)
-    if isinstance(scheduler, WarmupDecay) and scheduler.total_steps is None:
+    if isinstance(scheduler, SpreadSchedule) and scheduler.total_steps is None:
         steps = trainer.estimated_stepping_batches
         if not 0 < steps < float("inf"):  # the loader is endless, so an epoch has no length
             raise BadArgument(f"max_steps: the schedule needs Trainer(max_steps=...), got {trainer.max_steps}")

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lightning_nerf.checks import check_instance, check_integer, check_number
+
+
+@runtime_checkable
+class SpreadSchedule(Protocol):
+    """A schedule that a fit tells how long it is, where ``total_steps`` is None."""
+
+    total_steps: int | None
+
+    def spread_over(self, total_steps: int) -> None:
+        """Learn the number of optimizer steps before the first of them."""
+        ...
 
 
 class WarmupDecay(LambdaLR):
