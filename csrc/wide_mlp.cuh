@@ -11,6 +11,7 @@ namespace lightning_nerf::wide_mlp {
 using hopper::kBlockBytes;
 
 constexpr int kGroupRows = hopper::kBlockRows;
+constexpr int kGroups = 2;  // that a block of threads takes at a time
 constexpr int kMaxLayers = 24;
 constexpr int kMaxOutputs = 256;  // of a layer, padded
 constexpr int kHiddenBlocks = kMaxOutputs / hopper::kBlockColumns;
