@@ -16,7 +16,7 @@ COMMANDS = {"render": "lightning_nerf.render.main", "doctor": "lightning_nerf.do
 _ABOUT = {
     "render": "pictures and films of a trained scene, from any camera",
     "doctor": "is the installation whole, and if not, what to do",
-    "bench": "times and qualities: ops, step, quality, frame",
+    "bench": "times and qualities: ops, perceptron, step, quality, frame",
 }
 _HELP = """usage: lightning-nerf COMMAND [arguments]
 

@@ -46,8 +46,8 @@ def require_latest(run_config: Plain) -> Path:
     if found is None:
         root, _ = runs_folder(run_config["trainer"])
         raise BadArgument(
-            f"--resume: no run of this model and these data has left a checkpoint in {root}; leave out --resume to begin, "
-            "or name a checkpoint or a run's folder with --ckpt_path"
+            f"--resume: no run of this model and these data has left a checkpoint in {root}; give the same recipe, overlay "
+            "and folder as then, or name a checkpoint or a run's folder with --ckpt_path; leave out --resume to begin"
         )
     return found
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_nerf.cli import build
 from tests.scenes import tiny_scene
 from tests.test_cli_commands import NO_BAR, RECIPE, command, copied, refused, run, tiny
 
@@ -95,3 +96,12 @@ def test_a_fit_ends_with_the_next_command(
     assert following == f"next: lightning-nerf render {folder} --path orbit --out orbit.gif"
     command("fit", *tiny, NO_BAR, "-c", RECIPE, "--trainer.enable_checkpointing=false")
     assert capsys.readouterr().out.splitlines()[-1] == "runs/synthetic/instant_ngp/version_1"
+
+
+def test_a_limit_of_one_is_one_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = ["-c", "synthetic/instant_ngp", "--trainer.limit_test_batches=1", "--trainer.limit_train_batches", "1.0"]
+    trainer = build([*words, f"--data.cache_dir={tmp_path}"]).trainer
+    assert isinstance(trainer.limit_test_batches, int)
+    assert trainer.limit_test_batches == 1
+    assert isinstance(trainer.limit_train_batches, float)

@@ -234,7 +234,10 @@ def refuse_another(module: CheckpointedModule, checkpoint: Plain) -> None:
     lines = [line for part in arguments.values() for line in part] + shapes if shapes else arguments["field"]
     if lines:
         shown = "\n  ".join(lines[:12] + [f"and {len(lines) - 12} more"] * (len(lines) > 12))
-        raise BadArgument(f"checkpoint: of another architecture than this {type(module).__name__}\n  {shown}")
+        raise BadArgument(
+            f"checkpoint: of another architecture than this {type(module).__name__} (lay the same overlays over it, "
+            f"or take the run's own config.yaml)\n  {shown}"
+        )
     for key in ("field.aabb", "estimator.aabb"):
         if key in came and key in expected:
             refuse_another_box(came[key], expected[key], "the checkpoint's")

@@ -120,7 +120,7 @@ def check(options: argparse.Namespace) -> None:
     if options.ckpt is None:
         raise BadArgument("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
     if not is_url(str(options.ckpt)) and not Path(options.ckpt).is_file():
-        raise MissingFile(f"--ckpt: no file {options.ckpt}")
+        raise MissingFile(f"--ckpt: no file {options.ckpt}, nor a run's folder")
     if options.path not in ("test", "train", "orbit", "spiral"):
         if not options.path.endswith(".json"):
             raise BadArgument(
