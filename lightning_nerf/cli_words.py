@@ -161,6 +161,10 @@ def _check_recipe(command: str, words: Sequence[str]) -> None:
             )
     asks = any(word.startswith(_ASKS_FOR_HELP) or ".help" in word for word in words)
     is_named = any(word in _CONFIG or word.startswith("--config=") for word in words[:1]) or _values(words, "--model")
+    configs = [value for option in _CONFIG for value in _values(words, option)]
+    if configs and not asks and all(Path(value).parent.name == "overlays" for value in configs):
+        name = f"overlays/{Path(configs[0]).stem}"
+        refuse(f"{command}: {name} goes after a recipe, as in: lightning-nerf {command} -c blender/instant_ngp -c {name}")
     if asks or is_named:
         return
     root = next(iter(_values(words, "--data.root")), None)

@@ -72,6 +72,10 @@ def test_resume_is_of_fit_alone(capsys: pytest.CaptureFixture[str]) -> None:
         ("", "expected a command (fit, validate, test, predict, render, doctor or bench)"),
         ("-c A", "expected a command"),
         ("fit", f"no recipe is named ({RECIPES}); for example: lightning-nerf fit -c {RECIPE}\n"),
+        (
+            "fit -c overlays/small",
+            "overlays/small goes after a recipe, as in: lightning-nerf fit -c blender/instant_ngp -c ",
+        ),
         ("fit --trainer.max_steps=3", f"lightning-nerf fit -c {RECIPE}\n"),
         ("fit --data.root X", "lightning-nerf fit -c blender/instant_ngp --data.root X\n"),
         ("test --data.root=X", "lightning-nerf test -c blender/instant_ngp --data.root X\n"),
