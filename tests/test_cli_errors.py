@@ -185,8 +185,11 @@ def test_the_report_of_an_error_has_none(reason: str) -> None:
     assert brief(f'Parser key "data":\n  {reason}').startswith("data: ")
 
 
-def test_what_is_required_names_a_recipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("sys.argv", ["lightning-nerf", "fit", "-c", "overlays/cuda_graph"])
+def test_what_is_required_names_a_recipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("trainer: {max_steps: 3}\n")
+    monkeypatch.setattr("sys.argv", ["lightning-nerf", "fit", "-c", str(tmp_path / "mine.yaml")])
     with pytest.raises(SystemExit):
         main()
     assert capsys.readouterr().err == (
