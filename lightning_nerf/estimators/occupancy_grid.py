@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lightning_nerf.argument_types import typed_errors
 from lightning_nerf.capabilities import states
-from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
+from lightning_nerf.checks import BadArgument, check_integer, check_number
 from lightning_nerf.estimators.base import Estimator, corners
 from lightning_nerf.estimators.query import DensityFn, densities
 from lightning_nerf.kept_dtypes import KeptDtypes
@@ -18,9 +18,9 @@ from lightning_nerf.ops import occupancy
 from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_CELL_TIMES, STREAM_JITTER, key_from_torch, random_uniform
-from lightning_nerf.ops.visibility import prune_from
+from lightning_nerf.ops.visibility import prune_by
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import Densities, Evaluated, PackedSamples, Placement, Pruning, Query, Rays
+from lightning_nerf.types import PackedSamples, Placement, Pruning, Query, Rays
 
 _BYTES_OF_CELL = 5  # occs and binaries
 _SMALLEST_STEP = 2.0**-149  # that float32 holds
@@ -175,14 +175,7 @@ class OccupancyGrid(KeptDtypes, Estimator):
         samples = self.candidates(rays, key=key, capacity=march_capacity)
         if query is None:
             return Placement(samples)
-        early_stop_eps, alpha_thre = self.thresholds()
-        found = query(rays, samples, early_stop_eps)
-        check_instance("query", found, Densities)
-        values, features = found
-        pruned, sources = prune_from(
-            values.float(), samples, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity
-        )
-        return Placement(pruned, evaluated=None if features is None else Evaluated(features, sources))
+        return prune_by(query, rays, samples, self.thresholds(), capacity)
 
     @torch.no_grad()
     def candidates(

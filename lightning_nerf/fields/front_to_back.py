@@ -7,10 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops.visibility import prune_from
+from lightning_nerf.ops.visibility import ALL, prune_from
 from lightning_nerf.types import PackedSamples
-
-LAST = 2**31 - 1
 
 
 def front_to_back(
@@ -34,7 +32,7 @@ def front_to_back(
     n = len(samples.t_starts)
     capacity = n if samples.t_starts.is_cuda else None
     found = samples.t_starts.new_zeros(n + 1)  # the last takes what is behind a round's end
-    for window in zip((0, *ends), (*ends, LAST), strict=True):
+    for window in zip((0, *ends), (*ends, ALL[1]), strict=True):
         chosen, sources = prune_from(found[:n], samples, early_stop_eps=early_stop_eps, window=window, capacity=capacity)
         places = torch.where(torch.arange(len(sources), device=sources.device) < chosen.offsets[-1], sources, n)
         found = found.scatter(0, places.long(), densities_of(chosen).float())

@@ -13,10 +13,10 @@ from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.activations import leaky_sigmoid
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
-from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layers, run, trunk_layers, weights_and_biases
+from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layer, linear_layers, run, trunk_layers, weights_and_biases
 from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, key_from_torch, make_key, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
-from lightning_nerf.ops.wide_mlp import Encoding, Input
+from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Rays
@@ -89,7 +89,7 @@ class VanillaField(RadianceField):
             ("position_frequencies", position_frequencies),
             ("direction_frequencies", direction_frequencies),
         ]:
-            check_integer(name, value, 1, 16)
+            check_integer(name, value, 1, MAX_FREQUENCIES)
         if density_activation not in DENSITY_ACTIVATIONS:
             raise BadArgument(
                 f"density_activation: expected one of {', '.join(DENSITY_ACTIVATIONS)}, got {density_activation!r}"
@@ -105,9 +105,7 @@ class VanillaField(RadianceField):
         *trunk_modules, density_layer, view_layer, color_layer = linear_layers(self.network)
         self.trunk = nn.ModuleList(trunk_modules)
         self.density_layer = density_layer
-        self.feature_layer = nn.Linear(width, width, dtype=torch.float32)
-        nn.init.xavier_uniform_(self.feature_layer.weight)
-        nn.init.zeros_(self.feature_layer.bias)
+        self.feature_layer = linear_layer(width, width)
         self.view_layer = view_layer
         self.color_layer = color_layer
         self.density_activation = density_activation
@@ -176,10 +174,14 @@ class VanillaField(RadianceField):
             weight = torch.cat([features @ feature, directions], 1)
             return weight, torch.addmv(view_bias, features, feature_bias)
 
+    @property
+    def _reach(self) -> float:
+        """Where the unit cube ends in positions as they are encoded."""
+        return HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
+
     def _encodable(self, positions: Tensor) -> Tensor:
         """World positions [N, 3] as they are encoded: the box goes from -1.5 to 1.5, contracted space from -3 to 3."""
-        scale = 2 * HALF_SIDE if self.scene_box.contraction == "none" else 4 * HALF_SIDE
-        return scale * self.unit_positions(positions) - 0.5 * scale
+        return 2 * self._reach * self.unit_positions(positions) - self._reach
 
     def _of_samples(self, rays: Rays, samples: PackedSamples) -> Tensor:
         """The same of the middle of each sample; without contraction in one step."""
@@ -189,8 +191,7 @@ class VanillaField(RadianceField):
 
     def _position(self, x: Tensor) -> tuple[Input, Tensor]:
         """Positions to be encoded, and whether they lie in what the field knows, [N] bool."""
-        end = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
-        return Input(x, _encoding(self.position_encoding)), x.abs().amax(-1) <= end
+        return Input(x, _encoding(self.position_encoding)), x.abs().amax(-1) <= self._reach
 
     def _seen(self, directions: Tensor, index: Tensor | None = None) -> Input:
         """Directions to be encoded, of samples, or of rays that ``index`` names."""

@@ -92,10 +92,15 @@ def trunk_layers(width: int, hidden_layers: int, skips: Collection[int]) -> tupl
 def linear_layers(network: Network) -> Iterable[nn.Linear]:
     """A layer for each of the network's, Xavier-uniform with biases of 0."""
     for outputs, inputs in network.sizes():
-        linear = nn.Linear(inputs, outputs, dtype=torch.float32)  # whatever torch's default is: kernels know no other
-        nn.init.xavier_uniform_(linear.weight)
-        nn.init.zeros_(linear.bias)
-        yield linear
+        yield linear_layer(inputs, outputs)
+
+
+def linear_layer(inputs: int, outputs: int) -> nn.Linear:
+    """One such layer."""
+    linear = nn.Linear(inputs, outputs, dtype=torch.float32)  # whatever torch's default is: kernels know no other
+    nn.init.xavier_uniform_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    return linear
 
 
 def weights_and_biases(layers: Iterable[nn.Module]) -> tuple[list[Tensor], list[Tensor]]:

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
+from lightning_nerf.checks import FLOATS, BadArgument, check_instance, check_same_device, check_tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._exact import write_exactly
 from lightning_nerf.ops._memory import check_capacity_fits
 from lightning_nerf.ops._segments import exclusive_sum
 from lightning_nerf.ops.pack import check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
-from lightning_nerf.types import PackedSamples
+from lightning_nerf.types import Densities, Evaluated, PackedSamples, Placement, Pruning, Query, Rays
 
 ALL = (0, 2**31 - 1)  # samples of a ray
 
@@ -92,6 +92,20 @@ def prune_from(
         survivors = ops.visibility_pack(*contiguous, samples.kept.contiguous(), *thresholds, capacity)
         t_starts, t_ends, ray_indices, offsets, kept, sources = survivors
     return PackedSamples(t_starts, t_ends, ray_indices, offsets, kept), sources
+
+
+def prune_by(
+    query: Query, rays: Rays, candidates: PackedSamples, pruning: Pruning, capacity: int | None = None
+) -> Placement:
+    """The candidates that survive by the densities that ``query`` gives, and the features that it left of them."""
+    early_stop_eps, alpha_thre = pruning
+    found = query(rays, candidates, early_stop_eps)
+    check_instance("query", found, Densities)
+    values, features = found
+    samples, sources = prune_from(
+        values.float(), candidates, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity
+    )
+    return Placement(samples, evaluated=None if features is None else Evaluated(features, sources))
 
 
 def prune(

@@ -82,7 +82,7 @@ def _placed(network: Network) -> list[_Placed]:
         place = column if layer.is_head else slot
         found.append(_Placed(layer, at, at + outputs * columns, columns, taken, source, place, bias))
         at += outputs * (columns + 1)
-        bias += max(BLOCK, padded(outputs))
+        bias += padded_hidden(outputs)
         if layer.is_head:
             column += outputs
         else:
@@ -91,8 +91,18 @@ def _placed(network: Network) -> list[_Placed]:
     return found
 
 
+def _first_blocks(network: Network) -> list[int]:
+    """Of each input, among the blocks of all inputs."""
+    return [sum(map(blocks, network.inputs[:i])) for i in range(len(network.inputs))]
+
+
+def _saved_blocks(placed: list[_Placed]) -> int:
+    """Of all hidden layers' results."""
+    return sum(blocks(padded_hidden(p.layer.outputs)) for p in placed if not p.layer.is_head)
+
+
 def padded_hidden(outputs: int) -> int:
-    """A hidden layer's width, in whole blocks."""
+    """The width of a hidden layer, and of a layer's biases, in whole blocks."""
     return max(BLOCK, padded(outputs))
 
 
@@ -134,7 +144,7 @@ class Plan(NamedTuple):
 def plan(network: Network) -> Plan:
     """The plan of a network that :func:`fits`."""
     placed = _placed(network)
-    first_block = [sum(blocks(n) for n in network.inputs[:i]) for i in range(len(network.inputs))]
+    first_block = _first_blocks(network)
     links, index, biases = [], [], []
     for p in placed:
         layer = p.layer
@@ -147,17 +157,15 @@ def plan(network: Network) -> Plan:
         matrix = p.weight + torch.arange(layer.outputs * p.columns).view(layer.outputs, p.columns)
         parts = [*([p.hidden] if p.hidden else []), *taken]
         index.append(_image(_rows(_spread(matrix, parts), width)))
-        biases.append(_rows((p.bias + torch.arange(layer.outputs))[:, None], max(BLOCK, padded(layer.outputs)))[:, 0])
+        biases.append(_rows((p.bias + torch.arange(layer.outputs))[:, None], padded_hidden(layer.outputs))[:, 0])
     backward_links, backward_index = _backward(network, placed)
-    hidden = [p for p in placed if not p.layer.is_head]
-    saved = sum(blocks(padded_hidden(p.layer.outputs)) for p in hidden)
     return Plan(
         torch.tensor(links, dtype=torch.int32),
         torch.cat(index).int(),
         torch.cat(biases).int(),
         backward_links,
         backward_index,
-        saved,
+        _saved_blocks(placed),
     )
 
 
@@ -206,10 +214,10 @@ def pieces(network: Network, n_processors: int) -> Pieces:
     """Products dZ^T H of up to 128 x 256, shared among the multiprocessors by the bytes that they read."""
     placed = _placed(network)
     hidden = [p for p in placed if not p.layer.is_head]
-    saved = sum(padded_hidden(p.layer.outputs) // BLOCK for p in hidden)
+    saved = _saved_blocks(placed)
     n_inputs = sum(map(blocks, network.inputs))
     outer = blocks(network.n_outputs)
-    first_block = [sum(blocks(n) for n in network.inputs[:i]) for i in range(len(network.inputs))]
+    first_block = _first_blocks(network)
     items: list[list[int]] = []
     targets: list[list[tuple[Tensor, Tensor]]] = []  # of each item: parameters, and their places in the piece
     for p in placed:

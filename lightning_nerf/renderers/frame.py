@@ -10,11 +10,9 @@ from torch import Tensor
 from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.checks import FLOATS, check_instance, check_integer, check_tensor
 from lightning_nerf.ops._placement import checked_placement
-from lightning_nerf.ops.visibility import prune_from
+from lightning_nerf.ops.visibility import prune_by
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.types import (
-    Densities,
-    Evaluated,
     FrameKernel,
     PackedSamples,
     Placement,
@@ -160,14 +158,10 @@ class FrameRenderer:
         return checked_placement(placement, len(rays.origins), type(self.estimator).__name__)
 
     def _pruned(self, rays: Rays, candidates: PackedSamples, pruning: Pruning) -> Placement:
-        eps, alpha_thre = pruning
         n = int(candidates.offsets[-1])  # not every field leaves out the unused end of a capacity
         t_starts, t_ends, ray_indices = (t[:n] for t in candidates[:3])
         candidates = candidates._replace(t_starts=t_starts, t_ends=t_ends, ray_indices=ray_indices)
-        found = self.field.query(rays, candidates, eps)
-        check_instance("field.query", found, Densities)
-        samples, sources = prune_from(found.values.float(), candidates, early_stop_eps=eps, alpha_thre=alpha_thre)
-        return Placement(samples, evaluated=None if found.features is None else Evaluated(found.features, sources))
+        return prune_by(self.field.query, rays, candidates, pruning)
 
     def _op_by_op(self, rays: Rays, candidates: PackedSamples | None, background: Tensor | None) -> Render:
         """As in training: place, evaluate, composite. Candidates are not placed once more where pruning them is all."""

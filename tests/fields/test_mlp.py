@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -8,6 +10,7 @@ from torch.nn.utils.parametrizations import weight_norm
 from lightning_nerf.fields.instant_ngp import InstantNGPField
 from lightning_nerf.fields.mlp import FusedMLP, mlp
 from lightning_nerf.ops.fused_mlp import fused_mlp
+from tests.fields.nodes import comes_from
 from tests.ops.harness import DEVICES, generator
 
 
@@ -15,16 +18,7 @@ def rows(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=generator(1))
 
 
-def runs_in_one_kernel(y: Tensor) -> bool:
-    """Does y, or what it is a view of, come from the fused op?"""
-    nodes = [y.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is not None:
-            if "fused_mlp" in node.name():
-                return True
-            nodes += [before for before, _ in node.next_functions]
-    return False
+runs_in_one_kernel = partial(comes_from, op="fused_mlp")
 
 
 def test_parameters_are_those_of_a_sequential() -> None:

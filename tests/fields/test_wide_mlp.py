@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from lightning_nerf.fields import WideMLP
+from tests.fields.nodes import comes_from
 from tests.ops.harness import generator
 
 
@@ -22,15 +25,7 @@ def by_hand(net: WideMLP, x: Tensor, skips: tuple[int, ...]) -> Tensor:
     return net.layers[-1](hidden)
 
 
-def runs_in_one_kernel(y: Tensor) -> bool:
-    nodes = [y.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is not None:
-            if "wide_mlp" in node.name():
-                return True
-            nodes += [before for before, _ in node.next_functions]
-    return False
+runs_in_one_kernel = partial(comes_from, op="wide_mlp")
 
 
 @pytest.mark.parametrize(
