@@ -9,6 +9,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
       "frequencies2, bool include_input2, float scale2) -> (Tensor y, Tensor inputs, Tensor hidden, Tensor signs)");
   m.def(
       "wide_mlp_backward(Tensor grad, Tensor inputs, Tensor hidden, Tensor signs, Tensor parameters, Tensor? count, "
-      "Tensor backward_links, Tensor backward_index, Tensor items, Tensor sources, int n_pieces, ScalarType dtype) -> "
-      "Tensor");
+      "Tensor backward_links, Tensor backward_index, Tensor items, Tensor sources, int n_pieces, int input_columns, "
+      "ScalarType dtype) -> (Tensor parameters, Tensor input)");
 }

@@ -30,7 +30,7 @@ struct Chain {
   void* saved;  // [groups, saved_blocks] blocks: hidden results; null: not kept
   int saved_blocks;
   uint32_t* signs;  // [groups, saved_blocks, 128 threads] 32 signs of each thread's results in a block
-  float* y;         // [n, y_columns], forward
+  float* y;         // [n, y_columns]: outputs, or the input's gradient; null: none
   int y_columns;
   const int* count;  // rows that count, at most n; null: all
   int64_t n;
@@ -154,7 +154,7 @@ __device__ void hidden_link(
   }
 }
 
-template <int N, typename T>
+template <int N, typename T, bool kForward>
 __device__ void head_link(
     const Chain& chain, const Link& link, int64_t group, int64_t n, uint32_t hidden, uint32_t inputs, Ring& ring) {
   float acc[N / 2];
@@ -166,8 +166,10 @@ __device__ void head_link(
   for (int i = 0; i < N / 2; ++i) {
     const int column = i / 4 * 8 + 2 * (lane % 4) + i % 2;
     const int64_t row = group * kGroupRows + warp * 16 + (i / 2 % 2) * 8 + lane / 4;
-    if (column < link.outputs && row < n)
-      chain.y[row * chain.y_columns + link.slot + column] = acc[i] + chain.biases[link.bias + column];
+    if (column >= link.outputs || row >= n) continue;
+    float* const y = chain.y + row * chain.y_columns + link.slot + column;  // no other thread's
+    if (kForward) acc[i] += chain.biases[link.bias + column];
+    *y = link.adds ? *y + acc[i] : acc[i];
   }
 }
 
@@ -236,12 +238,12 @@ __global__ void __launch_bounds__(kChainThreads, 1) chain_kernel(const Chain cha
       parity ^= 1;
       for (int l = 0; l < chain.n_links; ++l) {
         const Link link = links[l];
-        if (kForward && link.outputs > 0) {
+        if (link.outputs > 0) {
           switch (link.width) {
-            case 8: head_link<8, T>(chain, link, group, n, hidden, inputs, ring); break;
-            case 64: head_link<64, T>(chain, link, group, n, hidden, inputs, ring); break;
-            case 128: head_link<128, T>(chain, link, group, n, hidden, inputs, ring); break;
-            default: head_link<256, T>(chain, link, group, n, hidden, inputs, ring);
+            case 8: head_link<8, T, kForward>(chain, link, group, n, hidden, inputs, ring); break;
+            case 64: head_link<64, T, kForward>(chain, link, group, n, hidden, inputs, ring); break;
+            case 128: head_link<128, T, kForward>(chain, link, group, n, hidden, inputs, ring); break;
+            default: head_link<256, T, kForward>(chain, link, group, n, hidden, inputs, ring);
           }
         } else {
           switch (link.width) {
@@ -257,8 +259,8 @@ __global__ void __launch_bounds__(kChainThreads, 1) chain_kernel(const Chain cha
       }
     }
     if (leads) hopper::wait_for_stores();
-    if (!kForward) return;
-    // Rows that do not count have outputs of 0.
+    if (chain.y == nullptr) return;
+    // Rows that do not count have outputs, or gradients, of 0.
     const int64_t begin = n * chain.y_columns, end = chain.n * chain.y_columns;
     for (int64_t i = begin + int64_t(blockIdx.x) * kGroups * kWarpgroup + threadIdx.x; i < end;
          i += int64_t(gridDim.x) * kGroups * kWarpgroup)
@@ -371,10 +373,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> forward(
   return {y, inputs, hidden, signs};
 }
 
-Tensor backward(
+std::tuple<Tensor, Tensor> backward(
     const Tensor& grad, const Tensor& inputs, const Tensor& hidden, const Tensor& signs, const Tensor& parameters,
     const std::optional<Tensor>& count, const Tensor& links, const Tensor& index, const Tensor& items,
-    const Tensor& sources, int64_t n_pieces, ScalarType dtype) {
+    const Tensor& sources, int64_t n_pieces, int64_t input_columns, ScalarType dtype) {
   check_shared(parameters, count, links, dtype);
   check_float(grad, "grad");
   const Launch launch(grad);
@@ -382,7 +384,8 @@ Tensor backward(
   STD_TORCH_CHECK(groups * kGroupRows >= n, "hidden: the forward pass has not saved it");
   Tensor outer = empty(grad, {groups, (grad.size(1) + 63) / 64, kBlockBytes / 2}, dtype);
   Tensor inner = empty(grad, {groups, saved_blocks, kBlockBytes / 2}, dtype);
-  if (n == 0) return torch::stable::fill_(empty(grad, {parameters.size(0)}, ScalarType::Float), 0.0);
+  Tensor grad_input = empty(grad, {n, input_columns}, ScalarType::Float);
+  if (n == 0) return {torch::stable::fill_(empty(grad, {parameters.size(0)}, ScalarType::Float), 0.0), grad_input};
   pack_rows(launch, input_of(grad, std::nullopt, 0, false, 1.0), n, counter(count), outer, 0);
   const Tensor weights = gathered(launch, parameters, index, dtype);
   Chain chain{};
@@ -394,10 +397,12 @@ Tensor backward(
   chain.saved = inner.mutable_data_ptr();
   chain.saved_blocks = int(saved_blocks);
   chain.signs = reinterpret_cast<uint32_t*>(const_cast<int*>(data<int>(signs)));
+  chain.y = input_columns > 0 ? mutable_data<float>(grad_input) : nullptr;
+  chain.y_columns = int(input_columns);
   chain.count = counter(count);
   chain.n = n;
   run<false>(launch, chain, dtype);
-  return weight_gradients(launch, outer, inner, inputs, hidden, items, n_pieces, sources, counter(count), n);
+  return {weight_gradients(launch, outer, inner, inputs, hidden, items, n_pieces, sources, counter(count), n), grad_input};
 }
 
 }  // namespace

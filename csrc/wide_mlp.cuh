@@ -22,9 +22,9 @@ struct Link {
   int hidden_blocks;              // of the operand, from the result before
   int input_first, input_blocks;  // of the operand, from the inputs
   int slot;     // hidden: blocks of one group in front of this result's in what is saved; head: first column in y
-  int outputs;  // 0: hidden; else a head, and how many of its results are outputs
+  int outputs;  // 0: hidden; else a head, and how many of its results are outputs; backward: columns of the input's gradient
   int bias;     // index of the first bias; backward: unused
-  int unused;
+  int adds;     // head: whether its results are added to what y holds
 };
 
 // A product dZ^T H of a share of all groups, added up by one block of threads: a piece of a weight's gradient.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import check_integer, check_number
+from lightning_nerf.checks import check_integer, check_number, needs_grad
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import leaky_sigmoid, truncated_exp
 from lightning_nerf.fields.base import RadianceField
@@ -54,8 +54,8 @@ class InstantNGPField(RadianceField):
             op by op, with the same parameters, its perceptrons in one kernel each where there is one. False: op by op and
             layer by layer, which leaves the perceptrons their second derivatives.
 
-    Differentiable in all parameters; fused, in nothing else, and op by op in positions and directions where the ops are. A
-    position or direction that requires a gradient is not sent to the fused kernels.
+    Differentiable in all parameters and once in positions; op by op also in directions. A direction that requires a gradient
+    is not sent to the fused kernels.
 
     Source: Mueller, Evans, Schied, Keller, "Instant neural graphics primitives with a multiresolution hash encoding",
     SIGGRAPH 2022, section 5.4.
@@ -121,7 +121,7 @@ class InstantNGPField(RadianceField):
     @states("fused")
     def density(self, positions: Tensor) -> Tensor:
         """See :meth:`RadianceField.density`."""
-        dtype = self._operands(positions)
+        dtype = self._operands(positions.device)
         if dtype is None:
             return self.geometry(positions)[0]
         return self._fused(dtype, self.unit_positions(positions), None).density
@@ -129,7 +129,7 @@ class InstantNGPField(RadianceField):
     @states("fused")
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         """See :meth:`RadianceField.forward`."""
-        dtype = self._operands(positions, directions)
+        dtype = self._operands(positions.device, directions)
         if dtype is not None:
             return self._fused(dtype, self.unit_positions(positions), directions)
         density, features = self.geometry(positions)
@@ -139,17 +139,15 @@ class InstantNGPField(RadianceField):
 
     # -- in one kernel -----------------------------------------------------------------------------------------------
 
-    def _operands(self, *inputs: Tensor) -> torch.dtype | None:
-        """Type of the fused kernels' operands, autocast's; None: run op by op."""
-        device = inputs[0].device
+    def _operands(self, device: torch.device, *fixed: Tensor) -> torch.dtype | None:
+        """Type of the fused kernels' operands, autocast's; None: run op by op. No gradient goes to what is ``fixed``."""
         if not (self.fused and device.type == "cuda" and torch.is_autocast_enabled("cuda") and self._kernel_weights()):
             return None
         if not instant_ngp.has_kernels(device):
             _warn_slow(device)
             return None
         dtype = torch.get_autocast_dtype("cuda")
-        wanted = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
-        return dtype if dtype in (torch.float16, torch.bfloat16) and not wanted else None
+        return dtype if dtype in (torch.float16, torch.bfloat16) and not needs_grad(*fixed) else None
 
     def _kernel_weights(self) -> instant_ngp.Weights | None:
         """All layers' weights; None where a subclass or a replaced layer computes something else than the kernels."""
@@ -247,7 +245,7 @@ class InstantNGPField(RadianceField):
 
     def _ray_operands(self, rays: Rays, *further: Tensor) -> torch.dtype | None:
         """As :meth:`_operands`, for kernels that go from rays to the unit cube by themselves: they know no contraction."""
-        dtype = self._operands(rays.origins, *further)
+        dtype = self._operands(rays.origins.device, rays.origins, *further)
         return dtype if dtype is None or self.scene_box.contraction == "none" else None
 
 

@@ -56,8 +56,8 @@ class VanillaField(RadianceField):
             comes from torch's generator, when the field is made.
         fused: under CUDA autocast, run all layers in one kernel each way; False: layer by layer.
 
-    Differentiable in all parameters; layer by layer also in positions and directions. A position or direction that requires
-    a gradient is not sent to the kernels.
+    Differentiable in all parameters and in positions; layer by layer also in directions. A direction that requires a
+    gradient is not sent to the kernels.
 
     Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020,
     figure 7.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lightning_nerf.checks import FLOATS, BadArgument, BadType, check_integer, check_tensor, needs_grad
 from lightning_nerf.ops.wide_mlp import Input, has_kernel, layer_by_layer, wide_mlp
-from lightning_nerf.ops.wide_mlp_layout import Layer, Network
+from lightning_nerf.ops.wide_mlp_layout import Layer, Network, has_input_gradient
 
 MAX_WIDTH, MAX_LAYERS, MAX_ENDS = 4096, 64, 4096  # limits that catch typos before they take all memory
 
@@ -18,8 +18,7 @@ class WideMLP(nn.Module):
     """A perceptron with biases, ReLU behind its hidden layers, and inputs that later layers take once more.
 
     Under float16 or bfloat16 autocast on a GPU of compute capability 9.0, all layers run in one kernel each way, if the
-    width is at most 256, there are at most 256 inputs and outputs, and the inputs need no gradient. Anything else runs
-    layer by layer: the same parameters and ``state_dict``, results equal up to rounding, differentiable any number of
+    width is at most 256 and there are at most 256 inputs and outputs. Anything else runs layer by layer: the same parameters and ``state_dict``, results equal up to rounding, differentiable any number of
     times.
 
     >>> import torch
@@ -143,4 +142,6 @@ def operands(network: Network, inputs: Sequence[Input], weights: Sequence[Tensor
     if dtype not in (torch.float16, torch.bfloat16) or not has_kernel(device, network):
         return None
     fits = all(t.dtype is torch.float32 and t.device == device for t in (*weights, *(given.rows for given in inputs)))
-    return dtype if fits and not needs_grad(*(given.rows for given in inputs)) else None
+    first, *others = (given.rows for given in inputs)
+    has_gradients = not needs_grad(*others) and (not needs_grad(first) or has_input_gradient(network))
+    return dtype if fits and has_gradients else None

@@ -71,7 +71,8 @@ def field(
         dtype: torch.float16 or torch.bfloat16, of the products' operands.
         evaluated: encodings of the samples that :func:`ray_densities` kept; they are not gathered again.
 
-    Differentiable once in table and weights; not in positions and directions. The derivative of exp is that of
+    Differentiable once in table, weights and positions (see :func:`~lightning_nerf.ops.hash_grid.hash_grid`); not in
+    directions. The derivative of exp is that of
     ``exp(clamp(x, -15, 15))``; that of a sigmoid is at least 0.0066 where a descent step brings its logit closer to 0, see
     :func:`~lightning_nerf.fields.activations.leaky_sigmoid`. The table's gradient is summed in float32; incoming gradients
     of encodings have ``dtype``, so with float16 the loss wants scaling.
@@ -204,15 +205,16 @@ def _check_parameters(table: Tensor, working: Tensor, levels: Tensor, weights: W
 
 
 def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, Tensor, Tensor]) -> None:
-    positions, directions, table, _, levels, encoded, sources, *weights, density_bias, _, _ = inputs
+    positions, directions, table, working, levels, encoded, sources, *weights, density_bias, _, _ = inputs
     features = output[2] if encoded is None else encoded
     ctx.mark_non_differentiable(output[2])
-    ctx.save_for_backward(positions, directions, table, levels, features, sources, *weights)
+    working = working if ctx.needs_input_grad[0] else None
+    ctx.save_for_backward(positions, directions, table, working, levels, features, sources, *weights)
     ctx.density_bias = density_bias
 
 
 def _backward(ctx: Context, grad_density: Tensor | None, grad_rgb: Tensor | None, _: Tensor | None) -> Inputs:
-    positions, directions, table, levels, features, sources, *weights = ctx.saved_tensors
+    positions, directions, table, working, levels, features, sources, *weights = ctx.saved_tensors
     none = (None,) * 15
     if grad_density is None and grad_rgb is None:
         return none
@@ -227,13 +229,21 @@ def _backward(ctx: Context, grad_density: Tensor | None, grad_rgb: Tensor | None
         ctx.density_bias,
     )
     grads = [g.view(w.shape) for g, w in zip(flat.split([w.numel() for w in weights]), weights, strict=True)]
-    grad_table = None
-    if ctx.needs_input_grad[2]:
+    for_positions, for_table = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+    grad_positions = grad_table = None
+    if for_positions or for_table:
         deterministic = torch.are_deterministic_algorithms_enabled()
-        grad_table = torch.ops.lightning_nerf.hash_grid_backward(
-            grad_features, positions, table, levels, None, False, True, deterministic
-        )[1]
-    return (None, None, grad_table, *none[3:7], *grads, *none[12:])
+        grad_positions, grad_table = torch.ops.lightning_nerf.hash_grid_backward(
+            grad_features, positions, table, levels, working, for_positions, for_table, deterministic
+        )
+    return (
+        grad_positions if for_positions else None,
+        None,
+        grad_table if for_table else None,
+        *none[3:7],
+        *grads,
+        *none[12:],
+    )
 
 
 def _fake_field(

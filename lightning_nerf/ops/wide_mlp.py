@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lightning_nerf.checks import BadArgument, check_integer, check_same_device, check_tensor
+from lightning_nerf.checks import BadArgument, check_integer, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import _library
 from lightning_nerf.ops import wide_mlp_layout as layout
 from lightning_nerf.ops._library import Context, Inputs
 from lightning_nerf.ops.frequency import frequency
-from lightning_nerf.ops.wide_mlp_layout import Network
+from lightning_nerf.ops.wide_mlp_layout import Network, has_input_gradient
 from lightning_nerf.ops.wide_mlp_reference import reference, reference_backward
 
 MAX_FREQUENCIES = 16  # the kernels' sines are exact to half precision up to here
@@ -80,7 +80,8 @@ def wide_mlp(
         dtype: torch.float16 or torch.bfloat16.
         count: [1] int32 on the device: rows from there on are not read, cost nothing and have outputs of 0. None: all.
 
-    Differentiable once in weights and biases, not in the inputs, with sums in an order that depends on N and the GPU alone.
+    Differentiable once in weights, biases and the first input's rows (see :func:`has_input_gradient`), not in the second
+    input, with sums in an order that depends on N and the GPU alone.
     Training keeps 2 bytes for each row and unit of a hidden layer, and its backward pass takes as much again.
 
     Source: the layers of Mildenhall et al., "NeRF", ECCV 2020, and of others like it; products as in NVIDIA's PTX ISA 8.0.
@@ -108,9 +109,15 @@ def wide_mlp(
     check_same_device(**named)
     _check_device(inputs[0].rows.device)
     parameters = torch.cat([t.flatten() for pair in zip(weights, biases, strict=True) for t in pair])
-    save = torch.is_grad_enabled() and parameters.requires_grad
-    plan = _plan_on(network, parameters.device)
     first, second = inputs[0], inputs[1] if len(inputs) > 1 else None
+    to_input = needs_grad(first.rows)
+    if (to_input and not has_input_gradient(network)) or (second is not None and needs_grad(second.rows)):
+        raise NotImplementedError(
+            "wide_mlp has a derivative in its first input alone, which only hidden layers may take; run layer_by_layer for "
+            "others"
+        )
+    save = torch.is_grad_enabled() and (parameters.requires_grad or to_input)
+    plan = _plan_on(network, parameters.device, to_input)
     rows2, index2 = (None, None) if second is None else (second.rows.contiguous(), second.row_indices)
     index2 = None if index2 is None else index2.contiguous()
     encodings = *first.encoding, *(Encoding() if second is None else second.encoding)
@@ -166,10 +173,10 @@ def _is_hopper(device: int) -> bool:
 
 
 @functools.lru_cache(maxsize=32)
-def _plan_on(network: Network, device: torch.device) -> tuple[Any, ...]:
+def _plan_on(network: Network, device: torch.device, input_gradient: bool = False) -> tuple[Any, ...]:
     """What the ops take of a plan, on a device. On a CPU, where a reference serves, with one piece for each product."""
     cuda = device.type == "cuda"
-    plan = layout.plan(network)
+    plan = layout.plan(network, input_gradient)
     pieces = layout.pieces(network, torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
     with torch.inference_mode(False):  # a validation may come first
         tensors = [*plan[:5], pieces.items, pieces.sources]
@@ -180,22 +187,31 @@ def _plan_on(network: Network, device: torch.device) -> tuple[Any, ...]:
 
 
 def _setup_context(ctx: Context, inputs: Inputs, output: tuple[Tensor, ...]) -> None:
-    parameters, count, (n_pieces, _, dtype) = inputs[3], inputs[4], inputs[14:17]
+    x, parameters, count, (n_pieces, _, dtype) = inputs[0], inputs[3], inputs[4], inputs[14:17]
     backward_links, backward_index, items, sources = inputs[8:12]
     _, blocks, hidden, signs = output
     ctx.mark_non_differentiable(blocks, hidden, signs)
-    ctx.save_for_backward(blocks, hidden, signs, parameters, count, backward_links, backward_index, items, sources)
-    ctx.n_pieces, ctx.dtype = n_pieces, dtype
+    x = x if ctx.needs_input_grad[0] else None
+    ctx.save_for_backward(x, blocks, hidden, signs, parameters, count, backward_links, backward_index, items, sources)
+    ctx.n_pieces, ctx.dtype, ctx.encoding = n_pieces, dtype, Encoding(*inputs[17:20])
 
 
 def _backward(ctx: Context, grad: Tensor | None, *_: Tensor | None) -> Inputs:
     nothing: list[Any] = [None] * 23
-    if any(ctx.needs_input_grad[:2]):
-        raise NotImplementedError("wide_mlp has no derivative in its inputs: run layer_by_layer where these need gradients")
-    if grad is not None and ctx.needs_input_grad[3]:
-        nothing[3] = torch.ops.lightning_nerf.wide_mlp_backward(
-            grad.contiguous(), *ctx.saved_tensors, ctx.n_pieces, ctx.dtype
-        )
+    x, *saved = ctx.saved_tensors
+    n_columns = 0 if x is None else ctx.encoding.columns(x.shape[1])
+    if grad is None or not (ctx.needs_input_grad[0] or ctx.needs_input_grad[3]):
+        return tuple(nothing)
+    grad_parameters, grad_x = torch.ops.lightning_nerf.wide_mlp_backward(
+        grad.contiguous(), *saved, ctx.n_pieces, n_columns, ctx.dtype
+    )
+    nothing[3] = grad_parameters
+    if x is not None:
+        n_frequencies, include_input, scale = ctx.encoding
+        if n_frequencies:
+            count = saved[4]
+            grad_x = torch.ops.lightning_nerf.frequency_backward(grad_x, x, n_frequencies, include_input, scale, count)
+        nothing[0] = grad_x
     return tuple(nothing)
 
 
@@ -214,8 +230,11 @@ def _fake(x: Tensor, x2: Tensor | None, *rest: Any) -> tuple[Tensor, ...]:
     )
 
 
-def _fake_backward(grad: Tensor, blocks: Tensor, hidden: Tensor, signs: Tensor, parameters: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(parameters)
+def _fake_backward(
+    grad: Tensor, blocks: Tensor, hidden: Tensor, signs: Tensor, parameters: Tensor, *rest: Any
+) -> tuple[Tensor, Tensor]:
+    input_columns = rest[6]
+    return torch.empty_like(parameters), grad.new_empty(grad.shape[0], input_columns)
 
 
 _library.define(
@@ -230,7 +249,8 @@ _library.define(
 _library.define(
     "wide_mlp_backward",
     "(Tensor grad, Tensor inputs, Tensor hidden, Tensor signs, Tensor parameters, Tensor? count, Tensor backward_links, "
-    "Tensor backward_index, Tensor items, Tensor sources, int n_pieces, ScalarType dtype) -> Tensor",
+    "Tensor backward_index, Tensor items, Tensor sources, int n_pieces, int input_columns, ScalarType dtype) -> "
+    "(Tensor parameters, Tensor input)",
     reference_backward,
     _fake_backward,
 )

@@ -141,8 +141,8 @@ class Plan(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def plan(network: Network) -> Plan:
-    """The plan of a network that :func:`fits`."""
+def plan(network: Network, input_gradient: bool = False) -> Plan:
+    """The plan of a network that :func:`fits`; ``input_gradient``: its backward pass goes on to input 0."""
     placed = _placed(network)
     first_block = _first_blocks(network)
     links, index, biases = [], [], []
@@ -158,7 +158,7 @@ def plan(network: Network) -> Plan:
         parts = [*([p.hidden] if p.hidden else []), *taken]
         index.append(_image(_rows(_spread(matrix, parts), width)))
         biases.append(_rows((p.bias + torch.arange(layer.outputs))[:, None], padded_hidden(layer.outputs))[:, 0])
-    backward_links, backward_index = _backward(network, placed)
+    backward_links, backward_index = _backward(network, placed, input_gradient)
     return Plan(
         torch.tensor(links, dtype=torch.int32),
         torch.cat(index).int(),
@@ -169,8 +169,11 @@ def plan(network: Network) -> Plan:
     )
 
 
-def _backward(network: Network, placed: list[_Placed]) -> tuple[Tensor, Tensor]:
-    """From the last hidden layer to the first: dZ of the layer behind it, and of the heads on it, times their weights."""
+def _backward(network: Network, placed: list[_Placed], input_gradient: bool) -> tuple[Tensor, Tensor]:
+    """From the last hidden layer to the first: dZ of the layer behind it, and of the heads on it, times their weights.
+
+    For the gradient of input 0, dZ of each layer that takes it times the weight's columns of that input, added up.
+    """
     hidden = [p for p in placed if not p.layer.is_head]
     outer = blocks(network.n_outputs)
     links, index = [], []
@@ -192,13 +195,23 @@ def _backward(network: Network, placed: list[_Placed]) -> tuple[Tensor, Tensor]:
         index.append(_image(_rows(matrix.contiguous(), width)))
         n_following = sum(padded_hidden(p.layer.outputs) // BLOCK for p in following)
         links.append([width, n_following, 0, outer if heads else 0, mine.slot, 0, 0, 0])
+        if input_gradient and 0 in mine.layer.takes_inputs:
+            n_columns, n_rows = network.inputs[0], padded_hidden(mine.layer.outputs)
+            of_input = _columns(mine, mine.hidden, n_columns)
+            index.append(_image(_rows(_rows(of_input, n_rows).T.contiguous(), padded(n_columns))))
+            adds = any(link[5] > 0 for link in links)
+            links.append([padded(n_columns), n_rows // BLOCK, 0, 0, 0, n_columns, 0, int(adds)])
     return torch.tensor(links, dtype=torch.int32), torch.cat(index).int()
 
 
 def _of_hidden(p: _Placed) -> Tensor:
     """Indices [outputs, hidden] of the part of a layer's weight that takes the hidden layer."""
-    columns = torch.arange(p.hidden)
-    return p.weight + torch.arange(p.layer.outputs)[:, None] * p.columns + columns
+    return _columns(p, 0, p.hidden)
+
+
+def _columns(p: _Placed, first: int, count: int) -> Tensor:
+    """Indices [outputs, count] of columns of a layer's weight."""
+    return p.weight + torch.arange(p.layer.outputs)[:, None] * p.columns + first + torch.arange(count)
 
 
 class Pieces(NamedTuple):
@@ -298,3 +311,8 @@ def fits(network: Network) -> bool:
         and 1 <= network.n_outputs <= 256
         and {p.source for p in _placed(network) if p.hidden} == set(range(len(hidden)))  # each is taken
     )
+
+
+def has_input_gradient(network: Network) -> bool:
+    """Whether the kernels' backward pass can go on to input 0: hidden layers alone take it."""
+    return fits(network) and not any(0 in layer.takes_inputs for layer in network.layers if layer.is_head)

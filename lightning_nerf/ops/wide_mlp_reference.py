@@ -119,16 +119,22 @@ def reference_backward(
     items: Tensor,
     sources: Tensor,
     n_pieces: int,
+    input_columns: int,
     dtype: torch.dtype,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     n, wide = _rows_that_count(grad.shape[0], count), parameters.dtype
     outer = to_rows(to_blocks(grad[:n].to(dtype), hidden.shape[0]))[:n].to(wide)
     kept = to_rows(hidden)[:n].to(wide)
     inner = torch.zeros_like(kept)
     plan = backward_links.tolist()
     behind = outer[:, :0]
+    grad_input = grad.new_zeros(grad.shape[0], input_columns)
     for weight, link in zip(_weights(_gathered(parameters, backward_index, dtype), plan), plan, strict=True):
-        width, hidden_blocks, first, input_blocks, slot, *_ = link
+        width, hidden_blocks, first, input_blocks, slot, outputs, _, adds = link
+        if outputs > 0:
+            part = (behind @ weight.T)[:, :outputs]
+            grad_input[:n] = grad_input[:n] + part if adds else part
+            continue
         operand = [behind[:, : hidden_blocks * BLOCK], outer[:, first * BLOCK : (first + input_blocks) * BLOCK]]
         mine = slice(slot * BLOCK, slot * BLOCK + width)
         behind = (torch.cat(operand, 1) @ weight.T * (kept[:, mine] > 0)).to(dtype).to(wide)
@@ -142,4 +148,4 @@ def reference_backward(
         piece[0, : 2 * BLOCK * PIECE_COLUMNS].view(2 * BLOCK, PIECE_COLUMNS)[: a.shape[1], : b.shape[1]] = a.T @ b
         piece[0, 2 * BLOCK * PIECE_COLUMNS :][: a.shape[1]] = a.sum(0)
         pieces.append(piece)
-    return torch.cat(pieces).view(-1)[sources[:, 0].long()]
+    return torch.cat(pieces).view(-1)[sources[:, 0].long()], grad_input

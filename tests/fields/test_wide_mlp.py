@@ -80,11 +80,28 @@ def test_one_kernel_and_layers_agree(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+def test_inputs_get_gradients_from_the_kernel() -> None:
+    torch.manual_seed(0)
+    net, x = WideMLP(63, 4).cuda(), rows(1000, 63).cuda().requires_grad_()
+    grads = []
+    for fused in (True, False):
+        net.fused = fused
+        with torch.autocast("cuda", torch.bfloat16):
+            y = net(x)
+        assert runs_in_one_kernel(y) == fused
+        grads.append(torch.autograd.grad(y, x, torch.ones_like(y))[0])
+    distance = (grads[0] - grads[1]).norm() / grads[1].norm()
+    unit = torch.finfo(torch.bfloat16).eps / 2
+    assert (
+        distance < 16 * unit * 27**0.5 + 4 * unit**0.5
+    )  # nine layers round three things each, and ReLUs change their signs
+
+
+@pytest.mark.gpu
 def test_what_the_kernels_do_not_know_runs_layer_by_layer() -> None:
     x = rows(10, 63).cuda()
     cases = {
         "wider": (WideMLP(63, 4, width=512), x),
-        "input with gradient": (WideMLP(63, 4), x.clone().requires_grad_()),
         "many inputs": (WideMLP(300, 4), rows(10, 300).cuda()),
     }
     for name, (net, given) in cases.items():

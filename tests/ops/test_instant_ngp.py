@@ -35,9 +35,9 @@ def check_field(
 ) -> None:
     x, d = points(n, device)
     tolerance = FORWARD if n >= 1000 else ROUNDOFF[dtype]
-    leaves = [t.detach().requires_grad_() for t in (p.table, *p.weights)]
+    leaves = [t.detach().requires_grad_() for t in (x, p.table, *p.weights)]
     options: dict[str, Any] = {"density_bias": -1.0, "dtype": dtype}
-    density, rgb = field(x, d, leaves[0], p.working, p.levels, Weights(*leaves[1:]), **options)
+    density, rgb = field(leaves[0], d, leaves[1], p.working, p.levels, Weights(*leaves[2:]), **options)
     expected_density, expected_rgb, expected_features = truth(*field_arguments(p, x, d, dtype))
     assert distance(density, expected_density) <= tolerance
     assert distance(rgb, expected_rgb) <= tolerance
@@ -57,7 +57,9 @@ def check_field(
         actual = torch.autograd.grad([o for o, _ in given], leaves, [g for _, g in given], retain_graph=True)
         grad_features, flat = instant_ngp.field_backward_reference(*grads, x, d, features, None, *p.weights, -1.0)
         grad_table = hash_grid.table_gradient(grad_features, x, p.table, p.levels)
-        expected = [grad_table, *flat.split([w.numel() for w in p.weights])]
+        encoded = hash_grid.hash_grid(leaves[0], p.table, p.levels)
+        (grad_x,) = torch.autograd.grad(encoded, leaves[0], grad_features.float())
+        expected = [grad_x, grad_table, *flat.split([w.numel() for w in p.weights])]
         for a, e in zip(actual, expected, strict=True):
             # A gradient passes through up to four layers, each of which rounds it.
             assert distance(a.flatten(), e.flatten()) <= 4 * ROUNDOFF[dtype]

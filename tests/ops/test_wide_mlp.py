@@ -239,13 +239,83 @@ def test_blocks_hold_rows_in_another_order() -> None:
     assert not torch.equal(blocks[0, 0, 64:128], rows[1, :64])  # row 1 is swizzled
 
 
+# Skips, an input of several blocks, one that a layer takes beside another.
+WITH_INPUT_GRADIENT = {
+    "vanilla": NETWORKS["vanilla"],
+    "smallest": NETWORKS["smallest"],
+    "narrow": NETWORKS["narrow"],
+    "wide ends": NETWORKS["wide ends"],
+    "two inputs": Network((70, 5), (Layer(100, False, (0, 1)), Layer(150, True, (0, 1)), head(17, 1))),
+}
+
+
 @pytest.mark.parametrize("device", DEVICES)
-def test_inputs_that_need_gradients_are_refused(device: str) -> None:
-    case = reals(NETWORKS["smallest"], 10, device)
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("name", WITH_INPUT_GRADIENT)
+@pytest.mark.parametrize(("n", "count"), [(1, 1), (300, 300), (300, 200), (300, 0), (0, 0)])
+def test_the_first_input_gets_its_gradient(device: str, dtype: torch.dtype, name: str, n: int, count: int) -> None:
+    case = integers(WITH_INPUT_GRADIENT[name], n, device)
     x = case.inputs[0].requires_grad_()
-    y = wide_mlp(case.network, [Input(x)], case.weights, case.biases, dtype=torch.float16)
-    with pytest.raises(NotImplementedError, match="no derivative in its inputs"):
-        torch.autograd.grad(y.sum(), [x, *case.weights])
+    grad = torch.randint(-2, 3, (n, case.network.n_outputs), generator=generator(1)).float().to(device)
+    grad[count:] = float("nan")
+    counter = torch.tensor([count], dtype=torch.int32, device=device)
+    y = wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=dtype, count=counter)
+    grads = torch.autograd.grad(y, [x, *case.parameters()], grad)
+    rows = [t.detach()[:count].double() for t in case.inputs]
+    rows[0].requires_grad_()
+    parameters = [t.detach().double().requires_grad_() for t in case.parameters()]
+    half = len(case.weights)
+    expected = layer_by_layer(case.network, rows, parameters[:half], parameters[half:])
+    expected_x, *others = torch.autograd.grad(expected, [rows[0], *parameters], grad[:count].double())
+    assert torch.equal(grads[0][:count].double(), expected_x)
+    assert not grads[0][count:].any()
+    assert count < 300 or expected_x.any()
+    assert all(torch.equal(a.double(), b) for a, b in zip(grads[1:], others, strict=True))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("encoding", [Encoding(10), Encoding(3, include_input=False, scale=3.0)])
+def test_the_gradient_goes_on_through_the_encoding(device: str, encoding: Encoding) -> None:
+    network = Network((encoding.columns(3),), (Layer(64, False, (0,)), Layer(64, True, (0,)), head(4)))
+    case = reals(network, 500, device)
+    x = (torch.rand(500, 3, generator=generator(5)) * 3 - 1.5).to(device).requires_grad_()
+    y = wide_mlp(network, [Input(x, encoding)], case.weights, case.biases, dtype=torch.float16)
+    grad = torch.randn(500, 4, generator=generator(6)).to(device)
+    (found,) = torch.autograd.grad(y, x, grad)
+    exact = x.detach().double().requires_grad_()
+    n, include_input, scale = encoding
+    dense = frequency(exact, n, include_input=include_input, scale=scale)
+    double = [[t.detach().double() for t in some] for some in (case.weights, case.biases)]
+    (expected,) = torch.autograd.grad(layer_by_layer(network, [dense], *double), exact, grad.double())
+    # Rounded are what two layers take and the gradients behind them; a share of the ReLUs' signs changes by that.
+    unit = torch.finfo(torch.float16).eps / 2
+    assert distance(found, expected) < 16 * unit * 3 + 4 * unit**0.5
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALVES)
+def test_gradients_of_many_rows_as_on_the_cpu(dtype: torch.dtype) -> None:
+    case = reals(NETWORKS["vanilla"], 70_000, "cuda")
+    grad = torch.randn(70_000, 4, generator=generator(3))
+    found = []
+    for device in ("cuda", "cpu"):
+        x = case.inputs[0].detach().to(device).requires_grad_()
+        given = [Input(x), Input(case.inputs[1].to(device))]
+        parameters = [[t.detach().to(device) for t in some] for some in (case.weights, case.biases)]
+        y = wide_mlp(case.network, given, *parameters, dtype=dtype)
+        found.append(torch.autograd.grad(y, x, grad.to(device))[0].cpu())
+    unit = torch.finfo(dtype).eps
+    assert distance(*found) < 4 * unit + unit**0.5  # as in test_many_rows_as_on_the_cpu
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_inputs_without_a_derivative_that_need_gradients_are_refused(device: str) -> None:
+    of_a_head, second = reals(NETWORKS["odd"], 10, device), reals(NETWORKS["vanilla"], 10, device)
+    of_a_head.inputs[0].requires_grad_()
+    second.inputs[1].requires_grad_()
+    for case in (of_a_head, second):
+        with pytest.raises(NotImplementedError, match="a derivative in its first input alone"):
+            wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.float16)
 
 
 @pytest.mark.parametrize("device", DEVICES)
