@@ -13,6 +13,7 @@ from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument, check_integer, check_number
 from lightning_nerf.estimators.base import Estimator, corners
 from lightning_nerf.estimators.query import DensityFn, densities
+from lightning_nerf.estimators.subdivided import subdivided
 from lightning_nerf.kept_dtypes import KeptDtypes
 from lightning_nerf.ops import occupancy
 from lightning_nerf.ops._memory import check_fits
@@ -24,6 +25,7 @@ from lightning_nerf.types import PackedSamples, Placement, Pruning, Query, Rays
 
 _BYTES_OF_CELL = 5  # occs and binaries
 _SMALLEST_STEP = 2.0**-149  # that float32 holds
+MAX_STEPS_PER_QUERY = 64  # a limit that catches typos
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
 
 
@@ -64,6 +66,9 @@ class OccupancyGrid(KeptDtypes, Estimator):
         alpha_threshold: samples of lower opacity are pruned, in [0, 1). Half the grid's mean value takes its place where
             that is lower, so that a young field keeps its samples.
         early_stop_eps: samples behind which less light than this remains are pruned, in [0, 1).
+        steps_per_query: :meth:`place` asks for one density for so many steps of a ray, >= 1, and cuts what survives into
+            single steps. For fields whose densities cost more than the samples that they spare; 2 halves that cost.
+            Renderers of frames prune single steps.
 
     Source: Müller, Evans, Schied, Keller, "Instant neural graphics primitives with a multiresolution hash encoding",
     SIGGRAPH 2022, appendix C; the choice of thresholds follows Li, Tancik, Kanazawa, "NerfAcc", ICCV 2023.
@@ -90,6 +95,7 @@ class OccupancyGrid(KeptDtypes, Estimator):
         cone_angle: float = 0.0,
         alpha_threshold: float = 0.01,
         early_stop_eps: float = 1e-4,
+        steps_per_query: int = 1,
     ) -> None:
         super().__init__()
         check_integer("resolution", resolution, 1)
@@ -105,6 +111,7 @@ class OccupancyGrid(KeptDtypes, Estimator):
         check_number("cone_angle", cone_angle, "[0, inf)")
         check_number("alpha_threshold", alpha_threshold, "[0, 1)")
         check_number("early_stop_eps", early_stop_eps, "[0, 1)")
+        check_integer("steps_per_query", steps_per_query, 1, MAX_STEPS_PER_QUERY)
         self.n_levels = n_levels
         self.decay = decay
         self.threshold = threshold
@@ -113,6 +120,7 @@ class OccupancyGrid(KeptDtypes, Estimator):
         self.cone_angle = cone_angle
         self.alpha_threshold = alpha_threshold
         self.early_stop_eps = early_stop_eps
+        self.steps_per_query = steps_per_query
         n_cells = n_levels * resolution**3
         self.register_buffer("aabb", torch.full((2, 3), float("nan"), dtype=torch.float32))
         self.register_buffer("occs", torch.zeros(n_cells, dtype=torch.float32))
@@ -172,10 +180,20 @@ class OccupancyGrid(KeptDtypes, Estimator):
         """
         if query is None and capacity is not None:
             march_capacity = capacity
-        samples = self.candidates(rays, key=key, capacity=march_capacity)
         if query is None:
-            return Placement(samples)
-        return prune_by(query, rays, samples, self.thresholds(), capacity)
+            return Placement(self.candidates(rays, key=key, capacity=march_capacity))
+        steps = self.steps_per_query
+        samples = self.candidates(
+            rays,
+            key=key,
+            step_size=steps * self.render_step_size,
+            cone_angle=steps * self.cone_angle,
+            capacity=march_capacity,
+        )
+        if steps == 1:
+            return prune_by(query, rays, samples, self.thresholds(), capacity)
+        placement = prune_by(query, rays, samples, self.thresholds(), None if capacity is None else capacity // steps)
+        return Placement(subdivided(placement.samples, steps, capacity))  # features of the whole are none of its parts'
 
     @torch.no_grad()
     def candidates(
