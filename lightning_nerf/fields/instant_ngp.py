@@ -54,8 +54,8 @@ class InstantNGPField(RadianceField):
             op by op, with the same parameters, its perceptrons in one kernel each where there is one. False: op by op and
             layer by layer, which leaves the perceptrons their second derivatives.
 
-    Differentiable in all parameters and once in positions; op by op also in directions. A direction that requires a gradient
-    is not sent to the fused kernels.
+    Differentiable in all parameters and once in positions; op by op also in directions. A direction that requires a
+    gradient is not sent to the fused kernels.
 
     Source: Mueller, Evans, Schied, Keller, "Instant neural graphics primitives with a multiresolution hash encoding",
     SIGGRAPH 2022, section 5.4.

@@ -18,8 +18,8 @@ class WideMLP(nn.Module):
     """A perceptron with biases, ReLU behind its hidden layers, and inputs that later layers take once more.
 
     Under float16 or bfloat16 autocast on a GPU of compute capability 9.0, all layers run in one kernel each way, if the
-    width is at most 256 and there are at most 256 inputs and outputs. Anything else runs layer by layer: the same parameters and ``state_dict``, results equal up to rounding, differentiable any number of
-    times.
+    width is at most 256 and there are at most 256 inputs and outputs. Anything else runs layer by layer: the same
+    parameters and ``state_dict``, results equal up to rounding, differentiable any number of times.
 
     >>> import torch
     >>> from lightning_nerf import WideMLP
