@@ -31,6 +31,7 @@ from lightning_nerf.modules.evaluation import EvaluatedModule
 from lightning_nerf.modules.fitting_parts import check_parts
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
 from lightning_nerf.modules.rendered import rendered, rendered_rounds
+from lightning_nerf.modules.times import bind_times, complete_times, refuse_other_times
 from lightning_nerf.ops._placement import checked_placement
 from lightning_nerf.recorded import Plain
 from lightning_nerf.renderers.base import Renderer
@@ -133,7 +134,7 @@ class NeRFModule(EvaluatedModule):
     # -- wiring ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Tell field and estimator where the scene is. A field that knows another scene's box is refused."""
+        """Tell field and estimator where the scene is, and when. A field that knows another scene's box is refused."""
         unwrap_all(self)
         if self.trainer.precision in ("64-true", "16-true", "bf16-true"):
             raise BadArgument(
@@ -151,6 +152,7 @@ class NeRFModule(EvaluatedModule):
         self.write_atomically()
         self.field.bind(box)
         self.estimator.bind(box)
+        bind_times(self, stage)
         self._named = (-1, -1, -1)
         if stage == "fit":
             check_parts(self.field, self.estimator, self.losses, self.datamodule)
@@ -183,7 +185,10 @@ class NeRFModule(EvaluatedModule):
         """Refuse another architecture's or another scene's checkpoint; take one of a version without contraction."""
         if isinstance(weights := checkpoint.get("state_dict"), dict) and "field.aabb" in weights:
             weights.setdefault("field.contraction", torch.zeros((), dtype=torch.int8))
+            complete_times(self, weights)
         super().on_load_checkpoint(checkpoint)
+        if self.strict_loading:
+            refuse_other_times(self, checkpoint["state_dict"])
 
     # -- training ----------------------------------------------------------------------------------------------------
 
