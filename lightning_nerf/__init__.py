@@ -33,6 +33,7 @@ _HOME = {
     "InstantNGPField": "fields",
     "VanillaField": "fields",
     "WideMLP": "fields",
+    "DeformedField": "fields",
     "Estimator": "estimators",
     "as_query": "estimators",
     "OccupancyGrid": "estimators",
@@ -71,7 +72,7 @@ if TYPE_CHECKING:
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
     from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram
-    from lightning_nerf.fields import InstantNGPField, RadianceField, VanillaField, WideMLP
+    from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, VanillaField, WideMLP
     from lightning_nerf.losses import Loss, Photometric, RoundPhotometric
     from lightning_nerf.modules import InstantNGP, NeRFModule, VanillaNeRF
     from lightning_nerf.optim import FusedAdam

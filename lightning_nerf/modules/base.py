@@ -221,7 +221,7 @@ class NeRFModule(EvaluatedModule):
         output = self.field.at_samples(batch.rays, samples, placement.evaluated)
         render = rendered(self.renderer, self.losses, output, samples, background)
         rounds = rendered_rounds(self.renderer, self.losses, self.field, batch.rays, placement, background)
-        step = Step(batch, background, placement, output, render, logs={}, rounds=rounds)
+        step = Step(batch, background, placement, output, render, logs={}, rounds=rounds, field=self.field, key=self.key)
         loss = weighted_sum(self.losses, step)
         if "n_rays" not in step.logs:
             step.logs["n_rays"] = step.counts.sum()
