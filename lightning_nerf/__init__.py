@@ -46,6 +46,9 @@ _HOME = {
     "Loss": "losses",
     "Photometric": "losses",
     "RoundPhotometric": "losses",
+    "WarpSize": "losses",
+    "TemporalSmoothness": "losses",
+    "PerturbationTV": "losses",
     "states": "capabilities",
     "BadArgument": "checks",
     "Executor": "executors",
@@ -73,7 +76,7 @@ if TYPE_CHECKING:
     from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram
     from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, VanillaField, WideMLP
-    from lightning_nerf.losses import Loss, Photometric, RoundPhotometric
+    from lightning_nerf.losses import Loss, PerturbationTV, Photometric, RoundPhotometric, TemporalSmoothness, WarpSize
     from lightning_nerf.modules import InstantNGP, NeRFModule, VanillaNeRF
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import FrameRenderer, Renderer, VolumeRenderer
