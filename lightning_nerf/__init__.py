@@ -57,6 +57,7 @@ _HOME = {
     "NeRFModule": "modules",
     "InstantNGP": "modules",
     "VanillaNeRF": "modules",
+    "DynamicNeRF": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
     "SyntheticScene": "data",
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     from lightning_nerf.executors import Executor, StepProgram
     from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, VanillaField, WideMLP
     from lightning_nerf.losses import Loss, PerturbationTV, Photometric, RoundPhotometric, TemporalSmoothness, WarpSize
-    from lightning_nerf.modules import InstantNGP, NeRFModule, VanillaNeRF
+    from lightning_nerf.modules import DynamicNeRF, InstantNGP, NeRFModule, VanillaNeRF
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import FrameRenderer, Renderer, VolumeRenderer
     from lightning_nerf.renderers.rendering import rendering
