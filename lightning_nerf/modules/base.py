@@ -31,7 +31,7 @@ from lightning_nerf.modules.evaluation import EvaluatedModule
 from lightning_nerf.modules.fitting_parts import check_parts
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
 from lightning_nerf.modules.rendered import rendered, rendered_rounds
-from lightning_nerf.modules.times import bind_times, complete_times, refuse_other_times
+from lightning_nerf.modules.times import bind_times, bind_unknown_times, complete_times, refuse_other_times
 from lightning_nerf.ops._placement import checked_placement
 from lightning_nerf.recorded import Plain
 from lightning_nerf.renderers.base import Renderer
@@ -152,7 +152,8 @@ class NeRFModule(EvaluatedModule):
         self.write_atomically()
         self.field.bind(box)
         self.estimator.bind(box)
-        bind_times(self, stage)
+        if stage == "fit":
+            bind_times(self)
         self._named = (-1, -1, -1)
         if stage == "fit":
             check_parts(self.field, self.estimator, self.losses, self.datamodule)
@@ -162,6 +163,18 @@ class NeRFModule(EvaluatedModule):
                     got = f"{count} of a ray of {type(self.estimator).__name__}, got {self.samples_per_step}"
                     raise BadArgument(f"samples_per_step: expected at least the {got}")
                 self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
+
+    def on_validation_start(self) -> None:
+        """Tell fields the range of times that neither a fit nor a checkpoint told them."""
+        bind_unknown_times(self)
+
+    def on_test_start(self) -> None:
+        """As before a validation."""
+        bind_unknown_times(self)
+
+    def on_predict_start(self) -> None:
+        """As before a validation."""
+        bind_unknown_times(self)
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that the parts need in training and that the user did not give."""

@@ -26,21 +26,24 @@ def timed_fields(module: nn.Module) -> Iterator[tuple[str, RadianceField]]:
             yield f"{name}.time_range".lstrip("."), part
 
 
-def bind_times(module: EvaluatedModule, stage: str) -> None:
-    """Tell the fields of a module the first and the last time of its training views; a fit refuses another than theirs.
-
-    Outside of a fit only fields that know none are told: views of any times may be rendered.
-    """
-    fields = [(name, field) for name, field in timed_fields(module) if stage == "fit" or not field.knows_times]
-    if not fields:
-        return
-    found = module.datamodule.time_range()
+def bind_times(module: EvaluatedModule) -> None:
+    """Before a fit: tell fields the first and the last time of the training views. Another range is refused."""
+    fields = list(timed_fields(module))
+    found = module.datamodule.time_range() if fields else None
     if found is None:  # a fit refuses it, where it looks at all parts
         return
     for name, field in fields:
         if field.knows_times:
             _refuse_another_range(name, torch.tensor(found), field.time_range, "the data module's")
         field.bind_times(*found)
+
+
+def bind_unknown_times(module: EvaluatedModule) -> None:
+    """Outside of a fit: tell the fields that no checkpoint told. Views of any times may be rendered."""
+    unknown = [field for _, field in timed_fields(module) if not field.knows_times]
+    if unknown and (found := module.datamodule.time_range()) is not None:  # reads the training views
+        for field in unknown:
+            field.bind_times(*found)
 
 
 def complete_times(module: nn.Module, weights: Plain) -> None:

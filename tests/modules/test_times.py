@@ -104,7 +104,18 @@ def test_views_of_other_times_may_be_rendered(checkpoint: Path, tmp_path: Path, 
         assert module.field.time_range.tolist() == [FIRST, LAST]
 
 
-def test_an_untrained_module_is_told_before_it_is_tested(tmp_path: Path, scene_cache: Path) -> None:
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_module_is_told_before_it_renders(command: str, tmp_path: Path, scene_cache: Path) -> None:
     module = tiny_module(field=WithinField())
-    trainer(tmp_path).test(module, timed_scene(scene_cache), verbose=False)
+    getattr(trainer(tmp_path, limit_val_batches=1), command)(module, datamodule=timed_scene(scene_cache))
     assert module.field.knows_times
+
+
+def test_the_range_that_a_checkpoint_brings_is_not_asked_of_the_data(
+    checkpoint: Path, tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mere test needs no training views."""
+    monkeypatch.setattr(NeRFDataModule, "time_range", lambda self: pytest.fail("reads the training views"))
+    module = tiny_module(field=WithinField())
+    trainer(tmp_path).test(module, timed_scene(scene_cache), ckpt_path=checkpoint, verbose=False)
+    assert module.field.time_range.tolist() == [FIRST, LAST]
