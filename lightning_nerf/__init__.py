@@ -33,6 +33,7 @@ _HOME = {
     "InstantNGPField": "fields",
     "VanillaField": "fields",
     "WideMLP": "fields",
+    "DeformedField": "fields",
     "Estimator": "estimators",
     "as_query": "estimators",
     "OccupancyGrid": "estimators",
@@ -45,6 +46,9 @@ _HOME = {
     "Loss": "losses",
     "Photometric": "losses",
     "RoundPhotometric": "losses",
+    "WarpSize": "losses",
+    "TemporalSmoothness": "losses",
+    "PerturbationTV": "losses",
     "states": "capabilities",
     "BadArgument": "checks",
     "Executor": "executors",
@@ -53,6 +57,7 @@ _HOME = {
     "NeRFModule": "modules",
     "InstantNGP": "modules",
     "VanillaNeRF": "modules",
+    "DynamicNeRF": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
     "SyntheticScene": "data",
@@ -71,9 +76,9 @@ if TYPE_CHECKING:
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
     from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram
-    from lightning_nerf.fields import InstantNGPField, RadianceField, VanillaField, WideMLP
-    from lightning_nerf.losses import Loss, Photometric, RoundPhotometric
-    from lightning_nerf.modules import InstantNGP, NeRFModule, VanillaNeRF
+    from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, VanillaField, WideMLP
+    from lightning_nerf.losses import Loss, PerturbationTV, Photometric, RoundPhotometric, TemporalSmoothness, WarpSize
+    from lightning_nerf.modules import DynamicNeRF, InstantNGP, NeRFModule, VanillaNeRF
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import FrameRenderer, Renderer, VolumeRenderer
     from lightning_nerf.renderers.rendering import rendering

@@ -115,6 +115,8 @@ class Query(Protocol):
 class FieldOutput(NamedTuple):
     """A radiance field's output at N points. ``extras`` are further per-sample channels, composited with the colors.
 
+    ``per_sample`` holds what losses read of each sample, and nothing composites.
+
     >>> import torch
     >>> from lightning_nerf import FieldOutput
     >>> FieldOutput(torch.ones(2), torch.rand(2, 3), {"label": torch.zeros(2, 1)}).extras["label"].shape
@@ -124,6 +126,7 @@ class FieldOutput(NamedTuple):
     density: Tensor  # [N] >= 0, per unit length
     rgb: Tensor  # [N, 3] in [0, 1]
     extras: dict[str, Tensor] = {}  # name -> [N, k]
+    per_sample: dict[str, Tensor] = {}  # name -> [N, k]
 
 
 class Round(NamedTuple):
@@ -232,7 +235,7 @@ class Step(NamedTuple):
 
     >>> from lightning_nerf import Step
     >>> Step._fields
-    ('batch', 'background', 'placement', 'output', 'render', 'logs', 'rounds')
+    ('batch', 'background', 'placement', 'output', 'render', 'logs', 'rounds', 'field', 'key')
     """
 
     batch: RayBatch
@@ -242,6 +245,8 @@ class Step(NamedTuple):
     render: Render
     logs: dict[str, Tensor]  # device scalars by name; a loss may add its own
     rounds: tuple[RenderedRound, ...] = ()  # earlier rounds of ``placement``, where a loss needs them
+    field: SampledField | None = None  # the module's, for losses that evaluate it once more
+    key: Tensor | None = None  # [3] int64: seed, rank and step, for draws of a loss's own
 
     @property
     def counts(self) -> Tensor:
@@ -288,6 +293,29 @@ class SampledField(Protocol):
 
     def frame_kernel(self, rays: Rays) -> FrameKernel | None:
         """The kernel for rays like these, if there is one."""
+        ...
+
+
+@runtime_checkable
+class WarpedField(Protocol):
+    """A field that sees a canonical scene through a warp."""
+
+    def offsets(self, positions: Tensor, times: Tensor) -> Tensor:
+        """What the warp adds to positions [N, 3] at times [N]: [N, 3], in thirds of the box's longest side."""
+        ...
+
+
+@runtime_checkable
+class EncodedField(Protocol):
+    """A field whose encoding a loss may ask for."""
+
+    @property
+    def unit_length(self) -> float:
+        """A third of the longest side of the scene's box, in world units."""
+        ...
+
+    def encoded(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        """Features [N, F] of positions [N, 3] in world space, at times [N]; differentiable in the encoding's parameters."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.arguments import Recorded
-from lightning_nerf.checks import REALS, BadArgument, BadType, check_instance, check_tensor
+from lightning_nerf.checks import REALS, BadArgument, BadType, check_instance, check_number, check_tensor
 from lightning_nerf.ops.sample_points import per_sample, sample_points
 from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_contraction, check_corners
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, FrameKernel, PackedSamples, Rays
@@ -23,7 +24,8 @@ class RadianceField(Recorded, nn.Module, ABC):
 
     Subclasses implement :meth:`density` and :meth:`forward`. Both take plain tensors and any number of points, zero
     included, and return densities >= 0 per unit length of world space. The scene's box arrives by :meth:`bind`; it is saved
-    in the buffers ``aabb`` and ``contraction``, and so travels with the checkpoint.
+    in the buffers ``aabb`` and ``contraction``, and so travels with the checkpoint. A field that wants times gets the first
+    and the last time of the training views by :meth:`bind_times`, saved in the buffer ``time_range``.
 
     >>> import torch
     >>> from lightning_nerf import FieldOutput, RadianceField, SceneBox
@@ -42,7 +44,8 @@ class RadianceField(Recorded, nn.Module, ABC):
     """What :meth:`forward` takes by keyword beside positions and directions: ``times`` [N] as the data has them,
     ``cameras`` [N] int64, the index of the training view (for codes of appearance), ``footprints`` [N], the side of a
     pixel at the sample in world units. :meth:`density` gets ``times`` and ``footprints`` of these; where nothing looks at
-    a point, as in the update of an occupancy grid, no footprints. A field that does not want times is static."""
+    a point, as in the update of an occupancy grid, no footprints. A field that does not want times is static. An instance
+    may set it before it calls ``super().__init__()``."""
 
     ends_at_box = False
     """Whether the density is 0 wherever :meth:`unit_positions` lie outside of the unit cube."""
@@ -53,6 +56,8 @@ class RadianceField(Recorded, nn.Module, ABC):
     aabb: Tensor  # [2, 3]
     contraction: Tensor  # [] int8, index in CONTRACTIONS
     _affine: Tensor  # [2, 3] SceneBox.affine of aabb
+    time_range: Tensor  # [2] first and last time; only of a field that wants times
+    _time_span: Tensor  # [] last - first; inf for a range of a single time
 
     def __init__(self) -> None:
         super().__init__()
@@ -65,6 +70,11 @@ class RadianceField(Recorded, nn.Module, ABC):
         unknown = [name for name in self.wants if name not in WANTS]
         if unknown:
             raise BadArgument(f"{type(self).__name__}.wants: expected some of {', '.join(WANTS)}, got {unknown[0]!r}")
+        self.keeps_times: bool = "times" in self.wants
+        self._known_times: tuple[float, float] | None = None
+        if self.keeps_times:  # a static field's state_dict stays without it
+            self.register_buffer("time_range", torch.full((2,), float("nan"), dtype=torch.float32))
+            self.register_buffer("_time_span", torch.full((), float("nan"), dtype=torch.float32), persistent=False)
 
     @torch.no_grad()
     def bind(self, scene_box: SceneBox) -> None:
@@ -86,8 +96,49 @@ class RadianceField(Recorded, nn.Module, ABC):
         self._box = SceneBox(self.aabb, CONTRACTIONS[int(self.contraction)]) if known else None
         self._unit_length = self._box.unit_length() if self._box is not None else float("nan")
 
+    @torch.no_grad()
+    def bind_times(self, first: float, last: float) -> None:
+        """Learn the first and the last time of the data; called before training, and of no effect on a static field.
+
+        The buffer ``time_range`` is written in place. A field within a field is told by the outer one.
+        """
+        for name, time in [("first", first), ("last", last)]:
+            check_number(name, time, "(-inf, inf)")
+        if not first <= last:
+            raise BadArgument(f"first, last: expected first <= last, got {first}, {last}")
+        if self.keeps_times:
+            self.time_range.copy_(torch.tensor([first, last], dtype=torch.float32))
+            self._read_times()
+
+    def _read_times(self) -> None:
+        first, last = self.time_range.tolist()
+        self._known_times = (first, last) if first <= last else None
+        self._time_span.fill_(float("inf") if first == last else last - first)
+
+    @property
+    def knows_times(self) -> bool:
+        """Whether the field knows the first and the last time of its data."""
+        return self._known_times is not None
+
+    def unit_times(self, times: Tensor) -> Tensor:
+        """Times [N] as the data has them, from 0 at the first of the data to 1 at the last; beyond, below 0 or above 1.
+
+        Exactly 0 at the first time. Where the data has a single time, 0. Differentiable.
+
+        Raises:
+            RuntimeError: the field knows no range; a fit calls :meth:`bind_times`, and a checkpoint brings it.
+        """
+        if self._known_times is None:
+            name = type(self).__name__
+            if not self.keeps_times:
+                raise RuntimeError(f"{name} keeps no times: name 'times' in wants, before super().__init__() is called")
+            raise RuntimeError(f"{name} knows no range of times: call bind_times(first, last) first")
+        return (times - self.time_range[0]) / self._time_span
+
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
         state_dict.setdefault(f"{prefix}contraction", torch.zeros((), dtype=torch.int8))  # of a version without contraction
+        if self.keeps_times:  # of a version that told fields no range
+            state_dict.setdefault(f"{prefix}time_range", self.time_range.clone())
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
         if not 0 <= int(self.contraction) < len(CONTRACTIONS):
             raise BadArgument(f"{prefix}contraction: expected 0 to {len(CONTRACTIONS) - 1}, got {int(self.contraction)}")
@@ -96,6 +147,12 @@ class RadianceField(Recorded, nn.Module, ABC):
             self._lay_over(box)
         else:
             self.bind(box)
+        if self.keeps_times:
+            first, last = self.time_range.tolist()
+            known = not (math.isnan(first) and math.isnan(last))
+            if known and not (math.isfinite(first) and math.isfinite(last) and first <= last):
+                raise BadArgument(f"{prefix}time_range: expected a first and a last time, got {first}, {last}")
+            self._read_times()
 
     @property
     def is_bound(self) -> bool:

@@ -137,6 +137,10 @@ class InstantNGPField(RadianceField):
         logits = self.color_net(torch.cat([encoded.to(features.dtype), features], dim=-1))
         return FieldOutput(density, leaky_sigmoid(logits))
 
+    def encoded(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        """Features [N, F] of the hash grid, see :class:`~lightning_nerf.types.EncodedField`; the field is static."""
+        return self.position_encoding(self.unit_positions(positions))
+
     # -- in one kernel -----------------------------------------------------------------------------------------------
 
     def _operands(self, device: torch.device, *fixed: Tensor) -> torch.dtype | None:

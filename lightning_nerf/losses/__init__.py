@@ -1,7 +1,9 @@
 """Losses of a training step, each an object with a name and a weight."""
 
 from lightning_nerf.losses.base import Loss
+from lightning_nerf.losses.perturbation import PerturbationTV
 from lightning_nerf.losses.photometric import Photometric
 from lightning_nerf.losses.rounds import RoundPhotometric
+from lightning_nerf.losses.warp import TemporalSmoothness, WarpSize
 
-__all__ = ["Loss", "Photometric", "RoundPhotometric"]
+__all__ = ["Loss", "PerturbationTV", "Photometric", "RoundPhotometric", "TemporalSmoothness", "WarpSize"]

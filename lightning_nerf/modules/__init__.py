@@ -2,8 +2,9 @@
 
 import lightning_nerf.strategies  # noqa: F401  the names that Trainer(strategy=...) then knows
 from lightning_nerf.modules.base import NeRFModule
+from lightning_nerf.modules.dynamic import DynamicNeRF
 from lightning_nerf.modules.instant_ngp import InstantNGP
 from lightning_nerf.modules.schedule import WarmupDecay
 from lightning_nerf.modules.vanilla import VanillaNeRF
 
-__all__ = ["InstantNGP", "NeRFModule", "VanillaNeRF", "WarmupDecay"]
+__all__ = ["DynamicNeRF", "InstantNGP", "NeRFModule", "VanillaNeRF", "WarmupDecay"]

@@ -31,6 +31,7 @@ from lightning_nerf.modules.evaluation import EvaluatedModule
 from lightning_nerf.modules.fitting_parts import check_parts
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
 from lightning_nerf.modules.rendered import rendered, rendered_rounds
+from lightning_nerf.modules.times import bind_times, bind_unknown_times, complete_times, refuse_other_times
 from lightning_nerf.ops._placement import checked_placement
 from lightning_nerf.recorded import Plain
 from lightning_nerf.renderers.base import Renderer
@@ -133,7 +134,7 @@ class NeRFModule(EvaluatedModule):
     # -- wiring ------------------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Tell field and estimator where the scene is. A field that knows another scene's box is refused."""
+        """Tell field and estimator where the scene is, and when. A field that knows another scene's box is refused."""
         unwrap_all(self)
         if self.trainer.precision in ("64-true", "16-true", "bf16-true"):
             raise BadArgument(
@@ -151,6 +152,8 @@ class NeRFModule(EvaluatedModule):
         self.write_atomically()
         self.field.bind(box)
         self.estimator.bind(box)
+        if stage == "fit":
+            bind_times(self)
         self._named = (-1, -1, -1)
         if stage == "fit":
             check_parts(self.field, self.estimator, self.losses, self.datamodule)
@@ -160,6 +163,18 @@ class NeRFModule(EvaluatedModule):
                     got = f"{count} of a ray of {type(self.estimator).__name__}, got {self.samples_per_step}"
                     raise BadArgument(f"samples_per_step: expected at least the {got}")
                 self.n_rays.fill_(min(self.max_rays, max(1, self.samples_per_step // count)))
+
+    def on_validation_start(self) -> None:
+        """Tell fields the range of times that neither a fit nor a checkpoint told them."""
+        bind_unknown_times(self)
+
+    def on_test_start(self) -> None:
+        """As before a validation."""
+        bind_unknown_times(self)
+
+    def on_predict_start(self) -> None:
+        """As before a validation."""
+        bind_unknown_times(self)
 
     def configure_callbacks(self) -> list[Callback]:
         """The callbacks that the parts need in training and that the user did not give."""
@@ -183,7 +198,10 @@ class NeRFModule(EvaluatedModule):
         """Refuse another architecture's or another scene's checkpoint; take one of a version without contraction."""
         if isinstance(weights := checkpoint.get("state_dict"), dict) and "field.aabb" in weights:
             weights.setdefault("field.contraction", torch.zeros((), dtype=torch.int8))
+            complete_times(self, weights)
         super().on_load_checkpoint(checkpoint)
+        if self.strict_loading:
+            refuse_other_times(self, checkpoint["state_dict"])
 
     # -- training ----------------------------------------------------------------------------------------------------
 
@@ -216,7 +234,7 @@ class NeRFModule(EvaluatedModule):
         output = self.field.at_samples(batch.rays, samples, placement.evaluated)
         render = rendered(self.renderer, self.losses, output, samples, background)
         rounds = rendered_rounds(self.renderer, self.losses, self.field, batch.rays, placement, background)
-        step = Step(batch, background, placement, output, render, logs={}, rounds=rounds)
+        step = Step(batch, background, placement, output, render, logs={}, rounds=rounds, field=self.field, key=self.key)
         loss = weighted_sum(self.losses, step)
         if "n_rays" not in step.logs:
             step.logs["n_rays"] = step.counts.sum()

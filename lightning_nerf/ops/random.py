@@ -23,6 +23,8 @@ STREAM_UNIFORM = 6  # where in their strata a ray's samples lie: of Uniform
 STREAM_COARSE = 7  # of Hierarchical's coarse round
 STREAM_FINE = 8  # of its fine round
 STREAM_DENSITY_NOISE = 9  # added to densities in training
+STREAM_TIME_SHIFTS = 12  # of the loss TemporalSmoothness
+STREAM_PERTURBATION = 13  # of the loss PerturbationTV
 STREAM_USER = 16  # free for third parties from here on
 
 

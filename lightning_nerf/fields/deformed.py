@@ -1,0 +1,156 @@
+"""A field that moves: a network says where each point was in a scene that stands still."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+import torch
+from torch import Tensor, nn
+
+from lightning_nerf.checks import check_instance, check_integer
+from lightning_nerf.encodings import Frequency
+from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.fields.vanilla import HALF_SIDE
+from lightning_nerf.fields.wide_mlp import linear_layers, run, trunk_layers, weights_and_biases
+from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
+from lightning_nerf.ops.wide_mlp_layout import Layer, Network
+from lightning_nerf.scene_box import SceneBox
+from lightning_nerf.types import FieldOutput
+
+FIRST_WEIGHTS = 1e-4  # largest weight of the last layer of a new warp, up to a width of 256
+
+
+class DeformedField(RadianceField):
+    """A canonical field seen through a warp: density and color at (x, t) are the canonical field's at x + offset(x, t).
+
+    The warp is a perceptron on the encoded position and the encoded time. Positions are encoded as by
+    :class:`VanillaField`, as multiples of a half-side of the scene's box from -1.5 to 1.5; times from 0 at the first of the
+    data to 1 at the last. Offsets are in thirds of the box's longest side, so that world units do not matter. A new warp
+    moves no point by more than a hundredth of the box. A point that leaves the box has what the canonical field says there.
+
+    >>> import torch
+    >>> from lightning_nerf import DeformedField, SceneBox, VanillaField
+    >>> field = DeformedField(VanillaField(width=64, hidden_layers=3, skip=1), identity_at_zero=True)
+    >>> field.bind(SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])))
+    >>> field.bind_times(0.0, 1.0)
+    >>> field.offsets(torch.zeros(2, 3), times=torch.tensor([0.0, 0.5])).any(-1)
+    tensor([False,  True])
+
+    Args:
+        canonical: the field that is moved, any :class:`RadianceField`. What it wants beside times is handed on; one that
+            wants times gets those of the sample.
+        width: of the warp's hidden layers, see :class:`WideMLP` for which of them have kernels.
+        hidden_layers: of the warp, >= 1.
+        skip: hidden layer of the warp behind which position and time are concatenated once more, 0 being the first; None:
+            nowhere.
+        position_frequencies: L of the warp's encoding of positions, 1 to 16.
+        time_frequencies: L of the warp's encoding of times, 1 to 16.
+        identity_at_zero: at the first time of the data offsets are exactly 0, so that the canonical scene is the first one.
+        fused: under CUDA autocast, run the warp's layers in one kernel each way; False: layer by layer.
+
+    The defaults are T-NeRF as in NerfAcc's example. D-NeRF is ``width=256, hidden_layers=8, skip=4,
+    position_frequencies=10, time_frequencies=10, identity_at_zero=True``.
+
+    ``FieldOutput.per_sample`` holds ``offset`` [N, 3], for :class:`~lightning_nerf.WarpSize`.
+
+    Differentiable in all parameters. The warp's gradient is that of the canonical field in its positions: a canonical field
+    whose kernels give none runs layer by layer in training, and with its kernels where no gradient is asked for.
+
+    Source: Pumarola, Corona, Pons-Moll, Moreno-Noguer, "D-NeRF: neural radiance fields for dynamic scenes", CVPR 2021; the
+    defaults: Li, Gao, Tancik, Kanazawa, "NerfAcc: efficient sampling accelerates NeRFs", ICCV 2023.
+    """
+
+    wants: Collection[str] = ("times",)
+
+    def __init__(
+        self,
+        canonical: RadianceField,
+        width: int = 64,
+        hidden_layers: int = 4,
+        skip: int | None = 2,
+        position_frequencies: int = 4,
+        time_frequencies: int = 4,
+        identity_at_zero: bool = False,
+        fused: bool = True,
+    ) -> None:
+        check_instance("canonical", canonical, RadianceField)
+        self.wants = ("times", *(name for name in canonical.wants if name != "times"))
+        super().__init__()
+        for name, value in [("position_frequencies", position_frequencies), ("time_frequencies", time_frequencies)]:
+            check_integer(name, value, 1, MAX_FREQUENCIES)
+        check_instance("identity_at_zero", identity_at_zero, bool)
+        self.free_arguments = ("fused", *(f"canonical.{name}" for name in canonical.free_arguments))
+        self.canonical = canonical
+        self.identity_at_zero = identity_at_zero
+        self.warp = Warp(width, hidden_layers, skip, position_frequencies, time_frequencies, fused)
+
+    def bind(self, scene_box: SceneBox) -> None:
+        """See :meth:`RadianceField.bind`; the canonical field is bound to the same box."""
+        super().bind(scene_box)
+        self.canonical.bind(scene_box)
+
+    def bind_times(self, first: float, last: float) -> None:
+        """See :meth:`RadianceField.bind_times`; the canonical field is told, too."""
+        super().bind_times(first, last)
+        self.canonical.bind_times(first, last)
+
+    def offsets(self, positions: Tensor, times: Tensor) -> Tensor:
+        """What the warp adds to positions [N, 3] at times [N]: [N, 3] float32, in thirds of the box's longest side."""
+        reach = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
+        unit_times = self.unit_times(times)
+        offsets = self.warp(2 * reach * self.unit_positions(positions) - reach, unit_times)
+        return torch.where(unit_times[:, None] == 0, 0.0, offsets) if self.identity_at_zero else offsets
+
+    def warped(self, positions: Tensor, times: Tensor) -> Tensor:
+        """World positions [N, 3] in the canonical scene of what is at positions [N, 3] at times [N]."""
+        return torch.add(positions, self.offsets(positions, times), alpha=self.unit_length)
+
+    def density(self, positions: Tensor, *, times: Tensor, **wanted: Tensor) -> Tensor:  # type: ignore[override]
+        """See :meth:`RadianceField.density`."""
+        return self.canonical.density(self.warped(positions, times), **self._of_canonical(times, wanted))
+
+    def forward(  # type: ignore[override]
+        self, positions: Tensor, directions: Tensor, *, times: Tensor, **wanted: Tensor
+    ) -> FieldOutput:
+        """See :meth:`RadianceField.forward`."""
+        offsets = self.offsets(positions, times)
+        moved = torch.add(positions, offsets, alpha=self.unit_length)
+        output = self.canonical(moved, directions, **self._of_canonical(times, wanted))
+        return output._replace(per_sample={**output.per_sample, "offset": offsets})
+
+    def _of_canonical(self, times: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {**wanted, "times": times} if "times" in self.canonical.wants else wanted
+
+
+class Warp(nn.Module):
+    """Offsets of points in space and time: a perceptron on both encodings, which one layer may take once more."""
+
+    def __init__(
+        self,
+        width: int,
+        hidden_layers: int,
+        skip: int | None,
+        position_frequencies: int,
+        time_frequencies: int,
+        fused: bool,
+    ) -> None:
+        super().__init__()
+        encodings = [Frequency(position_frequencies), Frequency(time_frequencies, n_dims=1)]
+        trunk = trunk_layers(width, hidden_layers, () if skip is None else (skip,))
+        both = [layer._replace(takes_inputs=(0, 1)) if layer.takes_inputs else layer for layer in trunk]
+        self.network = Network(tuple(e.n_outputs for e in encodings), (*both, Layer(3, True, is_head=True)))
+        self.encodings = [Encoding(e.n_frequencies, e.include_input, e.scale) for e in encodings]
+        self.layers = nn.ModuleList(linear_layers(self.network))
+        last = self.layers[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.uniform_(last.weight, 0.0, FIRST_WEIGHTS * min(1.0, 256 / width))
+        self.fused = fused
+
+    def forward(self, positions: Tensor, times: Tensor) -> Tensor:
+        """Offsets [N, 3] of positions [N, 3] and times [N], both as they are encoded."""
+        inputs = [Input(rows, e) for rows, e in zip((positions, times[:, None]), self.encodings, strict=True)]
+        return run(self.network, inputs, *weights_and_biases(self.layers), fused=self.fused)
+
+    def extra_repr(self) -> str:
+        """Shown by ``print(module)``."""
+        return f"fused={self.fused}"

@@ -1,0 +1,121 @@
+"""A module tells its fields the range of the training views' times, and refuses another range later."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lightning_nerf.checks import BadArgument
+from lightning_nerf.data import NeRFDataModule, Scene
+from lightning_nerf.modules import InstantNGP
+from tests.estimators.test_times import FIRST, LAST, TimedField
+from tests.scenes import TimedSource, timed_scene, tiny_module, trainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:(The dirpath has changed|Checkpoint directory)")
+
+
+class LaterSource(TimedSource):
+    """The same, later by some time."""
+
+    def __init__(self, resolution: int, later: float = 1.0, **options: object) -> None:
+        super().__init__(resolution, **options)  # type: ignore[arg-type]
+        self.later = later
+
+    def read(self, split: str) -> Scene:
+        scene = super().read(split)
+        assert scene.cameras.times is not None
+        return scene._replace(cameras=scene.cameras._replace(times=scene.cameras.times + self.later))
+
+
+def later_scene(cache: Path, later: float) -> NeRFDataModule:
+    return NeRFDataModule(LaterSource(24, later, n_train=6, n_test=2, cache_dir=str(cache)), near=2.0, far=6.0)
+
+
+class WithinField(TimedField):
+    """A field that asks another one, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = TimedField()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, scene_cache: Path) -> Path:
+    run = trainer(tmp_path, max_steps=2)
+    run.fit(tiny_module(field=WithinField()), timed_scene(scene_cache))
+    run.save_checkpoint(tmp_path / "timed.ckpt")
+    return tmp_path / "timed.ckpt"
+
+
+def test_a_fit_tells_fields_the_first_and_the_last_time(checkpoint: Path) -> None:
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    for name in ("field.time_range", "field.inner.time_range"):
+        assert weights[name].tolist() == [FIRST, LAST]
+    module = InstantNGP.load_from_checkpoint(checkpoint)
+    assert isinstance(module.field, WithinField)
+    assert module.field.inner.unit_times(torch.tensor([3.5])).tolist() == [0.5]
+
+
+def test_a_loaded_module_refuses_to_learn_from_another_range(checkpoint: Path, tmp_path: Path, scene_cache: Path) -> None:
+    module = InstantNGP.load_from_checkpoint(checkpoint)
+    with pytest.raises(BadArgument, match=r"time_range: the data module's is \[3.0, 6.0\], expected \[2.0, 5.0\]"):
+        trainer(tmp_path, max_steps=3).fit(module, later_scene(scene_cache, 1.0))
+    trainer(tmp_path, max_steps=3).fit(module, later_scene(scene_cache, 1e-7))  # rounding
+
+
+def test_a_fit_refuses_a_checkpoint_of_another_range(checkpoint: Path, tmp_path: Path, scene_cache: Path) -> None:
+    run = trainer(tmp_path, max_steps=4)
+    with pytest.raises(BadArgument, match=r"time_range: the checkpoint's is \[2.0, 5.0\], expected \[3.0, 6.0\]"):
+        run.fit(tiny_module(field=WithinField()), later_scene(scene_cache, 1.0), ckpt_path=checkpoint)
+    run = trainer(tmp_path, max_steps=4)
+    run.fit(module := tiny_module(field=WithinField()), timed_scene(scene_cache), ckpt_path=checkpoint)
+    assert module.field.knows_times
+
+
+def test_a_checkpoint_of_a_version_without_a_range_is_taken(checkpoint: Path, tmp_path: Path, scene_cache: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    for name in ("field.time_range", "field.inner.time_range"):
+        del content["state_dict"][name]
+    torch.save(content, tmp_path / "older.ckpt")
+    assert not InstantNGP.load_from_checkpoint(tmp_path / "older.ckpt").field.knows_times
+    trainer(tmp_path, max_steps=4).fit(
+        tiny_module(field=WithinField()), timed_scene(scene_cache), ckpt_path=tmp_path / "older.ckpt"
+    )
+
+
+def test_a_resumed_fit_knows_the_range_even_if_its_checkpoint_did_not(
+    checkpoint: Path, tmp_path: Path, scene_cache: Path
+) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    del content["state_dict"]["field.time_range"]
+    torch.save(content, tmp_path / "older.ckpt")
+    module = tiny_module(field=WithinField())
+    trainer(tmp_path, max_steps=4).fit(module, timed_scene(scene_cache), ckpt_path=tmp_path / "older.ckpt")
+    assert module.field.time_range.tolist() == [FIRST, LAST]
+
+
+def test_views_of_other_times_may_be_rendered(checkpoint: Path, tmp_path: Path, scene_cache: Path) -> None:
+    loaded, fresh = InstantNGP.load_from_checkpoint(checkpoint), tiny_module(field=WithinField())
+    trainer(tmp_path).test(loaded, later_scene(scene_cache, 1.0), verbose=False)
+    trainer(tmp_path).test(fresh, later_scene(scene_cache, 1.0), ckpt_path=checkpoint, verbose=False)
+    for module in (loaded, fresh):
+        assert module.field.time_range.tolist() == [FIRST, LAST]
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_an_untrained_module_is_told_before_it_renders(command: str, tmp_path: Path, scene_cache: Path) -> None:
+    module = tiny_module(field=WithinField())
+    getattr(trainer(tmp_path, limit_val_batches=1), command)(module, datamodule=timed_scene(scene_cache))
+    assert module.field.knows_times
+
+
+def test_the_range_that_a_checkpoint_brings_is_not_asked_of_the_data(
+    checkpoint: Path, tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A mere test needs no training views."""
+    monkeypatch.setattr(NeRFDataModule, "time_range", lambda self: pytest.fail("reads the training views"))
+    module = tiny_module(field=WithinField())
+    trainer(tmp_path).test(module, timed_scene(scene_cache), ckpt_path=checkpoint, verbose=False)
+    assert module.field.time_range.tolist() == [FIRST, LAST]
