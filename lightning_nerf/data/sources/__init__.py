@@ -2,6 +2,7 @@
 
 from lightning_nerf.data.sources.blender import BlenderSource
 from lightning_nerf.data.sources.dnerf import DNeRFSource
+from lightning_nerf.data.sources.dynamic import SyntheticDynamicSource
 from lightning_nerf.data.sources.synthetic import SyntheticSource
 
-__all__ = ["BlenderSource", "DNeRFSource", "SyntheticSource"]
+__all__ = ["BlenderSource", "DNeRFSource", "SyntheticDynamicSource", "SyntheticSource"]
