@@ -2,8 +2,19 @@
 
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.blender import BlenderData
+from lightning_nerf.data.dnerf import DNeRFData
+from lightning_nerf.data.dynamic import SyntheticDynamicScene
 from lightning_nerf.data.scene import Images, Scene
 from lightning_nerf.data.source import Source
 from lightning_nerf.data.synthetic import SyntheticScene
 
-__all__ = ["BlenderData", "Images", "NeRFDataModule", "Scene", "Source", "SyntheticScene"]
+__all__ = [
+    "BlenderData",
+    "DNeRFData",
+    "Images",
+    "NeRFDataModule",
+    "Scene",
+    "Source",
+    "SyntheticDynamicScene",
+    "SyntheticScene",
+]

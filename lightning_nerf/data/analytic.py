@@ -1,4 +1,4 @@
-"""A small ray tracer: the synthetic scene seen along given rays, without noise."""
+"""A small ray tracer: the synthetic scenes seen along given rays, without noise."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import math
 import numpy as np
 
 from lightning_nerf.data.images import shrink
-from lightning_nerf.data.solids import Solid, column, length, solids
+from lightning_nerf.data.moving_solids import moving_solids
+from lightning_nerf.data.shapes import Solid, column, length
+from lightning_nerf.data.solids import solids
 
 _HIT = np.float32(2e-4)  # a ray this close to a surface has met it; pixels of an 800 x 800 picture are 3.6e-3 wide
-_STEPS = 96  # grazing rays that have not met a surface by then miss it
+_STEPS = 96  # rays that graze a flat surface and have not met it by then miss it; moving scenes allow more
+_STEPS_MOVING = 400  # not for the scene that stands still, whose pictures would then differ from those in caches
 _LIGHT, _FILL = (0.3, -0.36, 0.883), (-0.7, 0.6, 0.38)  # unit vectors towards the lights; only the first casts shadows
 _BAND = 2**14  # pixels rendered at a time
 
@@ -19,10 +22,15 @@ class AnalyticScene:
     """Solids lit by two lights: Blinn-Phong shading (highlights move with the eye), hard shadows, dark crevices.
 
     Radiance is a function of position and direction, as a radiance field wants it, and empty space is empty.
+
+    Args:
+        seed: of the solids' places and colors.
+        time: the moment, in [0, 1], of the scene that moves. None: the scene that stands still.
     """
 
-    def __init__(self, seed: int = 0) -> None:
-        self.solids = solids(seed)
+    def __init__(self, seed: int = 0, time: float | None = None) -> None:
+        self.solids = solids(seed) if time is None else moving_solids(seed, time)
+        self._steps = _STEPS if time is None else _STEPS_MOVING
 
     def distance(self, points: np.ndarray) -> np.ndarray:
         """From points [3, n] to the nearest surface, [n]: negative inside, and never too large outside."""
@@ -62,7 +70,7 @@ class AnalyticScene:
             rays = (pixels[:, None] * samples**2 + np.arange(samples**2)).ravel()
             d = solid.unturned(_take(directions, rays))
             t_end = np.minimum(_leave(solid, o, d), t[rays])  # no further than what is known to be there
-            t_hit = _march(solid, o, d, np.repeat(start, samples**2), t_end)
+            t_hit = _march(solid, o, d, np.repeat(start, samples**2), t_end, self._steps)
             nearer = t_hit < t[rays]
             t[rays[nearer]] = t_hit[nearer]
             which[rays[nearer]] = i
@@ -105,7 +113,7 @@ class AnalyticScene:
             reach = middle * middle - _dot(o, o) + np.float32(solid.radius**2)
             near = np.flatnonzero((reach > 0) & (middle + np.sqrt(np.maximum(reach, 0)) > 0))
             middle, half, o = middle[near], np.sqrt(reach[near]), _take(o, near)
-            t_hit = _march(solid, o, d, np.maximum(middle - half, 0), middle + half)
+            t_hit = _march(solid, o, d, np.maximum(middle - half, 0), middle + half, self._steps)
             seen[at[near[t_hit < np.inf]]] = False
         return seen.astype(np.float32)
 
@@ -146,11 +154,11 @@ def _cone(solid: Solid, o: np.ndarray, d: np.ndarray, spread: np.float32) -> tup
     return cones[found], start[found]
 
 
-def _march(solid: Solid, o: np.ndarray, d: np.ndarray, t: np.ndarray, t_end: np.ndarray) -> np.ndarray:
+def _march(solid: Solid, o: np.ndarray, d: np.ndarray, t: np.ndarray, t_end: np.ndarray, steps: int) -> np.ndarray:
     """Where rays ([3, n] or [3, 1], the solid's frame) meet a solid between t and t_end, [n]; inf: nowhere."""
     t_hit = np.full(len(t), np.inf, np.float32)
     alive = np.arange(len(t))
-    for _ in range(_STEPS):
+    for _ in range(steps):
         distance = solid.distance(o + t * d)
         hit = distance < _HIT
         t = np.minimum(t + distance, t_end)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.sources.blender import BlenderSource
@@ -37,6 +38,8 @@ class BlenderData(NeRFDataModule):
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
     """
 
+    source_class: ClassVar[type[BlenderSource]] = BlenderSource
+
     def __init__(
         self,
         root: str | Path,
@@ -57,7 +60,7 @@ class BlenderData(NeRFDataModule):
         eval_background: str | None = None,
         contraction: str = "none",
     ) -> None:
-        source = BlenderSource(
+        source = self.source_class(
             root,
             train_split,
             val_split,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -49,13 +49,14 @@ class Transforms:
     Args:
         path: the file; at most 100,000 frames.
         cameras_only: look for no picture or mask; a frame need not name one.
+        needs_times: every frame must have a ``time``, also one without a picture.
 
     Raises:
         FileNotFoundError: the file, or all of its pictures.
         ValueError: anything else that is wrong with it.
     """
 
-    def __init__(self, path: Path, cameras_only: bool = False) -> None:
+    def __init__(self, path: Path, cameras_only: bool = False, needs_times: bool = False) -> None:
         self.path = path
         self.cameras_only = cameras_only
         where = shown(path)
@@ -68,6 +69,7 @@ class Transforms:
         check_lens(where, content)
         self.stated = read_stated(where, content)
         frames = [self._frame(i, entry) for i, entry in enumerate(entries)]
+        _check_times(where, entries, needs_times)
         self.frames = [frame for frame in frames if isinstance(frame, Frame)]
         missing = [frame for frame in frames if isinstance(frame, str)]
         self.lists = None if cameras_only else read_split_lists(path, content)
@@ -80,8 +82,6 @@ class Transforms:
         if missing:
             rank_zero_warn(f"{where}: skipped {len(missing)} of {len(frames)} frames without a file, e.g. {missing[0]}")
         _check_rotations(self.frames)
-        if len({frame.time is None for frame in self.frames}) > 1:
-            raise BadArgument(f"{where}: expected 'time' in all frames or in none")
         if has_distortion(content) or any(has_distortion(entry) for entry in entries):
             rank_zero_warn(f"{where}: lens distortion (k1, k2, p1, ...) is not applied; cameras are pinholes")
 
@@ -167,6 +167,23 @@ def _camera_to_world(where: str, matrix: Any) -> list[list[float]]:
             remedy = "transform_matrix is transposed: the camera's position is in its last row; swap its rows and columns"
         raise BadArgument(f"{where}: {remedy}, got {shorten(rows[3])}")
     return rows[:3]
+
+
+def _check_times(where: str, entries: Sequence[Mapping[str, Any]], needs_times: bool) -> None:
+    """Refuse a frame without a time where others have one, or where all need one: no time is ever made up."""
+    untimed = [i for i, entry in enumerate(entries) if entry.get("time") is None]
+    if not untimed or (len(untimed) == len(entries) and not needs_times):
+        return
+    name = entries[untimed[0]].get("file_path")
+    missing = f"frame {untimed[0]}" + ("" if name is None else f" ({shown(name)})")
+    if len(untimed) > 1:
+        missing += f" and {len(untimed) - 1} more of {len(entries)} frames"
+    expected = "in every frame" if needs_times else "in all frames or in none"
+    other = "read a scene that stands still with BlenderData" if needs_times else "remove it from all"
+    raise BadArgument(
+        f"{where}: expected 'time' {expected}, got none in {missing}; give each the moment when its picture was taken, or "
+        f"{other}"
+    )
 
 
 def _check_rotations(frames: Sequence[Frame]) -> None:

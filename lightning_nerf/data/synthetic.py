@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 from lightning_nerf.data.base import NeRFDataModule
-from lightning_nerf.data.sources.synthetic import BOX, SyntheticSource, is_cached
+from lightning_nerf.data.sources.synthetic import SyntheticSource
 from lightning_nerf.recorded import Plain
 
 
@@ -33,6 +34,8 @@ class SyntheticScene(NeRFDataModule):
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
     """
 
+    source_class: ClassVar[type[SyntheticSource]] = SyntheticSource
+
     def __init__(
         self,
         resolution: int = 200,
@@ -48,10 +51,10 @@ class SyntheticScene(NeRFDataModule):
         eval_background: str | None = None,
         contraction: str = "none",
     ) -> None:
-        source = SyntheticSource(resolution, n_train, n_test, n_val, seed, cache_dir)
-        super().__init__(source, BOX if aabb is None else aabb, near, far, background, eval_background, contraction)
+        source = self.source_class(resolution, n_train, n_test, n_val, seed, cache_dir)
+        super().__init__(source, source.aabb if aabb is None else aabb, near, far, background, eval_background, contraction)
 
     @classmethod
     def arguments_of_file(cls, arguments: Plain) -> Plain:
         """As of :class:`~lightning_nerf.data.sources.SyntheticSource`: a recorded ``cache_dir`` is never written to."""
-        return arguments if is_cached(arguments) else super().arguments_of_file(arguments)
+        return arguments if cls.source_class.is_cached(arguments) else super().arguments_of_file(arguments)

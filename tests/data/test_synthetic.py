@@ -29,7 +29,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> SyntheticScene:
 
 def closest(scene: Scene, index: int) -> tuple[Tensor, Tensor]:
     """How near the ray through each pixel's center comes to a surface (up to 1e-4), and at which t."""
-    truth = AnalyticScene(0)
+    times = scene.cameras.times
+    truth = AnalyticScene(0, None if times is None else float(times[index]))
     rays = image_rays(scene.cameras, index)
     o, d = rays.origins.numpy().T, rays.directions.numpy().T
     t = np.full(o.shape[1], 2.0, np.float32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
@@ -30,6 +31,8 @@ class BlenderSource(Source):
     skipped with a warning. A folder with one ``transforms.json`` is split by the lists in it (``train_filenames``, ...) or
     by rule, see :func:`~lightning_nerf.data.splits.choose_split_files`.
 
+    A file has times in all of its frames or in none; a subclass with ``needs_times`` wants them in all.
+
     Test views are never trained on. Validation uses ``transforms_{val_split}.json`` where it exists, or, with
     ``holdout_every=k``, every k-th training view, which is then not trained on. Where there is neither, a fit has no
     validation: training views are never held out unasked, for that would change the result.
@@ -42,6 +45,8 @@ class BlenderSource(Source):
         val_every, test_every: use views 0, k, 2k, … of the split ("every 8th").
         n_train, n_val, n_test: at most this many views, evenly spaced over what is left after the above. None: all.
     """
+
+    needs_times: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -132,7 +137,7 @@ class BlenderSource(Source):
     def _transforms(self, path: Path) -> Transforms:
         """A file's content, read once, so that its warnings appear once."""
         if path not in self._read:
-            self._read[path] = Transforms(path)
+            self._read[path] = Transforms(path, needs_times=self.needs_times)
         return self._read[path]
 
     def _files(self) -> SplitFiles:

@@ -6,9 +6,12 @@ import inspect
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar, NamedTuple
 
 import imageio.v3 as iio
+import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
@@ -16,6 +19,7 @@ from lightning_nerf.cameras.poses import spiral_poses
 from lightning_nerf.checks import check_instance, check_integer
 from lightning_nerf.data.analytic import AnalyticScene
 from lightning_nerf.data.scene import Scene
+from lightning_nerf.data.shapes import Triple
 from lightning_nerf.data.sources.blender import BlenderSource
 from lightning_nerf.files import named_errors
 from lightning_nerf.recorded import Plain
@@ -25,7 +29,14 @@ VERSION = 1  # of the pictures: whatever changes them must change it
 CAMERA_ANGLE_X, RADIUS = 0.6911112070083618, 4.0  # those of NeRF-Synthetic's Lego
 BOX = ((-1.12, -1.12, -0.75), (1.12, 1.12, 1.01))  # the tightest round numbers
 ELEVATIONS = (-10.0, 70.0)
-_TURNS = {"train": 0.0, "val": 1 / 3, "test": 2 / 3}  # of the cameras' spirals: no split repeats a camera of another
+TURNS = {"train": 0.0, "val": 1 / 3, "test": 2 / 3}  # of the cameras' spirals: no split repeats a camera of another
+
+
+class View(NamedTuple):
+    """One picture to render."""
+
+    c2w: np.ndarray  # [3, 4]
+    time: float | None = None  # None: the scene stands still
 
 
 class SyntheticSource(BlenderSource):
@@ -43,6 +54,10 @@ class SyntheticSource(BlenderSource):
         cache_dir: default ``$XDG_CACHE_HOME/lightning-nerf``, or ``~/.cache/lightning-nerf``.
     """
 
+    kind: ClassVar[str] = "synthetic"
+    version: ClassVar[int] = VERSION
+    aabb: ClassVar[tuple[Triple, Triple]] = BOX
+
     def __init__(
         self,
         resolution: int = 200,
@@ -58,7 +73,7 @@ class SyntheticSource(BlenderSource):
         check_integer("seed", seed, 0)
         if cache_dir is not None:
             check_instance("cache_dir", cache_dir, str, os.PathLike)
-        folder = f"synthetic-{VERSION}-seed{seed}-{resolution}px-{n_train}-{n_val}-{n_test}"
+        folder = f"{self.kind}-{self.version}-seed{seed}-{resolution}px-{n_train}-{n_val}-{n_test}"
         super().__init__((_default_cache() if cache_dir is None else Path(os.path.expanduser(cache_dir))) / folder)
         self.resolution = resolution
         self.counts = {"train": n_train, "val": n_val, "test": n_test}
@@ -67,18 +82,18 @@ class SyntheticSource(BlenderSource):
     @classmethod
     def arguments_of_file(cls, arguments: Plain) -> Plain:
         """Keep a recorded ``cache_dir`` only where the scene already lies there: then nothing is written to it."""
-        return arguments if is_cached(arguments) else super().arguments_of_file(arguments)
+        return arguments if cls.is_cached(arguments) else super().arguments_of_file(arguments)
 
     @property
     def name(self) -> str:
-        """ "synthetic", whatever the cache folder is called."""
-        return "synthetic"
+        """The kind of scene, whatever the cache folder is called."""
+        return self.kind
 
     def prepare(self) -> None:
         """Render the pictures, unless the cache has them."""
         if self.root.is_dir():
             return
-        rank_zero_info(f"Rendering {sum(self.counts.values())} views of the synthetic scene, once, into {self.root}")
+        rank_zero_info(f"Rendering {sum(self.counts.values())} views of the {self.name} scene, once, into {self.root}")
         with named_errors(self.root):
             self.root.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self.root.parent, prefix=".rendering-") as temporary:
@@ -92,37 +107,43 @@ class SyntheticSource(BlenderSource):
 
     def box(self) -> SceneBox:
         """The tightest round numbers."""
-        return SceneBox(torch.tensor(BOX, dtype=torch.float32))
+        return SceneBox(torch.tensor(self.aabb, dtype=torch.float32))
 
     def read(self, split: str) -> Scene:
         """The views of a split, rendered first where the cache lacks them."""
         self.prepare()
         return super().read(split)
 
+    @classmethod
+    def is_cached(cls, arguments: Plain) -> bool:
+        """Whether the pictures of these arguments, some of a file's, lie in their ``cache_dir``."""
+        names = inspect.signature(cls.__init__).parameters
+        try:
+            return cls(**{name: value for name, value in arguments.items() if name in names}).root.is_dir()
+        except (TypeError, ValueError, OSError):
+            return False
+
+    def views(self, split: str) -> Iterator[View]:
+        """Cameras and times of a split."""
+        for c2w in spiral_poses(self.counts[split], RADIUS, ELEVATIONS, TURNS[split]).numpy():
+            yield View(c2w)
+
     def _render(self, folder: Path) -> None:
-        scene = AnalyticScene(self.seed)
         for split, n_views in self.counts.items():
             if not n_views:
                 continue
             (folder / split).mkdir(parents=True)
             frames = []
-            for i, c2w in enumerate(spiral_poses(n_views, RADIUS, ELEVATIONS, _TURNS[split]).numpy()):
-                picture = scene.render(c2w, CAMERA_ANGLE_X, self.resolution)
+            for i, view in enumerate(self.views(split)):
+                picture = AnalyticScene(self.seed, view.time).render(view.c2w, CAMERA_ANGLE_X, self.resolution)
                 iio.imwrite(folder / split / f"r_{i}.png", picture, plugin="pillow")
-                matrix = [*c2w.tolist(), [0.0, 0.0, 0.0, 1.0]]
-                frames.append({"file_path": f"./{split}/r_{i}", "transform_matrix": matrix})
+                frame = {
+                    "file_path": f"./{split}/r_{i}",
+                    "transform_matrix": [*view.c2w.tolist(), [0.0, 0.0, 0.0, 1.0]],
+                }
+                frames.append(frame if view.time is None else {**frame, "time": view.time})
             content = {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames}
             (folder / f"transforms_{split}.json").write_text(json.dumps(content, indent=1))
-
-
-def is_cached(arguments: Plain) -> bool:
-    """Whether the pictures of these arguments, some of a file's, lie in their ``cache_dir``."""
-    names = inspect.signature(SyntheticSource.__init__).parameters
-    try:
-        source = SyntheticSource(**{name: value for name, value in arguments.items() if name in names})
-        return source.root.is_dir()
-    except (TypeError, ValueError, OSError):
-        return False
 
 
 def _default_cache() -> Path:
