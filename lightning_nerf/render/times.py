@@ -76,7 +76,7 @@ def warn_outside(times: Tensor, trained: TimeRange | None, name: str) -> None:
     if trained is None or len(times) == 0:
         return
     first, last = trained
-    slack = 1e-6 * max(abs(first), abs(last), last - first)  # a number that was typed, against a float32
+    slack = 1e-3 * (last - first)  # the ends may be typed with some digits less
     outside = (times < first - slack) | (times > last + slack)
     if bool(outside.any()):
         worst = float(times[outside][(times[outside] - (first + last) / 2).abs().argmax()])

@@ -182,10 +182,9 @@ def test_times_outside_of_the_training_are_rendered_and_said_once(
     assert count in said[0]
 
 
-def test_the_ends_of_the_training_may_be_typed(capsys: pytest.CaptureFixture[str]) -> None:
-    times = torch.tensor([0.1, 0.7])
-    warn_outside(parse_times(["0.1:0.7"]).of_frames(7), (float(times[0]), float(times[1])), "it")
-    warn_outside(times, None, "it")
+def test_the_ends_of_the_training_may_be_typed_with_few_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_outside(parse_times(["0.333:0.9932"]).of_frames(7), (1 / 3, 0.99318), "it")
+    warn_outside(torch.tensor([1.0, 7.0]), None, "it")
     assert capsys.readouterr().err == ""
 
 
