@@ -12,6 +12,7 @@ from lightning_nerf.callbacks.quality_marks import QualityMarks
 from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.callbacks.results import RunResults
 from lightning_nerf.callbacks.telemetry import Telemetry
+from lightning_nerf.callbacks.time_strip import TimeStrip
 from lightning_nerf.callbacks.turntable import Turntable
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "RayBudget",
     "RunResults",
     "Telemetry",
+    "TimeStrip",
     "TrainingClock",
     "Turntable",
 ]

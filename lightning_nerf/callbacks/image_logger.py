@@ -90,7 +90,8 @@ def labelled(row: Sequence[Panel]) -> Tensor:
     # A picture that is narrower than words gets more room, not shorter words; the same for all, whatever the numbers.
     least = int(font.getlength("prediction")) + 1
     widths = [max(panel.image.shape[1], least) for panel in row]
-    size = (sum(widths) + GAP * (len(row) + 1), line + height + bar + line + 3 * GAP)
+    scales = bar + line + GAP if any(panel.scale for panel in row) else 0
+    size = (sum(widths) + GAP * (len(row) + 1), line + height + scales + 2 * GAP)
     canvas = Image.new("RGB", size, "white")
     draw, left = ImageDraw.Draw(canvas), GAP
     for panel, (name, *ends), width in zip(row, words, widths, strict=True):

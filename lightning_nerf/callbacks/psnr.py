@@ -10,6 +10,7 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from lightning_nerf.callbacks.trained import trained, view_outputs
+from lightning_nerf.callbacks.view_scores import psnr_per_time, scores_of_all_ranks
 
 SSIM_WINDOW = 11  # pixels a side
 
@@ -22,7 +23,9 @@ def psnr(prediction: Tensor, truth: Tensor) -> Tensor:
 class PSNRLogger(L.Callback):
     """Log ``val/psnr`` and ``val/ssim`` (or ``test/…``): the mean over the split of each image's value.
 
-    Per image on float renders against float truth, without quantization: the convention of the NeRF papers.
+    Per image on float renders against float truth, without quantization: the convention of the NeRF papers. Where the views
+    have times, also ``val/psnr_time_0`` to ``val/psnr_time_4``, each the mean over the views of a fifth of the time between
+    the split's first and last view; one without views is left out.
 
     Args:
         ssim: also compute SSIM (torchmetrics: Gaussian window of 11, sigma 1.5). Pictures that are smaller than the window
@@ -32,6 +35,7 @@ class PSNRLogger(L.Callback):
     def __init__(self, ssim: bool = True) -> None:
         self.ssim = ssim
         self._told = False
+        self._scores: dict[str, Tensor] = {}  # PSNR of the views of a dynamic scene, by name
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say it now where the training views are too small for SSIM: the views that are scored are so, too."""
@@ -48,7 +52,9 @@ class PSNRLogger(L.Callback):
         view = view_outputs(outputs)
         prediction, truth = view["render"].rgb.float(), view["truth"].float()
         options = {"on_step": False, "on_epoch": True, "batch_size": 1, "sync_dist": True}
-        pl_module.log(f"{split}/psnr", psnr(prediction, truth), prog_bar=True, **options)
+        score = psnr(prediction, truth)
+        pl_module.log(f"{split}/psnr", score, prog_bar=True, **options)
+        self._scores[str(view["name"])] = score.detach()
         smallest = min(truth.shape[:2])
         if self.ssim and smallest < SSIM_WINDOW:
             self._tell(smallest)
@@ -56,6 +62,33 @@ class PSNRLogger(L.Callback):
             images = (prediction.permute(2, 0, 1)[None].clamp(0, 1), truth.permute(2, 0, 1)[None])
             ssim = structural_similarity_index_measure(*images, data_range=1.0)
             pl_module.log(f"{split}/ssim", ssim, **options)  # type: ignore[arg-type]
+
+    def _score_times(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
+        scene = trained(pl_module).datamodule.scene(split)
+        if scene.cameras.times is None:
+            return
+        scores = {name: float(score) for name, score in self._scores.items()}
+        for each in psnr_per_time(scene, scores_of_all_ranks(scores, trainer)):
+            if each.psnr is not None:
+                pl_module.log(
+                    f"{split}/{each.name}", each.psnr, sync_dist=True
+                )  # of all ranks already: the mean is the same
+
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget a former validation."""
+        self._scores = {}
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score the parts of the time."""
+        self._score_times(trainer, pl_module, "val")
+
+    def on_test_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget a former test."""
+        self._scores = {}
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Score the parts of the time."""
+        self._score_times(trainer, pl_module, "test")
 
     def on_validation_batch_end(
         self,

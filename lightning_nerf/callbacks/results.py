@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import platform
-from itertools import zip_longest
 from pathlib import Path
 
 import lightning as L
@@ -19,6 +18,7 @@ from lightning_nerf.callbacks.psnr import psnr
 from lightning_nerf.callbacks.quality_marks import QualityMarks
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import TrainedModule, trained, view_outputs
+from lightning_nerf.callbacks.view_scores import psnr_per_time, scores_of_all_ranks
 from lightning_nerf.files import whole_file
 
 TRAINING = (
@@ -32,9 +32,9 @@ class RunResults(WritesRunFiles):
     Keys: recipe, scene, split, images, background, psnr, ssim, steps, training_seconds (without evaluation and loading),
     ms_per_step, samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training;
     null on a CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image
-    scores),
-    quality_marks (the rows of :class:`QualityMarks`, if that is among the callbacks). Views and samples are those of all
-    processes. Where a fit did not train (a mere ``test``), its figures are those of the file in the folder, else null.
+    scores), quality_marks (the rows of :class:`QualityMarks`, if that is among the callbacks) and, where the views have
+    times, psnr_per_time (:func:`.view_scores.psnr_per_time`). Views and samples are those of all processes. Where a fit did
+    not train (a mere ``test``), its figures are those of the file in the folder, else null.
 
     Args:
         recipe: name to record.
@@ -81,7 +81,7 @@ class RunResults(WritesRunFiles):
     def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Write results.json, whole or not at all."""
         path = run_folder(trainer) / "results.json"  # on every rank: it asks rank 0
-        self._psnr = _of_all_ranks(self._psnr, trainer)
+        self._psnr = scores_of_all_ranks(self._psnr, trainer)
         if not trainer.is_global_zero:
             return
         results = self._results(trainer, trained(pl_module))
@@ -123,17 +123,15 @@ class RunResults(WritesRunFiles):
                 (c.scores for c in lightning_names.callbacks(trainer) if isinstance(c, QualityMarks)), None
             ),
             "psnr_per_image": self._psnr,
+            **_over_time(module, self._psnr),
         }
 
 
-def _of_all_ranks(scores: dict[str, float], trainer: L.Trainer) -> dict[str, float]:
-    """In the order of the views, which ranks take in turn; one that two ranks have scored is there once."""
-    if trainer.world_size == 1:
-        return scores
-    everybodys: list[dict[str, float]] = [{}] * trainer.world_size
-    torch.distributed.all_gather_object(everybodys, scores)
-    turns = zip_longest(*(theirs.items() for theirs in everybodys))
-    return dict(item for turn in turns for item in turn if item is not None)
+def _over_time(module: TrainedModule, scores: dict[str, float]) -> dict[str, object]:
+    """``psnr_per_time``, where the test views have times."""
+    bins = psnr_per_time(module.datamodule.scene("test"), scores)
+    rows = {b.name: {"from": b.first, "to": b.last, "images": b.n_views, "psnr": b.psnr} for b in bins}
+    return {"psnr_per_time": rows} if rows else {}
 
 
 def _trained_before(path: Path) -> dict[str, object]:

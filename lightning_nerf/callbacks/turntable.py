@@ -24,7 +24,8 @@ class Turntable(WritesRunFiles):
 
     Loggers that take films (WandbLogger) get it as ``test/turntable``.
     The camera circles the middle of the scene's box with the training cameras' intrinsics, at their mean distance or, where
-    the object would not fit in the picture, farther away. The file takes its name when it is finished.
+    the object would not fit in the picture, farther away. Where the training views have times, the time passes once, from
+    the first of them to the last, while the camera goes round. The file takes its name when it is finished.
 
     Args:
         n_frames: frames of the full turn.

@@ -16,7 +16,8 @@ def orbit(train: Cameras, aabb: Tensor, n_frames: int, elevation: float = 30.0, 
     """A full turn around the middle of the scene's box, in even steps: after the last frame comes the first.
 
     The distance is the training cameras' mean, or greater where ``framed`` needs it; intrinsics, size and bounds are those
-    of the first of them, the far bound moved by as much as the distance.
+    of the first of them, the far bound moved by as much as the distance. Where they have times, the time passes once from
+    their first to their last, forward alone: a motion that is shown backwards may be one that never was.
 
     Args:
         train: the training cameras.
@@ -34,7 +35,7 @@ def orbit(train: Cameras, aabb: Tensor, n_frames: int, elevation: float = 30.0, 
 def spiral(train: Cameras, aabb: Tensor, n_frames: int, turns: float = 2.0, framed: Tensor | None = None) -> Cameras:
     """Two turns as of :func:`orbit`, from the elevation of the lowest training camera to that of the highest.
 
-    Elevations end at 80 degrees on either side.
+    Elevations end at 80 degrees on either side. Times are those of :func:`orbit`.
     """
     center, offsets = _around(train, aabb)
     radii = offsets.norm(dim=-1)
@@ -92,7 +93,7 @@ def _step_back(train: Cameras, poses: Tensor, center: Tensor, framed: Tensor) ->
 
 
 def _as_training(train: Cameras, poses: Tensor, step_back: float) -> Cameras:
-    n, times = len(poses), None  # a scene that moves does so once while the camera is under way
+    n, times = len(poses), None
     if train.times is not None:
         times = torch.linspace(float(train.times.min()), float(train.times.max()), n, dtype=torch.float32)
     first = train.chosen(slice(0, 1))

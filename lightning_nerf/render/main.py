@@ -2,6 +2,8 @@
 
   lightning-nerf render runs/synthetic/instant_ngp/version_0 --path orbit --out orbit.gif
   lightning-nerf render last.ckpt --path orbit --out orbit.mp4 --resolution 1920 1080
+  lightning-nerf render last.ckpt --path orbit --times 0.5 --out frozen.gif
+  lightning-nerf render last.ckpt --path test:3 --times 0:1 --out still_camera.gif
   lightning-nerf render last.ckpt --path cameras.json --channels rgb depth --out frames/ --data.root moved/to/lego
   lightning-nerf render -c blender/instant_ngp --data.root path/to/lego --ckpt last.ckpt
 
@@ -20,24 +22,23 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lightning_nerf.callbacks.framing import object_box
 from lightning_nerf.cameras.cameras import Cameras, image_rays
-from lightning_nerf.cameras.paths import box_distances, orbit, resized, spiral
+from lightning_nerf.cameras.paths import box_distances
 from lightning_nerf.checkpoint_io import is_url
 from lightning_nerf.checks import BadArgument, MissingFile
 from lightning_nerf.cli_errors import refusals_in_a_line, unknown
 from lightning_nerf.cli_quiet import quiet
 from lightning_nerf.cli_words import checkpoint_in, one_of
 from lightning_nerf.data.base import BACKGROUNDS
-from lightning_nerf.data.camera_files import read_cameras
 from lightning_nerf.files import named_errors
+from lightning_nerf.render.cameras import FRAMES, PATHS, choose_cameras, is_view
 from lightning_nerf.render.pictures import CHANNELS, check_channels, numbers, picture
 from lightning_nerf.render.scene import TrainedScene, load
+from lightning_nerf.render.times import parse_times
 from lightning_nerf.render.writers import Writer, check_out, open_writers
 from lightning_nerf.types import Render
 
 _SECTIONS = ("model", "data", "trainer", "seed_everything", "print_config")  # LightningCLI's options without a dot
-FRAMES = 120  # of a path that has no number of its own
 
 
 def main(args: Sequence[str] | None = None) -> list[Path]:
@@ -72,12 +73,16 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add("--ckpt", nargs="+", metavar="CKPT", help="the checkpoint: a file, a URL, or a run's folder")
     add("--allow", action="append", default=[], metavar="PACKAGE", help="""a package whose classes the checkpoint may name;
         repeatable. Without it a checkpoint is made of this package's classes alone""")  # fmt: skip
-    add("--path", default="test", metavar="test|train|orbit|spiral|FILE.json", help="""the cameras: held-out views
-        (default); those of the training; a
-        turn around the scene that loops; two turns that rise from the lowest training camera to the highest; or the
-        cameras of a transforms.json, whose pictures need not exist""")  # fmt: skip
-    add("--n_frames", type=int, metavar="N", help=f"frames of an orbit or a spiral, default {FRAMES}; of the others, this "
-        "many, evenly spaced, default all")  # fmt: skip
+    add("--path", default="test", metavar="test|val|train|test:VIEW|orbit|spiral|FILE.json", help="""the
+        cameras: held-out views (default), those of the validation or of the training; one of these views, by its name or
+        its number from 0 on, as in test:3; a turn around the scene that loops; two turns that rise from the lowest training
+        camera to the highest; or the cameras of a transforms.json, whose pictures need not exist""")  # fmt: skip
+    add("--times", nargs="+", metavar="T", help="""when, of a dynamic scene: T, one time for all frames; A:B, even steps
+        from A to B; A:B:A, there and back, which loops; or a time for each frame. Default: the times that the views or the
+        file's frames have; for orbit and spiral, from the first time of the training to the last. A path of one camera,
+        such as test:3, stands still while the time passes. Where A is below 0: --times=A:B""")  # fmt: skip
+    add("--n_frames", type=int, metavar="N", help=f"frames of an orbit, a spiral or a camera that stands still in time, "
+        f"default {FRAMES}; of the others, this many, evenly spaced, default all")  # fmt: skip
     add("--elevation", type=float, default=30.0, help="degrees of an orbit above the horizon; default 30")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--resolution", type=int, nargs=2, metavar=("W", "H"), help="""size of the frames; the vertical field
@@ -107,7 +112,7 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     given = positional or options.ckpt
     options.ckpt = _checkpoint(one_of("--ckpt", given)) if given else None
     if options.out is None:
-        options.out = Path("renders", Path(options.path).stem)
+        options.out = Path("renders", Path(options.path).stem.replace(":", "_"))
     return options, rest
 
 
@@ -121,13 +126,15 @@ def check(options: argparse.Namespace) -> None:
         raise BadArgument("--ckpt: expected a checkpoint, got none; lightning-nerf render --help has examples")
     if not is_url(str(options.ckpt)) and not Path(options.ckpt).is_file():
         raise MissingFile(f"--ckpt: no file {options.ckpt}, nor a run's folder")
-    if options.path not in ("test", "train", "orbit", "spiral"):
+    if options.path not in PATHS and not is_view(options.path):
         if not options.path.endswith(".json"):
             raise BadArgument(
-                f"--path: expected test, train, orbit, spiral or the name of a .json file, got {options.path!r}"
+                f"--path: expected {', '.join(PATHS)}, one view (test:3) or the name of a .json file, got {options.path!r}"
             )
         if not Path(options.path).is_file():
             raise MissingFile(f"--path: no file {options.path}")
+    if options.times is not None:
+        parse_times(options.times)
     if options.n_frames is not None and options.n_frames < 1:
         raise BadArgument(f"--n_frames: expected >= 1, got {options.n_frames}")
     if not -90 < options.elevation < 90:
@@ -143,46 +150,6 @@ def check(options: argparse.Namespace) -> None:
     if "rgba" in options.channels and options.out.suffix.lower() in (".gif", ".mp4"):
         raise BadArgument(f"--channels: rgba needs PNG files or .npy, {options.out} holds no transparency")
     check_out(options.out)
-
-
-def choose_cameras(options: argparse.Namespace, scene: TrainedScene) -> tuple[Cameras, list[str]]:
-    """The cameras of ``--path`` in the size asked for, and a name for each."""
-    data = scene.data
-    names: list[str] | None = None
-    if options.path in ("test", "train"):
-        cameras, _, names, _ = data.scene(options.path)
-        cameras = _in_size(options, cameras)
-    else:
-        train = _in_size(options, data.scene("train").cameras)
-        box = data.scene_box.aabb
-        framed = object_box(scene.module.estimator, box)
-        if options.path == "orbit":
-            cameras = orbit(train, box, options.n_frames or FRAMES, options.elevation, framed)
-        elif options.path == "spiral":
-            cameras = spiral(train, box, options.n_frames or FRAMES, framed=framed)
-        else:
-            cameras = _in_size(options, read_cameras(Path(options.path), data.scene("train").cameras))
-    found = cameras.n_views
-    names = [f"{i:04d}" for i in range(found)] if names is None else names
-    if found == 0:
-        raise BadArgument(f"--path: the data has no {options.path} views")
-    n = options.n_frames or found
-    if n > found:
-        raise BadArgument(f"--n_frames: expected at most {found}, the number of cameras of --path {options.path}, got {n}")
-    chosen = [i * found // n for i in range(n)]
-    return cameras.chosen(chosen), [names[i] for i in chosen]
-
-
-def _in_size(options: argparse.Namespace, cameras: Cameras) -> Cameras:
-    """Cameras with pictures of the size asked for."""
-    if cameras.n_views == 0 or (options.resolution is None and options.scale is None):
-        return cameras
-    height, width = cameras.shape(0)
-    if options.scale is not None:
-        width, height = round(width * options.scale), round(height * options.scale)
-        if min(width, height) < 1:
-            raise BadArgument(f"--scale: {options.scale} leaves {width} x {height} pixels")
-    return resized(cameras, *(options.resolution or (width, height)))
 
 
 def render(
@@ -206,11 +173,7 @@ def render(
             for channel, writer in writers.items():
                 with named_errors(writer.path):
                     writer.add(shown(seen, channel, writer).numpy(), name)
-                if (
-                    channel not in CHANNELS
-                    and not writer.takes_numbers
-                    and bool(((seen.extras[channel] < 0) | (seen.extras[channel] > 1)).any())
-                ):
+                if not writer.takes_numbers and _exceeds(seen, channel):
                     clamped.add(channel)
     except BaseException:
         for writer in writers.values():
@@ -226,6 +189,8 @@ def render(
         print("depth: distance along the ray (range, not z) in the scene's units, NaN where nothing is seen")
     elif "depth" in writers:
         print(f"depth: violet at {depth_range[0]:.4g}, yellow at {depth_range[1]:.4g}")
+    if cameras.times is not None and "times" in scene.module.field.wants:
+        print(f"times: {float(cameras.times[0]):.4g} in the first frame, {float(cameras.times[-1]):.4g} in the last")
     for path in paths:
         print(path)
     return paths

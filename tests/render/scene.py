@@ -14,6 +14,7 @@ from lightning_nerf.types import FieldOutput
 
 RADIUS = 0.5
 COLOR = (0.2, 0.4, 0.8)
+FIRST, LAST = 2.0, 5.0  # times of the views of the moving ball
 
 
 class Ball(RadianceField):
@@ -36,6 +37,44 @@ class Ball(RadianceField):
         # `warm` is beyond [0, 1] on purpose, `code` cannot be shown.
         extras = {"normal": rgb.flip(-1), "heat": half, "warm": 4 * half, "code": half.expand(-1, 5)}
         return FieldOutput(self.density(positions), rgb, extras if self.extras else {})
+
+
+class MovingBall(RadianceField):
+    """Rises by one through the middle of the box from time 2 to 5, and turns from black to red: its red tells the time."""
+
+    wants = ("times",)
+    radius: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("radius", torch.tensor(0.0))
+
+    def density(self, positions: Tensor, times: Tensor) -> Tensor:  # type: ignore[override]
+        height = (times - FIRST) / (LAST - FIRST) - 0.5
+        offset = positions - self.aabb.mean(0)
+        offset = torch.stack([offset[:, 0], offset[:, 1], offset[:, 2] - height], 1)
+        return 1000.0 * (offset.norm(dim=-1) < self.radius)
+
+    def forward(self, positions: Tensor, directions: Tensor, times: Tensor) -> FieldOutput:  # type: ignore[override]
+        red = ((times - FIRST) / (LAST - FIRST))[:, None]
+        return FieldOutput(self.density(positions, times), torch.cat([red, 0 * red, 0 * red], 1))
+
+
+def write_moving_recipe(folder: Path, cache: Path) -> Path:
+    """A recipe of the moving ball, on views with times from 2 to 5."""
+    content = yaml.safe_load(write_recipe(folder, cache).read_text())
+    source = {"resolution": 24, "n_train": 6, "n_test": 3, "cache_dir": str(cache)}
+    content["model"]["init_args"]["field"] = {"class_path": "tests.render.scene.MovingBall"}
+    content["data"] = {
+        "class_path": "lightning_nerf.data.NeRFDataModule",
+        "init_args": {
+            "source": {"class_path": "tests.scenes.TimedSource", "init_args": source},
+            "aabb": [[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]], "near": 2.0, "far": 6.0,
+        },
+    }  # fmt: skip
+    path = folder / "moving.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
 
 
 def write_recipe(folder: Path, cache: Path) -> Path:

@@ -1,0 +1,82 @@
+"""Shows one view of a dynamic scene at several times."""
+
+from __future__ import annotations
+
+import lightning as L
+import torch
+
+from lightning_nerf.callbacks.image_logger import Panel, labelled, save_png
+from lightning_nerf.callbacks.loggers import log_image, warning_instead
+from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
+from lightning_nerf.callbacks.trained import trained
+from lightning_nerf.checks import BadArgument, check_integer
+
+
+class TimeStrip(WritesRunFiles):
+    """Render one held-out camera at several times and log the pictures side by side, each below its time.
+
+    The times are evenly spaced from the first view of the split to its last. After each validation and test the strip goes
+    to ``images/{split}_over_time.png`` in the run folder and, named ``{split}/over_time``, to every logger that takes
+    pictures. Without times in the views, or with a field that does not want them, it does nothing.
+
+    >>> from lightning_nerf.callbacks import TimeStrip
+    >>> TimeStrip(n_times=8).view
+    0
+
+    Args:
+        n_times: pictures of the strip, >= 1.
+        view: whose camera is taken, its number within the split.
+    """
+
+    def __init__(self, n_times: int = 5, view: int = 0) -> None:
+        check_integer("n_times", n_times, 1)
+        check_integer("view", view, 0)
+        self.n_times = n_times
+        self.view = view
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See before the training whether there is such a view, if the fit validates."""
+        if trainer.limit_val_batches and _is_dynamic(pl_module, "val"):
+            self._check_view(pl_module, "val")
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log a strip of a validation view."""
+        if not trainer.sanity_checking:
+            self._log(trainer, pl_module, "val")
+
+    def on_test_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Log a strip of a test view."""
+        self._log(trainer, pl_module, "test")
+
+    def _check_view(self, pl_module: L.LightningModule, split: str) -> None:
+        n_views = trained(pl_module).datamodule.scene(split).n_views
+        if self.view >= n_views:
+            raise BadArgument(f"view: expected one of the {n_views} views of the {split} split, got {self.view}")
+
+    @torch.no_grad()
+    def _log(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
+        if not _is_dynamic(pl_module, split):
+            return
+        self._check_view(pl_module, split)
+        path = run_folder(trainer) / "images" / f"{split}_over_time.png"  # on every rank: it asks rank 0
+        if not trainer.is_global_zero:
+            return
+        module = trained(pl_module)
+        cameras = module.datamodule.scene(split).cameras
+        assert cameras.times is not None
+        times = torch.linspace(float(cameras.times.min()), float(cameras.times.max()), self.n_times)
+        still = cameras.chosen([self.view] * self.n_times)._replace(times=times)
+        background = module.eval_background()
+        with trainer.precision_plugin.forward_context():
+            renders = [module.render_camera(still, i, background).rgb for i in range(self.n_times)]
+        strip = labelled([Panel(f"time {time:.3g}", rgb) for time, rgb in zip(times.tolist(), renders, strict=True)])
+        with warning_instead(str(path)):
+            save_png(path, strip)
+        log_image(trainer, f"{split}/over_time", strip.numpy())
+
+
+def _is_dynamic(pl_module: L.LightningModule, split: str) -> bool:
+    """Whether the views of a split have times that the field wants."""
+    module = trained(pl_module)
+    scene = module.datamodule.scene(split)
+    return scene.n_views > 0 and scene.cameras.times is not None and "times" in module.field.wants
