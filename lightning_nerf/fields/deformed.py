@@ -53,8 +53,7 @@ class DeformedField(RadianceField):
 
     ``FieldOutput.per_sample`` holds ``offset`` [N, 3], for :class:`~lightning_nerf.WarpSize`.
 
-    Differentiable in all parameters. The warp's gradient is that of the canonical field in its positions: a canonical field
-    whose kernels give none runs layer by layer in training, and with its kernels where no gradient is asked for.
+    Differentiable in all parameters. The warp's gradient is that of the canonical field in its positions.
 
     Source: Pumarola, Corona, Pons-Moll, Moreno-Noguer, "D-NeRF: neural radiance fields for dynamic scenes", CVPR 2021; the
     defaults: Li, Gao, Tancik, Kanazawa, "NerfAcc: efficient sampling accelerates NeRFs", ICCV 2023.
@@ -94,29 +93,48 @@ class DeformedField(RadianceField):
         super().bind_times(first, last)
         self.canonical.bind_times(first, last)
 
-    def offsets(self, positions: Tensor, times: Tensor) -> Tensor:
-        """What the warp adds to positions [N, 3] at times [N]: [N, 3] float32, in thirds of the box's longest side."""
+    def offsets(self, positions: Tensor, times: Tensor, count: Tensor | None = None) -> Tensor:
+        """What the warp adds to positions [N, 3] at times [N]: [N, 3] float32, in thirds of the box's longest side.
+
+        ``count`` [1] int32: points from there on need none.
+        """
         reach = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
         unit_times = self.unit_times(times)
-        offsets = self.warp(2 * reach * self.unit_positions(positions) - reach, unit_times)
+        offsets = self.warp(2 * reach * self.unit_positions(positions) - reach, unit_times, count)
         return torch.where(unit_times[:, None] == 0, 0.0, offsets) if self.identity_at_zero else offsets
 
     def warped(self, positions: Tensor, times: Tensor) -> Tensor:
         """World positions [N, 3] in the canonical scene of what is at positions [N, 3] at times [N]."""
-        return torch.add(positions, self.offsets(positions, times), alpha=self.unit_length)
+        return self._moved(positions, self.offsets(positions, times))
 
     def density(self, positions: Tensor, *, times: Tensor, **wanted: Tensor) -> Tensor:  # type: ignore[override]
         """See :meth:`RadianceField.density`."""
-        return self.canonical.density(self.warped(positions, times), **self._of_canonical(times, wanted))
+        return self.counted_density(positions, None, times=times, **wanted)
 
     def forward(  # type: ignore[override]
         self, positions: Tensor, directions: Tensor, *, times: Tensor, **wanted: Tensor
     ) -> FieldOutput:
         """See :meth:`RadianceField.forward`."""
-        offsets = self.offsets(positions, times)
-        moved = torch.add(positions, offsets, alpha=self.unit_length)
-        output = self.canonical(moved, directions, **self._of_canonical(times, wanted))
+        return self.counted_output(positions, directions, None, times=times, **wanted)
+
+    def counted_density(  # type: ignore[override]
+        self, positions: Tensor, count: Tensor | None, *, times: Tensor, **wanted: Tensor
+    ) -> Tensor:
+        """See :meth:`RadianceField.counted_density`."""
+        moved = self._moved(positions, self.offsets(positions, times, count))
+        return self.canonical.counted_density(moved, count, **self._of_canonical(times, wanted))
+
+    def counted_output(  # type: ignore[override]
+        self, positions: Tensor, directions: Tensor, count: Tensor | None, *, times: Tensor, **wanted: Tensor
+    ) -> FieldOutput:
+        """See :meth:`RadianceField.counted_output`."""
+        offsets = self.offsets(positions, times, count)
+        moved = self._moved(positions, offsets)
+        output = self.canonical.counted_output(moved, directions, count, **self._of_canonical(times, wanted))
         return output._replace(per_sample={**output.per_sample, "offset": offsets})
+
+    def _moved(self, positions: Tensor, offsets: Tensor) -> Tensor:
+        return torch.add(positions, offsets, alpha=self.unit_length)
 
     def _of_canonical(self, times: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**wanted, "times": times} if "times" in self.canonical.wants else wanted
@@ -146,10 +164,10 @@ class Warp(nn.Module):
         nn.init.uniform_(last.weight, 0.0, FIRST_WEIGHTS * min(1.0, 256 / width))
         self.fused = fused
 
-    def forward(self, positions: Tensor, times: Tensor) -> Tensor:
-        """Offsets [N, 3] of positions [N, 3] and times [N], both as they are encoded."""
+    def forward(self, positions: Tensor, times: Tensor, count: Tensor | None = None) -> Tensor:
+        """Offsets [N, 3] of positions [N, 3] and times [N], both as they are encoded; see :meth:`DeformedField.offsets`."""
         inputs = [Input(rows, e) for rows, e in zip((positions, times[:, None]), self.encodings, strict=True)]
-        return run(self.network, inputs, *weights_and_biases(self.layers), fused=self.fused)
+        return run(self.network, inputs, *weights_and_biases(self.layers), count=count, fused=self.fused)
 
     def extra_repr(self) -> str:
         """Shown by ``print(module)``."""

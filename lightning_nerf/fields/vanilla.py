@@ -121,11 +121,21 @@ class VanillaField(RadianceField):
 
     def density(self, positions: Tensor) -> Tensor:
         """See :meth:`RadianceField.density`."""
-        return self._density(self._encodable(positions), None, noise=False)
+        return self.counted_density(positions, None)
 
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         """See :meth:`RadianceField.forward`."""
-        return self._output(self._encodable(positions), self._seen(directions), None)
+        return self.counted_output(positions, directions, None)
+
+    def counted_density(self, positions: Tensor, count: Tensor | None) -> Tensor:  # type: ignore[override]
+        """See :meth:`RadianceField.counted_density`."""
+        return self._density(self._encodable(positions), count, noise=False)
+
+    def counted_output(  # type: ignore[override]
+        self, positions: Tensor, directions: Tensor, count: Tensor | None
+    ) -> FieldOutput:
+        """See :meth:`RadianceField.counted_output`."""
+        return self._output(self._encodable(positions), self._seen(directions), count)
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """See :meth:`RadianceField.query`: from front to back, no further than light gets, where that matters."""

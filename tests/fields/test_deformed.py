@@ -256,3 +256,44 @@ def test_before_it_knows_the_times_it_says_so() -> None:
 def test_wrong_arguments_are_refused(options: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         DeformedField(**{"canonical": Blob(), **options})
+
+
+# -- rows that are not needed ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("canonical", [VanillaField(32, 3, 1, 16), Blob()], ids=["vanilla", "a user's"])
+def test_leading_points_get_what_they_get_among_all(canonical: RadianceField) -> None:
+    field = moved(bound(canonical))
+    positions, times = points(50)
+    directions, count = torch.ones(50, 3), torch.tensor([20], dtype=torch.int32)
+    density = field.counted_density(positions, count, times=times)
+    output = field.counted_output(positions, directions, count, times=times)
+    assert torch.equal(density[:20], field.density(positions, times=times)[:20])
+    assert torch.equal(output.rgb[:20], field(positions, directions, times=times).rgb[:20])
+    assert density.isfinite().all()
+
+
+def test_the_number_of_samples_reaches_the_canonical_field() -> None:
+    seen: list[int] = []
+
+    class Counting(Blob):
+        def counted_density(self, positions: Tensor, count: Tensor | None, **wanted: Tensor) -> Tensor:
+            assert count is not None
+            seen.append(int(count))
+            return super().counted_density(positions, count, **wanted)
+
+        def counted_output(
+            self, positions: Tensor, directions: Tensor, count: Tensor | None, **wanted: Tensor
+        ) -> FieldOutput:
+            assert count is not None
+            seen.append(int(count))
+            return super().counted_output(positions, directions, count, **wanted)
+
+    field = bound(Counting())
+    zeros = torch.zeros(8)
+    rays = Rays(torch.zeros(1, 3), torch.ones(1, 3), zeros[:1], zeros[:1] + 9, times=zeros[:1] + FIRST)
+    index, offsets = torch.zeros(8, dtype=torch.int32), torch.tensor([0, 5], dtype=torch.int32)
+    samples = PackedSamples(zeros, zeros + 0.5, index, offsets, torch.ones(1, dtype=torch.bool))
+    field.query(rays, samples)
+    field.at_samples(rays, samples)
+    assert seen == [5, 5]
