@@ -54,6 +54,11 @@ class OccupancyGrid(OccupancyCells):
     >>> grid.update(lambda positions: 50.0 * (positions[:, 0] > 0), step=0)
     >>> float(grid.occupied_share())
     0.5
+    >>> grid = OccupancyGrid(resolution=8, n_times=4, step_size=0.1).bind([-1, -1, -1, 1, 1, 1])
+    >>> for step in range(4):  # something shrinks toward x = 1
+    ...     grid.update(lambda positions, times: 50.0 * (positions[:, 0] > times), step=step, times=(-1.0, 1.0))
+    >>> int(grid.occupied_shares().argmax())
+    0
 
     Args:
         resolution: cells per axis and level, >= 1.

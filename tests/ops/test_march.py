@@ -86,24 +86,12 @@ def far_away(offset: float) -> tuple[Any, ...]:
     return arguments(rays, random_grid((1, 8, 8, 8)), torch.tensor([[-1.0] * 3, [1.0] * 3]) + offset, step=0.01)
 
 
-def random_bins(n: int, n_bins: int) -> Tensor:
-    return (rand(n, seed=9) * n_bins).int()
-
-
-def only_bin(shape: tuple[int, ...], index: int) -> Tensor:
-    """True in all cells of one bin."""
-    return torch.zeros(shape, dtype=torch.bool).index_fill_(0, torch.tensor([index]), True)
-
-
-def of_all_lengths(bins: int = 0) -> tuple[Any, ...]:
+def of_all_lengths(grids: Tensor | None = None, bins: Tensor | None = None) -> tuple[Any, ...]:
     """Steps of 3e-5: most rays end soon, some have more lattice points than the CUDA kernels cut into segments."""
     rays = random_rays(40, seed=20)
     rays = rays._replace(far=rays.near + torch.where(torch.arange(40) % 17 == 5, 2.0, 0.01))
-    if bins:
-        grids, of_ray = random_grid((bins, 1, 8, 8, 8)), random_bins(40, bins)
-    else:
-        grids, of_ray = random_grid((1, 8, 8, 8)), None
-    return arguments(rays, grids, step=3e-5, jitter=rand(40, seed=8), bins=of_ray)
+    grids = random_grid((1, 8, 8, 8)) if grids is None else grids
+    return arguments(rays, grids, step=3e-5, jitter=rand(40, seed=8), bins=bins)
 
 
 UNIT = torch.tensor([[-1.0] * 3, [1.0] * 3])
@@ -146,27 +134,6 @@ CASES: dict[str, tuple[Any, ...]] = {
         random_rays(60), random_grid((2, 40, 33, 150), 0.01), AABB / 2, step=0.01
     ),
     "most cells": arguments(random_rays(20), random_grid((1, 2, 2**18, 1)), step=0.01),
-    "bins": arguments(random_rays(100), random_grid((5, 1, 16, 12, 9)), bins=random_bins(100, 5)),
-    "bins, levels": arguments(
-        random_rays(80), random_grid((3, 3, 5, 7, 6)), AABB / 3, step=0.01, cone=1 / 64, bins=random_bins(80, 3)
-    ),
-    "bins, rays that are walked": of_all_lengths(bins=4),
-    "bins, more segments than are listed": arguments(
-        random_rays(20), random_grid((2, 1, 8, 8, 8), 0.9), step=0.0003, bins=random_bins(20, 2)
-    ),
-    "bins, rays of several groups": arguments(
-        random_rays(700), random_grid((8, 1, 32, 32, 32), 0.02), jitter=rand(700, seed=8), bins=random_bins(700, 8)
-    ),
-    "bins, coarse blocks of several": arguments(
-        random_rays(60), random_grid((2, 2, 40, 33, 150), 0.01), AABB / 2, step=0.01, bins=random_bins(60, 2)
-    ),
-    "bins, some of which are empty": arguments(
-        random_rays(60), random_grid((4, 1, 8, 8, 8)) & only_bin((4, 1, 8, 8, 8), 1), bins=random_bins(60, 4)
-    ),
-    "one bin": arguments(random_rays(60), random_grid((1, 1, 8, 8, 8)), bins=random_bins(60, 1)),
-    "bins that there are not": arguments(
-        random_rays(60), random_grid((3, 1, 8, 8, 8)), bins=torch.tensor([-(2**31), -1, 3, 2**31 - 1]).int().repeat(15)
-    ),
     "no volume": arguments(random_rays(10), random_grid((1, 4, 4, 4), 2.0), AABB * torch.tensor([1.0, 1.0, 0.0])),
 }
 
@@ -191,16 +158,9 @@ def check_count(args: Sequence[Any], device: str, opcheck: bool = False) -> tupl
     return counts, plan
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", CASES)
-def test_kernels_give_exactly_the_reference(device: str, name: str) -> None:
-    args = CASES[name]
-    opcheck = name in ("one ray", "jitter", "bins")
+def check_kernels(args: Sequence[Any], device: str, opcheck: bool = False) -> Tensor:
+    """The three ops against their references, with room for all samples, for half of them, and for more; the counts."""
     counts, plan = check_count(args, device, opcheck)
-    if name in ("no rays", "nothing occupied", "no volume"):
-        assert not counts.any()
-    else:
-        assert counts.any()
     total = int(counts.sum())
     for capacity in {total, total // 2, total + 9}:
         offsets, _ = pack(counts, capacity)
@@ -208,6 +168,17 @@ def test_kernels_give_exactly_the_reference(device: str, name: str) -> None:
         check_op("march_write", write_reference, write, device=device, rtol=0, atol=0, opcheck=opcheck and capacity > total)
         pack_it = (*args, capacity)
         check_op("march_pack", march_pack_reference, pack_it, device=device, rtol=0, atol=0, opcheck=opcheck)
+    return counts
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_give_exactly_the_reference(device: str, name: str) -> None:
+    counts = check_kernels(CASES[name], device, opcheck=name in ("one ray", "jitter"))
+    if name in ("no rays", "nothing occupied", "no volume"):
+        assert not counts.any()
+    else:
+        assert counts.any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -345,36 +316,6 @@ def test_a_limit_keeps_the_first_samples_of_each_ray(device: str, name: str, lim
     assert bool(dropped.kept.all()) == (n == 0)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case[-1] is not None])
-def test_each_bin_is_marched_like_a_grid_of_its_own(device: str, name: str) -> None:
-    origins, directions, near, far, jitter, occupancy, aabb, step, cone, bins = to(device, CASES[name])
-    options = {"step_size": step, "cone_angle": cone}
-    for some in (None, jitter):
-        together = march(Rays(origins, directions, near, far), occupancy, aabb, **options, jitter=some, bins=bins)
-        for i, grid in enumerate(occupancy):
-            of_bin = (bins.clamp(0, len(occupancy) - 1) == i).nonzero()[:, 0]
-            rays = Rays(*(t[of_bin] for t in (origins, directions, near, far)))
-            alone = march(rays, grid, aabb, **options, jitter=None if some is None else some[of_bin])
-            here = torch.isin(together.ray_indices, of_bin)
-            assert torch.equal(together.offsets.diff()[of_bin], alone.offsets.diff())
-            assert torch.equal(together.ray_indices[here].long(), of_bin[alone.ray_indices.long()])
-            assert torch.equal(together.t_starts[here], alone.t_starts)
-            assert torch.equal(together.t_ends[here], alone.t_ends)
-
-
-@kernels_only
-def test_the_comparison_detects_a_neighbor_s_bin() -> None:
-    args = CASES["bins"]
-
-    def mutated(*values: Any) -> tuple[Tensor, Tensor]:
-        return count_reference(*values[:-1], values[-1].roll(1))
-
-    counts = torch.ops.lightning_nerf.march_count(*args)[0]
-    assert not torch.equal(counts, mutated(*args)[0])
-    assert torch.equal(counts, count_reference(*args)[0])
-
-
 def test_the_same_bits_with_any_number_of_threads() -> None:
     rays, threads = random_rays(500), torch.get_num_threads()
     try:
@@ -431,7 +372,6 @@ def test_the_comparison_detects_a_lookup_half_a_step_off(shift: int, monkeypatch
 
 def test_bad_arguments_are_named() -> None:
     rays, grid = random_rays(4), random_grid((1, 4, 4, 4))
-    bins = torch.zeros(4, dtype=torch.int32)
     bad: list[tuple[Rays, Tensor, Tensor, dict[str, Any], str]] = [
         (rays._replace(near=rays.near[1:]), grid, AABB, {}, r"rays.near: expected shape \[4\], got \[3\]"),
         (rays._replace(origins=rays.origins.double()), grid, AABB, {}, r"rays.origins: expected dtype torch.float32"),
@@ -452,17 +392,6 @@ def test_bad_arguments_are_named() -> None:
         (rays, grid, AABB, {"step_size": NAN}, r"step_size: .* got nan"),
         (rays, grid, AABB, {"cone_angle": -0.1}, r"cone_angle: .* got -0.1"),
         (rays, grid, AABB, {"jitter": torch.zeros(3)}, r"jitter: expected shape \[4\], got \[3\]"),
-        (
-            rays,
-            grid,
-            AABB,
-            {"bins": bins},
-            r"occupancy: expected shape \[B, L, X, Y, Z\], got \[1, 4, 4, 4\]",
-        ),
-        (rays, grid[None], AABB, {}, r"occupancy: expected shape \[L, X, Y, Z\], got \[1, 1, 4, 4, 4\]"),
-        (rays, grid[None], AABB, {"bins": bins[1:]}, r"bins: expected shape \[4\], got \[3\]"),
-        (rays, grid[None], AABB, {"bins": bins.long()}, r"bins: expected dtype torch.int32, got torch.int64"),
-        (rays, grid[None][:0], AABB, {"bins": bins}, r"occupancy: expected 1 to 2\*\*16 - 1 bins"),
         (rays, grid, AABB, {"capacity": -1}, r"capacity: .* got -1"),
     ]
     for r, occupancy, aabb, options, message in bad:
