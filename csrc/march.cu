@@ -13,8 +13,7 @@ std::tuple<Bits, Tensor> make_bits(const Tensor& like, const Arguments& m, const
   int64_t n_blocks = m.levels;
   for (int a = 0; a < 3; ++a) n_blocks *= bits.blocks[a] = (m.resolution[a] + 3) / 4;
   // Words are indexed by int, and bins by blockIdx.y.
-  STD_TORCH_CHECK(
-      n_blocks * m.n_bins < (int64_t(1) << 30) && m.n_bins < (1 << 16), "occupancy has too many cells or bins");
+  STD_TORCH_CHECK(n_blocks * m.n_bins < (int64_t(1) << 30) && m.n_bins < (1 << 16), "occupancy has too many cells or bins");
   bits.words_of_bin = int(2 * n_blocks);
   int64_t n_coarse = 0;
   for (bits.shift = 2;; ++bits.shift) {

@@ -69,10 +69,11 @@ __global__ void bits_kernel(
   }
   occupied = __reduce_or_sync(kFullWarp, occupied);
   if (lane != 0) return;
-  if (gridDim.y == 1)
+  if (gridDim.y == 1) {
     bits.coarse[word] = occupied;
-  else if (occupied != 0)
+  } else if (occupied != 0) {
     atomicOr(&bits.coarse[word], occupied);
+  }
 }
 
 // Truncates x >= 0 by adding 2^23, rounded down: conversions have a fraction of the adders' rate. Infinity becomes `most`.
