@@ -8,8 +8,10 @@ namespace {
 
 constexpr int64_t kGrain = 16;  // rays
 
-// The grid as bits: rays visit cells all over it, and in the caches there is room for eight times as many.
+// The grid as bits: rays visit cells all over it, and in the caches there is room for eight times as many. Grids
+// of many bins stay bytes: a call visits a small part of them.
 Tensor pack_bits(const Tensor& like, Arguments& m) {
+  if (m.bins) return empty(like, {0}, ScalarType::Byte);
   const int64_t n = int64_t(m.levels) * m.resolution[0] * m.resolution[1] * m.resolution[2];
   Tensor bits = empty(like, {(n + 7) / 8}, ScalarType::Byte);
   const uint8_t* cells = m.occupancy;
@@ -65,15 +67,15 @@ struct Cpu {
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
       "march_count(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
-      "Tensor aabb, float step_size, float cone_angle) -> (Tensor counts, Tensor plan)");
+      "Tensor aabb, float step_size, float cone_angle, Tensor? bins) -> (Tensor counts, Tensor plan)");
   m.def(
       "march_write(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
-      "Tensor aabb, float step_size, float cone_angle, Tensor counts, Tensor plan, "
+      "Tensor aabb, float step_size, float cone_angle, Tensor? bins, Tensor counts, Tensor plan, "
       "Tensor offsets, int n) "
       "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)");
   m.def(
       "march_pack(Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, "
-      "Tensor aabb, float step_size, float cone_angle, int capacity) "
+      "Tensor aabb, float step_size, float cone_angle, Tensor? bins, int capacity) "
       "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor offsets, Tensor kept)");
 }
 

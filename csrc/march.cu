@@ -12,7 +12,9 @@ std::tuple<Bits, Tensor> make_bits(const Tensor& like, const Arguments& m, const
   Bits bits;
   int64_t n_blocks = m.levels;
   for (int a = 0; a < 3; ++a) n_blocks *= bits.blocks[a] = (m.resolution[a] + 3) / 4;
-  STD_TORCH_CHECK(n_blocks < (int64_t(1) << 30), "occupancy has too many cells");
+  // Words are indexed by int, and bins by blockIdx.y.
+  STD_TORCH_CHECK(n_blocks * m.n_bins < (int64_t(1) << 30) && m.n_bins < (1 << 16), "occupancy has too many cells or bins");
+  bits.words_of_bin = int(2 * n_blocks);
   int64_t n_coarse = 0;
   for (bits.shift = 2;; ++bits.shift) {
     const int64_t cells = int64_t(1) << bits.shift, x = (m.resolution[0] + cells - 1) / cells;
@@ -22,13 +24,14 @@ std::tuple<Bits, Tensor> make_bits(const Tensor& like, const Arguments& m, const
     if (n_coarse <= kMaxCoarse && m.resolution[2] <= 32 * cells) break;
   }
   bits.n_coarse = int(n_coarse);
-  Tensor words = empty(like, {2 * n_blocks + n_coarse}, ScalarType::Int);
+  Tensor words = empty(like, {2 * n_blocks * m.n_bins + n_coarse}, ScalarType::Int);
   bits.cells = reinterpret_cast<uint32_t*>(mutable_data<int32_t>(words));
-  bits.coarse = bits.cells + 2 * n_blocks;
+  bits.coarse = bits.cells + 2 * n_blocks * m.n_bins;
+  if (m.n_bins > 1) STD_CUDA_CHECK(cudaMemsetAsync(bits.coarse, 0, 4 * n_coarse, launch.stream));
   // A view's cells may begin anywhere.
   const bool whole_words = m.resolution[2] % 4 == 0 && reinterpret_cast<uintptr_t>(m.occupancy) % 4 == 0;
-  bits_kernel<<<blocks(32 * n_coarse), kThreads, 0, launch.stream>>>(
-      m.occupancy, m.resolution[0], m.resolution[1], m.resolution[2], whole_words, bits);
+  bits_kernel<<<dim3(blocks(32 * n_coarse), m.n_bins), kThreads, 0, launch.stream>>>(
+      m.occupancy, m.cells_of_bin, m.resolution[0], m.resolution[1], m.resolution[2], whole_words, bits);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
   return {bits, words};
 }
@@ -52,7 +55,8 @@ struct Cuda {
     const Launch launch(like);
     if (m.n_rays == 0) return;
     const auto [bits, words] = make_bits(like, m, launch);
-    const auto kernel = is_plain(m) ? count_kernel<true> : count_kernel<false>;
+    const auto kernel = m.bins ? (is_plain(m) ? count_kernel<true, true> : count_kernel<false, true>)
+                               : (is_plain(m) ? count_kernel<true, false> : count_kernel<false, false>);
     kernel<<<blocks(n_groups(m.n_rays), kWarps), 32 * kWarps, 4 * bits.n_coarse, launch.stream>>>(
         m, bits, counts, lay_out(plan, m.n_rays));
     STD_CUDA_KERNEL_LAUNCH_CHECK();

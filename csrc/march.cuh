@@ -31,15 +31,23 @@ struct Arguments {
   const float* near;         // [R]
   const float* far;          // [R]
   const float* jitter;       // [R] or null
-  const uint8_t* occupancy;  // [L, X, Y, Z], 2^packing cells to a byte
+  const uint8_t* occupancy;  // [n_bins, L, X, Y, Z], 2^packing cells to a byte
+  const int32_t* bins;       // [R] or null: 0
   const float* aabb;         // [2, 3]
-  int64_t n_rays;
+  int64_t n_rays, cells_of_bin;
   int packing;  // 0 or 3
+  int n_bins;
   int levels, resolution[3];
   float half_resolution[3], cell_size[3];    // in units of half a level's box: cells per unit, and units per cell
   double step_size, cone_angle, log_growth;  // log_growth = log(1 + cone_angle)
   double per_step, per_log_growth;           // reciprocals
 };
+
+// The ray's bin, or the nearest that there is.
+LN_HD int bin_of(const Arguments& m, int64_t r) {
+  const int bin = m.bins ? m.bins[r] : 0;
+  return bin < 0 ? 0 : bin < m.n_bins ? bin : m.n_bins - 1;
+}
 
 // Sample k lies between at(k) and at(k + 1). Linear up to k = bend, where cone_angle * t reaches step_size, then geometric.
 // k is a double: it counts exactly to 2^53, and beyond that still has as many values as t.
@@ -99,9 +107,11 @@ struct Ray {
   float origin[3], direction[3], inverse[3];  // inverse: for guesses only
   float far;
   bool active;
+  int64_t first_cell;  // of its bin
 
   LN_HD Ray(const Arguments& m, int64_t r)
-      : far(fminf(m.far[r], kLargestFloat)), active(m.far[r] > m.near[r] && m.near[r] >= -kLargestFloat) {
+      : far(fminf(m.far[r], kLargestFloat)), active(m.far[r] > m.near[r] && m.near[r] >= -kLargestFloat),
+        first_cell(bin_of(m, r) * m.cells_of_bin) {
     if (m.jitter) active &= fabsf(m.jitter[r]) <= kLargestFloat;
     for (int a = 0; a < 3; ++a) {
       origin[a] = m.origins[3 * r + a];
@@ -152,10 +162,10 @@ struct Grid {
 
   LN_HD Place locate(const Ray& ray, double middle) const { return locate(ray.origin, ray.direction, middle); }
 
-  LN_HD bool occupied(const Place& p) const {
+  LN_HD bool occupied(const Ray& ray, const Place& p) const {
     if (p.level() == m.levels) return false;
     const int64_t row = (int64_t(p.level()) * m.resolution[0] + p.cell(0)) * m.resolution[1] + p.cell(1);
-    const int64_t i = row * m.resolution[2] + p.cell(2);
+    const int64_t i = ray.first_cell + row * m.resolution[2] + p.cell(2);
     return m.occupancy[i >> m.packing] >> (i & ((1 << m.packing) - 1)) & 1;
   }
 
@@ -187,7 +197,7 @@ LN_HD void walk(const Grid& grid, const Ray& ray, const Lattice& lattice, Emit& 
   if (!(k < end)) return;
   Place place = grid.locate(ray, lattice.middle(k));
   for (;;) {
-    const bool occupied = grid.occupied(place);
+    const bool occupied = grid.occupied(ray, place);
     // The last sample that may still be in this place: by geometry, or, where that has failed to get us out, by doubling.
     double last = k, next = lattice.after(k), next_middle = lattice.middle(next);
     const double exit = grid.exit(ray, place);

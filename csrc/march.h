@@ -8,7 +8,8 @@ namespace lightning_nerf::march {
 
 inline Arguments make_arguments(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle) {
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle,
+    const std::optional<Tensor>& bins) {
   check_float(origins, "origins");
   check_float(directions, "directions");
   check_float(near, "near");
@@ -16,10 +17,14 @@ inline Arguments make_arguments(
   if (jitter.has_value()) check_float(*jitter, "jitter");
   check(occupancy, ScalarType::Bool, "occupancy");
   check_float(aabb, "aabb");
-  STD_TORCH_CHECK(occupancy.dim() == 4 && occupancy.numel() > 0, "occupancy must be [L, X, Y, Z], none of them 0");
-  STD_TORCH_CHECK(occupancy.size(0) <= 8, "occupancy has more than 8 levels");
+  if (bins.has_value()) check_int(*bins, "bins");
+  const int first = bins.has_value();  // of the dimensions that are one grid's
+  STD_TORCH_CHECK(
+      occupancy.dim() == first + 4 && occupancy.numel() > 0,
+      "occupancy must be [L, X, Y, Z], or with bins [B, L, X, Y, Z], none of them 0");
+  STD_TORCH_CHECK(occupancy.size(first) <= 8, "occupancy has more than 8 levels");
   for (int a = 1; a < 4; ++a)
-    STD_TORCH_CHECK(occupancy.size(a) <= kMaxResolution, "occupancy has more than 2^18 cells on an axis");
+    STD_TORCH_CHECK(occupancy.size(first + a) <= kMaxResolution, "occupancy has more than 2^18 cells on an axis");
   Arguments m;
   m.origins = data<float>(origins);
   m.directions = data<float>(directions);
@@ -28,11 +33,14 @@ inline Arguments make_arguments(
   m.jitter = jitter.has_value() ? data<float>(*jitter) : nullptr;
   m.occupancy = reinterpret_cast<const uint8_t*>(data<bool>(occupancy));
   m.packing = 0;
+  m.bins = bins.has_value() ? data<int32_t>(*bins) : nullptr;
+  m.n_bins = bins.has_value() ? int(occupancy.size(0)) : 1;
+  m.cells_of_bin = occupancy.numel() / m.n_bins;
   m.aabb = data<float>(aabb);
   m.n_rays = origins.size(0);
-  m.levels = int(occupancy.size(0));
+  m.levels = int(occupancy.size(first));
   for (int a = 0; a < 3; ++a) {
-    m.resolution[a] = int(occupancy.size(1 + a));
+    m.resolution[a] = int(occupancy.size(first + 1 + a));
     m.half_resolution[a] = 0.5f * float(m.resolution[a]);
     m.cell_size[a] = 1.0f / m.half_resolution[a];
   }
@@ -87,8 +95,9 @@ std::tuple<Tensor, Tensor, Tensor> write_samples(
 template <typename Backend>
 std::tuple<Tensor, Tensor> march_count(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
-    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle) {
-  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+    const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle,
+    const std::optional<Tensor>& bins) {
+  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle, bins);
   const Count c = count_samples<Backend>(origins, m);
   return {c.counts, c.plan};
 }
@@ -97,8 +106,8 @@ template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor> march_write(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle,
-    const Tensor& counts, const Tensor& plan, const Tensor& offsets, int64_t n) {
-  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+    const std::optional<Tensor>& bins, const Tensor& counts, const Tensor& plan, const Tensor& offsets, int64_t n) {
+  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle, bins);
   check_int(counts, "counts");
   check_int(plan, "plan");
   check_int(offsets, "offsets");
@@ -111,8 +120,8 @@ template <typename Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> march_pack(
     const Tensor& origins, const Tensor& directions, const Tensor& near, const Tensor& far,
     const std::optional<Tensor>& jitter, const Tensor& occupancy, const Tensor& aabb, double step_size, double cone_angle,
-    int64_t capacity) {
-  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle);
+    const std::optional<Tensor>& bins, int64_t capacity) {
+  const Arguments m = make_arguments(origins, directions, near, far, jitter, occupancy, aabb, step_size, cone_angle, bins);
   const Count c = count_samples<Backend>(origins, m);
   const auto [offsets, kept] = pack::packed<Backend::run_pack>(c.counts, std::nullopt, capacity);
   const auto [t_starts, t_ends, ray_indices] = write_samples<Backend>(origins, m, c, offsets, capacity);

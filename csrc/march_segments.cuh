@@ -21,19 +21,23 @@ constexpr int kQueue = 128;         // segments that wait for the fine stage, at
 constexpr int kPlan = 64;           // segments with samples per ray that a group may have, on average
 
 // The grid as bits. Blocks of 4 x 4 x 4 cells are 64 bits, so that neighbors in space are neighbors in memory; coarse
-// blocks of 2^shift cells per axis, at most 32 along z, are a bit each: few enough for shared memory.
+// blocks of 2^shift cells per axis, at most 32 along z, are a bit each: few enough for shared memory. A coarse block is
+// occupied if it is in any bin.
 struct Bits {
-  uint32_t* cells;   // [L, blocks, 2]
+  uint32_t* cells;   // [n_bins, L, blocks, 2]
   uint32_t* coarse;  // [L, coarse_x, coarse_y], a bit for each z
   int blocks[3], coarse_x, coarse_y, shift, n_coarse;
+  int words_of_bin;  // in `cells`
 };
 
-// A warp per word of `coarse`.
+// A warp per word of `coarse` and bin, which is blockIdx.y. With several bins `coarse` must be 0 before.
 __global__ void bits_kernel(
-    const uint8_t* __restrict__ occupancy,  // [L, X, Y, Z]
-    int x_size, int y_size, int z_size,
+    const uint8_t* __restrict__ occupancy,  // [n_bins, L, X, Y, Z]
+    int64_t cells_of_bin, int x_size, int y_size, int z_size,
     bool whole_words,  // Z and the address of `occupancy` are multiples of 4
-    const Bits bits) {
+    Bits bits) {
+  occupancy += blockIdx.y * cells_of_bin;
+  bits.cells += blockIdx.y * int64_t(bits.words_of_bin);
   const int word = (blockIdx.x * blockDim.x + threadIdx.x) / 32, lane = threadIdx.x & 31;
   if (word >= bits.n_coarse) return;
   const int level = word / (bits.coarse_x * bits.coarse_y);
@@ -64,7 +68,12 @@ __global__ void bits_kernel(
     }
   }
   occupied = __reduce_or_sync(kFullWarp, occupied);
-  if (lane == 0) bits.coarse[word] = occupied;
+  if (lane != 0) return;
+  if (gridDim.y == 1) {
+    bits.coarse[word] = occupied;
+  } else if (occupied != 0) {
+    atomicOr(&bits.coarse[word], occupied);
+  }
 }
 
 // Truncates x >= 0 by adding 2^23, rounded down: conversions have a fraction of the adders' rate. Infinity becomes `most`.
@@ -122,6 +131,7 @@ struct alignas(16) Segmented {
   float origin[3], direction[3];
   double start, bend, bend_t;  // of its lattice
   int first, stop;             // samples: segment s begins at first + s * kSegment
+  int first_word;              // of its bin, where there are bins
 };
 
 // kPlain, here and below: one level and a linear lattice, as most scenes have.
@@ -218,8 +228,8 @@ __device__ inline bool one_level(int frame, int other) {
   return false;
 }
 
-// Is sample k's cell occupied? Without branches, so that several lookups overlap.
-template <bool kPlain>
+// Is sample k's cell occupied? Without branches, so that several lookups overlap. kBinned, here and below: rays have bins.
+template <bool kPlain, bool kBinned>
 __device__ inline bool occupied(const Grid& grid, const Bits& bits, const Segmented& ray, int k, bool wanted) {
   const Arguments& m = grid.m;
   const double middle = middle_of<kPlain>(m, ray, k);
@@ -238,7 +248,8 @@ __device__ inline bool occupied(const Grid& grid, const Bits& bits, const Segmen
     for (int a = 0; a < 3; ++a) cell[a] = place.cell(a);
   }
   const int row = (kPlain ? cell[0] >> 2 : level * bits.blocks[0] + (cell[0] >> 2)) * bits.blocks[1] + (cell[1] >> 2);
-  const int word = 2 * (row * bits.blocks[2] + (cell[2] >> 2)) + (cell[0] >> 1 & 1);
+  int word = 2 * (row * bits.blocks[2] + (cell[2] >> 2)) + (cell[0] >> 1 & 1);
+  if (kBinned) word += ray.first_word;
   const int bit = (cell[0] & 1) << 4 | (cell[1] & 3) << 2 | (cell[2] & 3);
   const uint32_t found = wanted ? __ldg(bits.cells + word) : 0;
   return found >> bit & 1;
@@ -282,7 +293,7 @@ __device__ __forceinline__ void list_segments(
 }
 
 // Fine: the bits of the queued segments' samples.
-template <bool kPlain>
+template <bool kPlain, bool kBinned>
 __device__ __forceinline__ void look_up(
     const Grid& grid, const Bits& bits, const Segmented* rays, const uint32_t* queue, int n_queue, uint16_t* found) {
   const int lane = threadIdx.x & 31;
@@ -293,7 +304,7 @@ __device__ __forceinline__ void look_up(
       const uint32_t segment = queue[q + 2 * i + (lane >> 4)];
       const Segmented& ray = rays[segment >> 27];
       const int k = ray.first + int(segment >> 16 & 2047) * kSegment + (lane & 15);
-      hits[i] = occupied<kPlain>(grid, bits, ray, k, k < ray.stop);
+      hits[i] = occupied<kPlain, kBinned>(grid, bits, ray, k, k < ray.stop);
     }
     const uint2 both = make_uint2(__ballot_sync(kFullWarp, hits[0]), __ballot_sync(kFullWarp, hits[1]));
     if (lane == 0) *reinterpret_cast<uint2*>(found + q) = both;
@@ -302,7 +313,7 @@ __device__ __forceinline__ void look_up(
 
 // Long, because setup and the coarse stage stay in line: as functions they compile to other code, and this one is tuned to
 // the 64 registers that eight blocks leave a thread.
-template <bool kPlain>
+template <bool kPlain, bool kBinned>
 __global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
     const __grid_constant__ Arguments m, const __grid_constant__ Bits bits,
     int32_t* __restrict__ counts,  // [R]
@@ -339,6 +350,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
       for (int a = 0; a < 3; ++a) s.origin[a] = ray.origin[a], s.direction[a] = ray.direction[a];
       s.start = lattice.start, s.bend = lattice.bend, s.bend_t = lattice.bend_t;
       s.first = first, s.stop = stop;
+      if (kBinned) s.first_word = bin_of(m, r) * bits.words_of_bin;
     }
   }
   const unsigned busy = __ballot_sync(kFullWarp, n_ends > 0);
@@ -380,7 +392,7 @@ __global__ void __launch_bounds__(32 * kWarps, 8) count_kernel(
     }
     if (lane < 3) queue[n_queue + lane] = uint32_t(todo[0] & 31) << 27;  // fills up the last four; the results are not used
     __syncwarp();
-    look_up<kPlain>(grid, bits, rays, queue, n_queue, found);
+    look_up<kPlain, kBinned>(grid, bits, rays, queue, n_queue, found);
     __syncwarp();
     list_segments(queue, found, n_queue, count, list, plan.segments, n_plan);
     n_queue = 0;

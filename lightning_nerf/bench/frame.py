@@ -132,7 +132,7 @@ def training_render(
     rays, colors = image_rays(cameras, index), []
     for start in range(0, len(rays.origins), rays_at_once):
         part = rays.map(lambda t, start=start: t[start : start + rays_at_once])
-        samples = module.estimator.sample(part, module.field.density)
+        samples = module.estimator.place(part, module.field.query).samples
         output = RadianceField.at_samples(module.field, part, samples)  # point by point, whatever kernels the field has
         colors.append(module.renderer(output, samples, background=background).rgb)
     return torch.cat(colors).view(*cameras.shape(index), 3)

@@ -180,7 +180,7 @@ def field_times(trainer: L.Trainer, pl_module: NeRFModule) -> list[Report]:
     """Forward and backward of the field alone, at the samples of a training batch and at as many random points."""
     batch = pl_module.draw()
     with torch.no_grad(), trainer.precision_plugin.forward_context():
-        samples = pl_module.estimator.sample(batch.rays, pl_module.field.density, key=pl_module.key)
+        samples = pl_module.estimator.place(batch.rays, pl_module.field.query, key=pl_module.key).samples
         positions, directions, times = sample_points(batch.rays, samples)
         wanted = {} if times is None or "times" not in pl_module.field.wants else {"times": times}
     n = min(len(positions), pl_module.samples_per_step)

@@ -25,7 +25,8 @@ class OccupancyGridUpdate(L.Callback):
     Of several processes each evaluates its share of the cells that one alone would evaluate, at the same points, and all
     grids take in the maximum. Any other estimator that has ``needs_update`` is updated in the same steps, with the same key
     on every process and never within a CUDA graph; those that have not are left alone. A field that wants times is
-    evaluated at random times between the first and the last of the training views.
+    evaluated at random times between the first and the last of the training views, for a grid with bins in time at those
+    of one bin after the other, outside of CUDA graphs: the host says which.
 
     >>> from lightning_nerf.callbacks import OccupancyGridUpdate
     >>> OccupancyGridUpdate(every_n_steps=16, late_every_n_steps=64).late
@@ -80,7 +81,7 @@ class OccupancyGridUpdate(L.Callback):
         if isinstance(estimator, OccupancyGrid):
             if has(estimator.update, "shared") and trainer.world_size > 1:  # a reduction over ranks is not for a graph
                 options["share"] = (trainer.global_rank, trainer.world_size)
-            elif has(estimator.update, "captured") and has(estimator.cells, "captured"):
+            elif estimator.bins is None and has(estimator.update, "captured") and has(estimator.cells, "captured"):
                 warming = step < estimator.warmup_steps  # an update depends on the step through this alone
                 name = f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
                 executor = module.executor

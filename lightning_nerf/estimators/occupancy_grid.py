@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -11,31 +10,35 @@ from torch import Tensor
 from lightning_nerf.argument_types import typed_errors
 from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument, check_integer, check_number
-from lightning_nerf.estimators.base import Estimator, corners
+from lightning_nerf.estimators.base import corners
+from lightning_nerf.estimators.occupancy_cells import OccupancyCells
 from lightning_nerf.estimators.query import DensityFn, densities
 from lightning_nerf.estimators.subdivided import subdivided
-from lightning_nerf.kept_dtypes import KeptDtypes
 from lightning_nerf.ops import occupancy
-from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import STREAM_CELL_TIMES, STREAM_JITTER, key_from_torch, random_uniform
 from lightning_nerf.ops.visibility import prune_by
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import PackedSamples, Placement, Pruning, Query, Rays
 
-_BYTES_OF_CELL = 5  # occs and binaries
 _SMALLEST_STEP = 2.0**-149  # that float32 holds
 MAX_STEPS_PER_QUERY = 64  # a limit that catches typos
 EVALUATION_CHUNK = 2**20  # cells that update() hands to the density function at once
 
 
-class OccupancyGrid(KeptDtypes, Estimator):
+class OccupancyGrid(OccupancyCells):
     """Marches rays through the occupied cells of nested grids, whose state follows the field during training.
 
     A cell's value is the running maximum of its opacity, density times step size: each update multiplies the values of the
     cells it evaluates by ``decay`` and takes the larger of that and the new value. A cell is occupied if its value reaches
     ``threshold``, or the mean of all cells where that is lower. Before the first update every cell counts as occupied: that
     space is empty has to be found out.
+
+    A scene that changes with time has one grid for all times (``n_times=1``): a cell is occupied if it is at any time. Or
+    it has a grid for each of ``n_times`` bins of equal width between the first and the last time of the data. Then
+    ``rays.times`` must be given. A ray reads the bin that holds its time, or the nearest. An update evaluates one bin, as
+    many cells as of one grid, at random times from half a bin before it to half a bin after it. ``n_times`` updates visit
+    all bins; before its first visit a bin holds the union of the last eight visited ones.
 
     In :meth:`sample`, given capacities, and :meth:`update` nothing on CUDA synchronizes with the host. All buffers are only
     ever written in place, and all are saved. Without Lightning::
@@ -53,14 +56,21 @@ class OccupancyGrid(KeptDtypes, Estimator):
     >>> grid.update(lambda positions: 50.0 * (positions[:, 0] > 0), step=0)
     >>> float(grid.occupied_share())
     0.5
+    >>> grid = OccupancyGrid(resolution=8, n_times=4, step_size=0.1).bind([-1, -1, -1, 1, 1, 1])
+    >>> for step in range(4):  # something shrinks toward x = 1
+    ...     grid.update(lambda positions, times: 50.0 * (positions[:, 0] > times), step=step, times=(-1.0, 1.0))
+    >>> int(grid.occupied_shares().argmax())
+    0
 
     Args:
         resolution: cells per axis and level, >= 1.
         n_levels: nested boxes, 1 to 8, each twice as large as the one before; the first is the scene box.
-        decay: of a cell's value per evaluation, in [0, 1].
+        decay: of a cell's value per evaluation, in [0, 1]. For one grid of a scene that changes with time 0.99 is good, as
+            few evaluations fall at the time when a cell is occupied; for bins 0.8, as a bin has one update in ``n_times``.
         threshold: opacity of one step from which on a cell is occupied, >= 0.
-        warmup_steps: :meth:`update` evaluates all cells in training steps below this; later, per level, a quarter of the
-            cells at random and as many draws among the occupied ones.
+        warmup_steps: :meth:`update` evaluates all cells in training steps below this, and in the first visit of a bin;
+            later, per level, a quarter of the cells at random and as many draws among the occupied ones. Of bins, those
+            occupied in a neighboring bin and the cells around count with them.
         step_size: between samples, in world units for directions of length 1, > 0. None: the scene box's diagonal / 1024.
         cone_angle: samples lie ``max(step_size, cone_angle * t)`` apart, >= 0.
         alpha_threshold: samples of lower opacity are pruned, in [0, 1). Half the grid's mean value takes its place where
@@ -69,20 +79,14 @@ class OccupancyGrid(KeptDtypes, Estimator):
         steps_per_query: :meth:`place` asks for one density for so many steps of a ray, >= 1, and cuts what survives into
             single steps. For fields whose densities cost more than the samples that they spare; 2 halves that cost.
             Renderers of frames prune single steps.
+        n_times: bins in time, >= 1. A cell takes 5 bytes with one, 3 per bin with several: 64 bins of 128^3 cells take
+            403 MB, and 34 MB more while rays are marched and the grid is updated.
 
     Source: Müller, Evans, Schied, Keller, "Instant neural graphics primitives with a multiresolution hash encoding",
     SIGGRAPH 2022, appendix C; the choice of thresholds follows Li, Tancik, Kanazawa, "NerfAcc", ICCV 2023.
     """
 
     needs_update = True
-    DTYPES: ClassVar[dict[str, torch.dtype]] = dict.fromkeys(("aabb", "occs", "mean", "_zero"), torch.float32)
-
-    aabb: Tensor  # [2, 3] float32, level 0
-    occs: Tensor  # [L * X * Y * Z] float32: opacity of a step; negative: no camera sees the cell
-    binaries: Tensor  # [L, X, Y, Z] bool
-    mean: Tensor  # [] float32, of the visible cells' occs
-    bound: Tensor  # [] bool
-    _zero: Tensor  # [] float32
 
     def __init__(
         self,
@@ -96,13 +100,9 @@ class OccupancyGrid(KeptDtypes, Estimator):
         alpha_threshold: float = 0.01,
         early_stop_eps: float = 1e-4,
         steps_per_query: int = 1,
+        n_times: int = 1,
     ) -> None:
-        super().__init__()
-        check_integer("resolution", resolution, 1)
-        check_integer("n_levels", n_levels, 1, 8)
-        if n_levels * resolution**3 >= 2**31:
-            raise BadArgument(f"resolution: expected fewer than 2**31 cells in all levels, got {resolution}")
-        check_fits("resolution", n_levels * resolution**3, _BYTES_OF_CELL, torch.get_default_device(), what="cells")
+        super().__init__(resolution, n_levels, n_times)
         check_number("decay", decay, "[0, 1]")
         check_number("threshold", threshold, "[0, inf)")
         check_integer("warmup_steps", warmup_steps, 0)
@@ -112,7 +112,6 @@ class OccupancyGrid(KeptDtypes, Estimator):
         check_number("alpha_threshold", alpha_threshold, "[0, 1)")
         check_number("early_stop_eps", early_stop_eps, "[0, 1)")
         check_integer("steps_per_query", steps_per_query, 1, MAX_STEPS_PER_QUERY)
-        self.n_levels = n_levels
         self.decay = decay
         self.threshold = threshold
         self.warmup_steps = warmup_steps
@@ -121,40 +120,13 @@ class OccupancyGrid(KeptDtypes, Estimator):
         self.alpha_threshold = alpha_threshold
         self.early_stop_eps = early_stop_eps
         self.steps_per_query = steps_per_query
-        n_cells = n_levels * resolution**3
-        self.register_buffer("aabb", torch.full((2, 3), float("nan"), dtype=torch.float32))
-        self.register_buffer("occs", torch.zeros(n_cells, dtype=torch.float32))
-        self.register_buffer("binaries", torch.ones(n_levels, resolution, resolution, resolution, dtype=torch.bool))
-        self.register_buffer("mean", torch.zeros((), dtype=torch.float32))
-        self.register_buffer("bound", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("_zero", torch.zeros((), dtype=torch.float32), persistent=False)
-        self._diagonal: float | None = None  # of the scene box, for the host; None while unbound
 
     @typed_errors
     @torch.no_grad()
     def bind(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> OccupancyGrid:
         """Lay the first level over the scene box. Binding the same box again changes nothing; another starts afresh."""
-        box = corners(scene_box).to(self.aabb)
-        if not bool(box.isfinite().all() & (box[0] < box[1]).all()):
-            raise BadArgument(f"scene_box: expected finite corners, minimum below maximum, got {box.tolist()}")
-        if not torch.equal(box, self.aabb):
-            self.aabb.copy_(box)
-            self.occs.zero_()
-            self.binaries.fill_(True)
-            self.mean.zero_()
-            self.bound.fill_(True)
-        self._read_box()
+        self.lay_over(corners(scene_box))
         return self
-
-    def _read_box(self) -> None:
-        low, high = self.aabb.double()  # float32 does not hold the size of every box
-        self._diagonal = float((high - low).norm()) if bool(self.bound) else None
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-        if bool(self.bound) != bool(self.aabb.isfinite().all()):
-            raise BadArgument(f"{prefix}bound: expected {not self.bound} beside this {prefix}aabb, got {bool(self.bound)}")
-        self._read_box()
 
     @property
     def render_step_size(self) -> float:
@@ -206,14 +178,18 @@ class OccupancyGrid(KeptDtypes, Estimator):
         capacity: int | None = None,
     ) -> PackedSamples:
         """The march through occupied cells; ``step_size`` and ``cone_angle`` in place of the grid's, if given."""
+        occupancy, bins = self.binaries, None
+        if self.bins is not None:
+            occupancy, bins = self.bins.of_rays(self.binaries, rays.times, len(rays.origins))
         return march(
             rays,
-            self.binaries,
+            occupancy,
             self.aabb,
             step_size=self.render_step_size if step_size is None else step_size,
             cone_angle=self.cone_angle if cone_angle is None else cone_angle,
             jitter=None if key is None else random_uniform(key, STREAM_JITTER, rays.origins.shape[0], 1)[:, 0],
             capacity=capacity,
+            bins=bins,
         )
 
     def thresholds(self) -> Pruning:
@@ -221,10 +197,11 @@ class OccupancyGrid(KeptDtypes, Estimator):
         return Pruning(self.early_stop_eps, self.least_opacity(self.alpha_threshold))
 
     def least_opacity(self, alpha_threshold: float) -> Tensor:
-        """``alpha_threshold``, or half the grid's mean value where that is lower."""
+        """``alpha_threshold``, or half the grid's mean value, of all bins, where that is lower."""
         # Half: the opacity 1 - exp(-x) of a step lies a little below its value x, and a field of constant density, as
         # fields are when they start, must not lose every sample for that.
-        return self._zero if alpha_threshold == 0 else (self.mean * 0.5).clamp(max=alpha_threshold)
+        mean = self.mean if self.bins is None else self.mean.mean()
+        return self._zero if alpha_threshold == 0 else (mean * 0.5).clamp(max=alpha_threshold)
 
     @states("captured", "shared")
     @typed_errors
@@ -247,7 +224,8 @@ class OccupancyGrid(KeptDtypes, Estimator):
             step: of training.
             key: see :meth:`cells`; default drawn from torch's generator.
             times: the first and the last time of the data: each cell is evaluated at a random time between them, so that in
-                the course of the updates a cell is occupied if it is at any time.
+                the course of the updates a cell is occupied if it is at any time. With bins it must be given, cells are
+                evaluated at times near the bin that is due, and another range than before starts the grid afresh.
             share: ``(i, n)``: evaluate the i-th of n equal parts of the cells. The n processes of ``torch.distributed``
                 that train one field each take a part, with one key for all, and :meth:`combine` what they find.
         """
@@ -256,8 +234,9 @@ class OccupancyGrid(KeptDtypes, Estimator):
             raise BadArgument(f"share: expected (i, n) with 0 <= i < n, got {share}")
         step_size = self.render_step_size
         key = key_from_torch(self.occs.device) if key is None else key
+        state, times = self.due(times)
         cells = self.cells(step, key)
-        points = [occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[1:])]  # of all: point i is draw i
+        points = [occupancy.cell_points(key, cells, self.aabb, self.binaries.shape[-3:])]  # of all: point i is draw i
         if times is not None:
             first, last = times  # numbers: a copy to the device is not for a CUDA graph
             points.append(first + (last - first) * random_uniform(key, STREAM_CELL_TIMES, len(cells), 1)[:, 0])
@@ -265,17 +244,20 @@ class OccupancyGrid(KeptDtypes, Estimator):
             cells, *points = (values.tensor_split(parts)[part] for values in (cells, *points))
         chunks = [densities(density_fn, *chunk) for chunk in zip(*(p.split(EVALUATION_CHUNK) for p in points), strict=True)]
         found = chunks[0] if len(chunks) == 1 else torch.cat(chunks)
-        newest = occupancy.occupancy_newest(cells, found * step_size, self.occs.numel())
+        newest = occupancy.occupancy_newest(cells, found * step_size, state.occs.numel())
         newest = self.combine(newest) if parts > 1 else newest
-        occupancy.occupancy_update_(self.occs, self.binaries, self.mean, newest, decay=self.decay, threshold=self.threshold)
+        self.renew(state, newest, self.decay, self.threshold)
 
     @states("captured")
     def cells(self, step: int, key: Tensor) -> Tensor:
         """Which cells [M] int32 to evaluate in ``step``: all during warm-up, then a quarter and a quarter per level."""
-        if step < self.warmup_steps:
-            return torch.arange(self.occs.numel(), dtype=torch.int32, device=self.occs.device)
-        quarter = max(1, self.binaries[0].numel() // 4)
-        return occupancy.occupancy_select(key, self.binaries, quarter, quarter)
+        binaries, is_known = self.binaries, True
+        if self.bins is not None:
+            binaries, is_known = self.bins.around(self.binaries), self.bins.is_complete
+        if step < self.warmup_steps or not is_known:
+            return torch.arange(binaries.numel(), dtype=torch.int32, device=binaries.device)
+        quarter = max(1, binaries[0].numel() // 4)
+        return occupancy.occupancy_select(key, binaries, quarter, quarter)
 
     def combine(self, newest: Tensor) -> Tensor:
         """The maximum over all processes of the newest values [L * X * Y * Z] in their shares; -1: in no share."""
@@ -299,8 +281,6 @@ class OccupancyGrid(KeptDtypes, Estimator):
             near: distance from the camera, in world units, that rays begin at; a number or [V].
         """
         _ = self.render_step_size  # bound?
-        occupancy.mark_invisible_cells(self.occs, self.binaries, self.aabb, c2w, intrinsics, width, height, near)
-
-    def occupied_share(self) -> Tensor:
-        """Share of the cells of all levels that are occupied, 0-d float32, on the grid's device."""
-        return self.binaries.count_nonzero() / self.binaries.numel()
+        occs, visible, _ = self.blank()
+        occupancy.mark_invisible_cells(occs, visible, self.aabb, c2w, intrinsics, width, height, near)
+        self.close(visible)

@@ -68,9 +68,15 @@ def extreme_rays() -> Rays:
 
 
 def arguments(
-    rays: Rays, occupancy: Tensor, aabb: Tensor = AABB, step: float = 0.05, cone: float = 0.0, jitter: Tensor | None = None
+    rays: Rays,
+    occupancy: Tensor,
+    aabb: Tensor = AABB,
+    step: float = 0.05,
+    cone: float = 0.0,
+    jitter: Tensor | None = None,
+    bins: Tensor | None = None,
 ) -> tuple[Any, ...]:
-    return (rays.origins, rays.directions, rays.near, rays.far, jitter, occupancy, aabb, step, cone)
+    return (rays.origins, rays.directions, rays.near, rays.far, jitter, occupancy, aabb, step, cone, bins)
 
 
 def far_away(offset: float) -> tuple[Any, ...]:
@@ -80,11 +86,12 @@ def far_away(offset: float) -> tuple[Any, ...]:
     return arguments(rays, random_grid((1, 8, 8, 8)), torch.tensor([[-1.0] * 3, [1.0] * 3]) + offset, step=0.01)
 
 
-def of_all_lengths() -> tuple[Any, ...]:
+def of_all_lengths(grids: Tensor | None = None, bins: Tensor | None = None) -> tuple[Any, ...]:
     """Steps of 3e-5: most rays end soon, some have more lattice points than the CUDA kernels cut into segments."""
     rays = random_rays(40, seed=20)
     rays = rays._replace(far=rays.near + torch.where(torch.arange(40) % 17 == 5, 2.0, 0.01))
-    return arguments(rays, random_grid((1, 8, 8, 8)), step=3e-5, jitter=rand(40, seed=8))
+    grids = random_grid((1, 8, 8, 8)) if grids is None else grids
+    return arguments(rays, grids, step=3e-5, jitter=rand(40, seed=8), bins=bins)
 
 
 UNIT = torch.tensor([[-1.0] * 3, [1.0] * 3])
@@ -151,16 +158,9 @@ def check_count(args: Sequence[Any], device: str, opcheck: bool = False) -> tupl
     return counts, plan
 
 
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", CASES)
-def test_kernels_give_exactly_the_reference(device: str, name: str) -> None:
-    args = CASES[name]
-    opcheck = name in ("one ray", "jitter")
+def check_kernels(args: Sequence[Any], device: str, opcheck: bool = False) -> Tensor:
+    """The three ops against their references, with room for all samples, for half of them, and for more; the counts."""
     counts, plan = check_count(args, device, opcheck)
-    if name in ("no rays", "nothing occupied", "no volume"):
-        assert not counts.any()
-    else:
-        assert counts.any()
     total = int(counts.sum())
     for capacity in {total, total // 2, total + 9}:
         offsets, _ = pack(counts, capacity)
@@ -168,6 +168,17 @@ def test_kernels_give_exactly_the_reference(device: str, name: str) -> None:
         check_op("march_write", write_reference, write, device=device, rtol=0, atol=0, opcheck=opcheck and capacity > total)
         pack_it = (*args, capacity)
         check_op("march_pack", march_pack_reference, pack_it, device=device, rtol=0, atol=0, opcheck=opcheck)
+    return counts
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_give_exactly_the_reference(device: str, name: str) -> None:
+    counts = check_kernels(CASES[name], device, opcheck=name in ("one ray", "jitter"))
+    if name in ("no rays", "nothing occupied", "no volume"):
+        assert not counts.any()
+    else:
+        assert counts.any()
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -216,7 +227,7 @@ def neighborhood(points: Tensor, occupancy: Tensor, aabb: Tensor, margin: float)
 @pytest.mark.parametrize("name", ["random", "jitter", "cone", "levels", "levels cut cells", "boundaries", "wide cone"])
 def test_samples_are_the_lattice_points_in_occupied_cells(device: str, name: str) -> None:
     """Against brute force over the whole lattice, with another lookup; points on a boundary may fall to either side."""
-    origins, directions, near, far, jitter, occupancy, aabb, step, cone = CASES[name]
+    origins, directions, near, far, jitter, occupancy, aabb, step, cone, _ = CASES[name]
     rays = Rays(origins, directions, near, far.clamp(max=10))
     moved = Rays(*to(device, rays[:4]))
     options = {"step_size": step, "cone_angle": cone, "jitter": None if jitter is None else jitter.to(device)}
@@ -286,7 +297,7 @@ def test_capacity_drops_whole_rays(device: str) -> None:
 )
 @pytest.mark.parametrize("limit", [0, 1, 17])
 def test_a_limit_keeps_the_first_samples_of_each_ray(device: str, name: str, limit: int) -> None:
-    origins, directions, near, far, jitter, occupancy, aabb, step, cone = to(device, CASES[name])
+    origins, directions, near, far, jitter, occupancy, aabb, step, cone, _ = to(device, CASES[name])
     rays, options = Rays(origins, directions, near, far), {"step_size": step, "cone_angle": cone, "jitter": jitter}
     whole = march(rays, occupancy, aabb, **options)
     counts = whole.offsets.diff()

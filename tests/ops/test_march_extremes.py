@@ -39,7 +39,7 @@ def test_sparse_cells_of_a_huge_box_are_found(device: str) -> None:
     # A step of 1e-3 is far below the spacing of floats there (64): 1e9 samples of that cell, counted but not written.
     samples = timed_march(rays, occupancy, aabb, step_size=1e-3, capacity=10)
     assert samples.kept.tolist() == [False]
-    counts = torch.ops.lightning_nerf.march_count(*rays[:4], None, occupancy, aabb, 1e-3, 0.0)[0]
+    counts = torch.ops.lightning_nerf.march_count(*rays[:4], None, occupancy, aabb, 1e-3, 0.0, None)[0]
     # The cell's ends are known to the spacing of floats, 64 in 1e6, and to their roundings in units of the box.
     torch.testing.assert_close(int(counts), 10**9, rtol=3e-4, atol=0)
 
