@@ -190,23 +190,12 @@ class RadianceField(Recorded, nn.Module, ABC):
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         """Density and color at positions [N, 3], seen along directions [N, 3] (any length), and what the field wants."""
 
-    # -- of leading points alone: what a field overrides that can save the work of others ----------------------------
-
-    def counted_density(self, positions: Tensor, count: Tensor | None, **wanted: Tensor) -> Tensor:
-        """:meth:`density`, of which points from ``count`` [1] int32 on are not needed: anything finite, or left to it."""
-        return self.density(positions, **wanted)
-
-    def counted_output(self, positions: Tensor, directions: Tensor, count: Tensor | None, **wanted: Tensor) -> FieldOutput:
-        """:meth:`forward`, likewise."""
-        return self(positions, directions, **wanted)
-
     # -- along rays: what a field with fused kernels overrides ------------------------------------------------------
 
     def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
         """:meth:`forward` in the middle of each of N packed samples; ``evaluated``: features that :meth:`query` left."""
         positions, directions, times = sample_points(rays, samples)
-        wanted = self._wanted(rays, samples, times, WANTS)
-        return self.counted_output(positions, directions, samples.offsets[-1:], **wanted)
+        return self(positions, directions, **self._wanted(rays, samples, times, WANTS))
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """:meth:`density` in the middle of each sample, and features that :meth:`at_samples` need not compute again.
@@ -214,8 +203,8 @@ class RadianceField(Recorded, nn.Module, ABC):
         See :class:`~lightning_nerf.types.Query`.
         """
         positions, _, times = sample_points(rays, samples)
-        wanted = self._wanted(rays, samples, times, ("times", "footprints"))
-        return Densities(self.counted_density(positions, samples.offsets[-1:], **wanted).float())
+        values = self.density(positions, **self._wanted(rays, samples, times, ("times", "footprints")))
+        return Densities(values.float())
 
     def frame_kernel(self, rays: Rays) -> FrameKernel | None:
         """A kernel that renders rays like these, here and now, in one pass; None: there is none."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import Tensor, nn
 
+from lightning_nerf.capabilities import has, states
 from lightning_nerf.checks import check_instance, check_integer
 from lightning_nerf.encodings import Frequency
-from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.fields.base import WANTS, RadianceField
+from lightning_nerf.fields.front_to_back import front_to_back
 from lightning_nerf.fields.vanilla import HALF_SIDE
 from lightning_nerf.fields.wide_mlp import linear_layers, run, trunk_layers, weights_and_biases
+from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import FieldOutput
+from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Rays
 
 FIRST_WEIGHTS = 1e-4  # largest weight of the last layer of a new warp, up to a width of 256
 
@@ -93,51 +96,67 @@ class DeformedField(RadianceField):
         super().bind_times(first, last)
         self.canonical.bind_times(first, last)
 
-    def offsets(self, positions: Tensor, times: Tensor, count: Tensor | None = None) -> Tensor:
+    def offsets(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
         """What the warp adds to positions [N, 3] at times [N]: [N, 3] float32, in thirds of the box's longest side.
 
-        ``count`` [1] int32: points from there on need none.
+        ``count`` [1] int32: positions from there on need no offset, and get any finite one.
         """
         reach = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
         unit_times = self.unit_times(times)
         offsets = self.warp(2 * reach * self.unit_positions(positions) - reach, unit_times, count)
         return torch.where(unit_times[:, None] == 0, 0.0, offsets) if self.identity_at_zero else offsets
 
-    def warped(self, positions: Tensor, times: Tensor) -> Tensor:
+    def warped(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
         """World positions [N, 3] in the canonical scene of what is at positions [N, 3] at times [N]."""
-        return self._moved(positions, self.offsets(positions, times))
+        return torch.add(positions, self.offsets(positions, times, count=count), alpha=self.unit_length)
 
-    def density(self, positions: Tensor, *, times: Tensor, **wanted: Tensor) -> Tensor:  # type: ignore[override]
-        """See :meth:`RadianceField.density`."""
-        return self.counted_density(positions, None, times=times, **wanted)
-
-    def forward(  # type: ignore[override]
-        self, positions: Tensor, directions: Tensor, *, times: Tensor, **wanted: Tensor
-    ) -> FieldOutput:
-        """See :meth:`RadianceField.forward`."""
-        return self.counted_output(positions, directions, None, times=times, **wanted)
-
-    def counted_density(  # type: ignore[override]
-        self, positions: Tensor, count: Tensor | None, *, times: Tensor, **wanted: Tensor
+    @states("counted")
+    def density(  # type: ignore[override]
+        self, positions: Tensor, *, times: Tensor, count: Tensor | None = None, **wanted: Tensor
     ) -> Tensor:
-        """See :meth:`RadianceField.counted_density`."""
-        moved = self._moved(positions, self.offsets(positions, times, count))
-        return self.canonical.counted_density(moved, count, **self._of_canonical(times, wanted))
+        """See :meth:`RadianceField.density`; positions from ``count`` [1] int32 on need no density."""
+        density = self.canonical.density
+        moved = self.warped(positions, times, count=count)
+        return density(moved, **self._of_canonical(times, wanted), **_counted(density, count))
 
-    def counted_output(  # type: ignore[override]
-        self, positions: Tensor, directions: Tensor, count: Tensor | None, *, times: Tensor, **wanted: Tensor
+    @states("counted")
+    def forward(  # type: ignore[override]
+        self, positions: Tensor, directions: Tensor, *, times: Tensor, count: Tensor | None = None, **wanted: Tensor
     ) -> FieldOutput:
-        """See :meth:`RadianceField.counted_output`."""
-        offsets = self.offsets(positions, times, count)
-        moved = self._moved(positions, offsets)
-        output = self.canonical.counted_output(moved, directions, count, **self._of_canonical(times, wanted))
+        """See :meth:`RadianceField.forward`; ``count`` as of :meth:`density`."""
+        offsets = self.offsets(positions, times, count=count)
+        moved = torch.add(positions, offsets, alpha=self.unit_length)
+        more = {**self._of_canonical(times, wanted), **_counted(self.canonical.forward, count)}
+        output = self.canonical(moved, directions, **more)
         return output._replace(per_sample={**output.per_sample, "offset": offsets})
-
-    def _moved(self, positions: Tensor, offsets: Tensor) -> Tensor:
-        return torch.add(positions, offsets, alpha=self.unit_length)
 
     def _of_canonical(self, times: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**wanted, "times": times} if "times" in self.canonical.wants else wanted
+
+    # -- along rays: no work for what lies behind the samples' end ---------------------------------------------------
+
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        """See :meth:`RadianceField.at_samples`."""
+        positions, directions, times = sample_points(rays, samples)
+        more = {**self._wanted(rays, samples, times, WANTS), **_counted(self.forward, samples.offsets[-1:])}
+        return self(positions, directions, **more)
+
+    def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        """See :meth:`RadianceField.query`; in evaluation from front to back, where that spares work."""
+
+        def densities_of(samples: PackedSamples) -> Tensor:
+            positions, _, times = sample_points(rays, samples)
+            more = self._wanted(rays, samples, times, ("times", "footprints"))
+            return self.density(positions, **more, **_counted(self.density, samples.offsets[-1:])).float()
+
+        if early_stop_eps > 0 and not self.training and _counted(self.canonical.density, samples.offsets):
+            return Densities(front_to_back(samples, densities_of, early_stop_eps))
+        return Densities(densities_of(samples))
+
+
+def _counted(method: Callable[..., object], count: Tensor | None) -> dict[str, Tensor]:
+    """The argument ``count`` for a method of a field that states to take it."""
+    return {} if count is None or not has(method, "counted") else {"count": count}
 
 
 class Warp(nn.Module):
@@ -165,7 +184,7 @@ class Warp(nn.Module):
         self.fused = fused
 
     def forward(self, positions: Tensor, times: Tensor, count: Tensor | None = None) -> Tensor:
-        """Offsets [N, 3] of positions [N, 3] and times [N], both as they are encoded; see :meth:`DeformedField.offsets`."""
+        """Offsets [N, 3] of positions [N, 3] and times [N], both as they are to be encoded; see :meth:`WideMLP.forward`."""
         inputs = [Input(rows, e) for rows, e in zip((positions, times[:, None]), self.encodings, strict=True)]
         return run(self.network, inputs, *weights_and_biases(self.layers), count=count, fused=self.fused)
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument, check_integer, check_number
 from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.activations import leaky_sigmoid
@@ -119,22 +120,14 @@ class VanillaField(RadianceField):
         factor, summand = self._affine
         self._encoding_affine.copy_(torch.stack([2 * HALF_SIDE * factor, 2 * HALF_SIDE * summand - HALF_SIDE]))
 
-    def density(self, positions: Tensor) -> Tensor:
-        """See :meth:`RadianceField.density`."""
-        return self.counted_density(positions, None)
-
-    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
-        """See :meth:`RadianceField.forward`."""
-        return self.counted_output(positions, directions, None)
-
-    def counted_density(self, positions: Tensor, count: Tensor | None) -> Tensor:  # type: ignore[override]
-        """See :meth:`RadianceField.counted_density`."""
+    @states("counted")
+    def density(self, positions: Tensor, *, count: Tensor | None = None) -> Tensor:
+        """See :meth:`RadianceField.density`; positions from ``count`` [1] int32 on need no density and cost nothing."""
         return self._density(self._encodable(positions), count, noise=False)
 
-    def counted_output(  # type: ignore[override]
-        self, positions: Tensor, directions: Tensor, count: Tensor | None
-    ) -> FieldOutput:
-        """See :meth:`RadianceField.counted_output`."""
+    @states("counted")
+    def forward(self, positions: Tensor, directions: Tensor, *, count: Tensor | None = None) -> FieldOutput:
+        """See :meth:`RadianceField.forward`; ``count`` as of :meth:`density`."""
         return self._output(self._encodable(positions), self._seen(directions), count)
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_nerf.capabilities import states
 from lightning_nerf.checks import BadArgument, BadType
 from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, VanillaField
 from lightning_nerf.scene_box import SceneBox
@@ -171,6 +172,91 @@ def test_any_number_of_points(n: int) -> None:
     assert field(positions, positions, times=times).rgb.shape == (n, 3)
 
 
+# -- along rays --------------------------------------------------------------------------------------------------------
+
+
+class Counting(Blob):
+    """Keeps the counts that it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: list[Tensor | None] = []
+
+    @states("counted")
+    def density(self, positions: Tensor, *, count: Tensor | None = None) -> Tensor:
+        self.counts.append(count)
+        return super().density(positions)
+
+    @states("counted")
+    def forward(self, positions: Tensor, directions: Tensor, *, count: Tensor | None = None) -> FieldOutput:
+        return FieldOutput(self.density(positions, count=count), positions.sigmoid())
+
+
+class Overriding(Counting):
+    """Does not know of counts."""
+
+    def density(self, positions: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * Blob.density(self, positions)
+
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:  # type: ignore[override]
+        return FieldOutput(self.density(positions), positions.sigmoid())
+
+
+def samples_with_a_tail(n: int = 40, tail: int = 7) -> tuple[Rays, PackedSamples]:
+    """n samples on each of two rays through the box."""
+    rays = Rays(
+        torch.tensor([[0.0, 0.1, -1.4], [0.2, -0.3, -1.4]]), torch.tensor([[0.0, 0.0, 1.0]] * 2), *[torch.zeros(2)] * 2
+    )
+    rays = rays._replace(times=torch.tensor([FIRST, 4.0]))
+    t = torch.linspace(0, 2.8, n + 1)
+    nothing = torch.zeros(tail)
+    starts, ends = torch.cat([t[:-1], t[:-1], nothing]), torch.cat([t[1:], t[1:], nothing])
+    index = torch.cat([torch.zeros(n), torch.ones(n), nothing]).int()
+    return rays, PackedSamples(starts, ends, index, torch.tensor([0, n, 2 * n]).int(), torch.ones(2, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("kind", [Blob, Counting, Overriding])
+@pytest.mark.parametrize("training", [True, False])
+def test_along_rays_it_is_what_it_is_at_points(kind: type[Blob], training: bool) -> None:
+    field = moved(bound(kind())).train(training)
+    rays, samples = samples_with_a_tail()
+    n = int(samples.offsets[-1])
+    middle = 0.5 * (samples.t_starts + samples.t_ends)[:n]
+    index = samples.ray_indices[:n].long()
+    positions = rays.origins[index] + middle[:, None] * rays.directions[index]
+    assert rays.times is not None
+    expected = field.density(positions, times=rays.times[index])
+    torch.testing.assert_close(field.query(rays, samples).values[:n], expected)
+    torch.testing.assert_close(field.at_samples(rays, samples).density[:n], expected)
+    found = field.query(rays, samples, early_stop_eps=1e-3).values[:n]
+    light = torch.exp(-torch.cumsum((expected * (samples.t_ends - samples.t_starts)[:n]).view(2, -1), 1)).flatten()
+    torch.testing.assert_close(found[light > 1e-2], expected[light > 1e-2])
+
+
+def test_a_canonical_field_that_counts_is_told_where_samples_end() -> None:
+    field = bound(Counting())
+    rays, samples = samples_with_a_tail()
+    for training, eps in ((True, 0.0), (True, 1e-3), (False, 0.0)):
+        field.train(training)
+        field.query(rays, samples, early_stop_eps=eps)
+        field.at_samples(rays, samples)
+    assert [int(count) for count in field.canonical.counts] == [80] * 6  # type: ignore[arg-type]
+    field.canonical.counts.clear()
+    field.query(rays, samples, early_stop_eps=1e-3)  # in rounds, from front to back
+    assert [int(count) for count in field.canonical.counts[:2]] == [16, 24]  # type: ignore[arg-type]
+    assert len(field.canonical.counts) == 3
+
+
+def test_a_vanilla_field_computes_the_rows_that_count() -> None:
+    field = VanillaField(width=16, hidden_layers=2, skip=None, density_activation="softplus")
+    field.bind(SceneBox(torch.tensor(BOXES[0])))
+    positions, count = points(10)[0], torch.tensor([6], dtype=torch.int32)
+    assert torch.equal(field.density(positions, count=count)[:6], field.density(positions)[:6])
+    output, every = field(positions, positions, count=count), field(positions, positions)
+    assert torch.equal(output.rgb[:6], every.rgb[:6])
+    assert output.rgb.isfinite().all()
+
+
 # -- gradients ---------------------------------------------------------------------------------------------------------
 
 
@@ -256,44 +342,3 @@ def test_before_it_knows_the_times_it_says_so() -> None:
 def test_wrong_arguments_are_refused(options: Any, kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         DeformedField(**{"canonical": Blob(), **options})
-
-
-# -- rows that are not needed ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("canonical", [VanillaField(32, 3, 1, 16), Blob()], ids=["vanilla", "a user's"])
-def test_leading_points_get_what_they_get_among_all(canonical: RadianceField) -> None:
-    field = moved(bound(canonical))
-    positions, times = points(50)
-    directions, count = torch.ones(50, 3), torch.tensor([20], dtype=torch.int32)
-    density = field.counted_density(positions, count, times=times)
-    output = field.counted_output(positions, directions, count, times=times)
-    assert torch.equal(density[:20], field.density(positions, times=times)[:20])
-    assert torch.equal(output.rgb[:20], field(positions, directions, times=times).rgb[:20])
-    assert density.isfinite().all()
-
-
-def test_the_number_of_samples_reaches_the_canonical_field() -> None:
-    seen: list[int] = []
-
-    class Counting(Blob):
-        def counted_density(self, positions: Tensor, count: Tensor | None, **wanted: Tensor) -> Tensor:
-            assert count is not None
-            seen.append(int(count))
-            return super().counted_density(positions, count, **wanted)
-
-        def counted_output(
-            self, positions: Tensor, directions: Tensor, count: Tensor | None, **wanted: Tensor
-        ) -> FieldOutput:
-            assert count is not None
-            seen.append(int(count))
-            return super().counted_output(positions, directions, count, **wanted)
-
-    field = bound(Counting())
-    zeros = torch.zeros(8)
-    rays = Rays(torch.zeros(1, 3), torch.ones(1, 3), zeros[:1], zeros[:1] + 9, times=zeros[:1] + FIRST)
-    index, offsets = torch.zeros(8, dtype=torch.int32), torch.tensor([0, 5], dtype=torch.int32)
-    samples = PackedSamples(zeros, zeros + 0.5, index, offsets, torch.ones(1, dtype=torch.bool))
-    field.query(rays, samples)
-    field.at_samples(rays, samples)
-    assert seen == [5, 5]
