@@ -86,6 +86,7 @@ def fitted(folder: Path, steps: int = 20, **options: Any) -> DynamicNeRF:
 
 @pytest.mark.parametrize("options", [{}, {**D_NERF, "width": 32, "hidden_layers": 6}], ids=["t-nerf", "d-nerf"])
 def test_twenty_steps_learn_and_move_the_warp(tmp_path: Path, options: Any) -> None:
+    torch.manual_seed(0)
     canonical = VanillaField(
         width=32, hidden_layers=2, skip=None, view_width=16, position_frequencies=4, density_activation="softplus"
     )
