@@ -391,7 +391,8 @@ def test_no_host_synchronization() -> None:
     before = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        train(grid, ball, 20)
+        for update in range(20):
+            grid.update(ball, step=16 * update, key=key, times=(FIRST, LAST))
         for each in (some, one):
             grid.place(each, key=key, capacity=4096)
         grid.occupied_share()
