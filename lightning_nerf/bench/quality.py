@@ -102,9 +102,9 @@ def skipped(module: TrainedModule, index: int = 0) -> dict[str, float]:
     uniform = marched = visible = 0
     for start in range(0, len(rays.origins), 2**16):
         part = rays.map(lambda t, start=start: t[start : start + 2**16].to(module.device))
-        options: dict[str, float] = {"step_size": grid.render_step_size, "cone_angle": grid.cone_angle}
-        uniform += len(march(part, torch.ones_like(grid.binaries), grid.aabb, **options).t_starts)  # type: ignore[arg-type]
-        samples = march(part, grid.binaries, grid.aabb, **options)  # type: ignore[arg-type]
+        everywhere, step = grid.blank().binaries, grid.render_step_size
+        uniform += len(march(part, everywhere, grid.aabb, step_size=step, cone_angle=grid.cone_angle).t_starts)
+        samples = grid.candidates(part)
         marched += len(samples.t_starts)
         densities = module.field.query(part, samples).values
         left = prune(densities, samples, early_stop_eps=grid.early_stop_eps, alpha_thre=grid.alpha_threshold)

@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from lightning_nerf.callbacks.colors import colorize, to_uint8
+from lightning_nerf.callbacks.framing import grid_cells
 from lightning_nerf.callbacks.loggers import log_image, warning_instead
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained, view_outputs
@@ -75,9 +76,8 @@ def comparison(prediction: Tensor, truth: Tensor, depth: Tensor, opacity: Tensor
 
 def view_picture(render: Render, truth: Tensor, estimator: Estimator) -> Tensor:
     """The panels of :func:`comparison` with their names above and scales of colors below, uint8 on the CPU."""
-    cells = getattr(estimator, "binaries", None)
-    cells = cells if isinstance(cells, Tensor) and cells.ndim == 4 else None
-    return labelled(panels(render.rgb.float(), truth.float(), render.depth, render.opacity, cells))
+    shown = render.rgb.float(), truth.float(), render.depth, render.opacity
+    return labelled(panels(*shown, grid_cells(estimator)))
 
 
 def labelled(row: Sequence[Panel]) -> Tensor:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lightning_nerf.callbacks.films import H264
-from lightning_nerf.callbacks.framing import object_box
+from lightning_nerf.callbacks.framing import grid_cells, object_box
 from lightning_nerf.callbacks.turntable import Turntable, save_video
 from lightning_nerf.cameras.paths import orbit
 from lightning_nerf.estimators import OccupancyGrid
@@ -196,3 +196,16 @@ def test_the_box_of_an_object_is_that_of_the_occupied_cells() -> None:
     grid.binaries.zero_()
     grid.binaries[0, 0, 3, 0] = True  # all that there is
     assert object_box(grid, aabb).tolist() == [[-1.0, 1.0, 0.0], [-0.5, 2.0, 2.0]]
+
+
+def test_the_box_of_what_moves_is_that_of_all_times() -> None:
+    aabb = torch.tensor([[-1.0, -2.0, 0.0], [1.0, 2.0, 8.0]])
+    grid = OccupancyGrid(resolution=4, n_times=3).bind(aabb)
+    grid.binaries.zero_()
+    grid.binaries[0, 0, 1, 0, 3] = True
+    grid.binaries[2, 0, 2, 1, 3] = True
+    assert object_box(grid, aabb).tolist() == [[-0.5, -2.0, 6.0], [0.5, 0.0, 8.0]]
+    cells = grid_cells(grid)
+    assert cells is not None
+    assert cells.shape == (1, 4, 4, 4)
+    assert int(cells.sum()) == 2
