@@ -190,7 +190,7 @@ def render(
     elif "depth" in writers:
         print(f"depth: violet at {depth_range[0]:.4g}, yellow at {depth_range[1]:.4g}")
     if cameras.times is not None and "times" in scene.module.field.wants:
-        print(f"times: {float(cameras.times[0]):.4g} in the first frame, {float(cameras.times[-1]):.4g} in the last")
+        print(_times_shown(cameras.times.tolist()))
     for path in paths:
         print(path)
     return paths
@@ -199,6 +199,12 @@ def render(
 def _exceeds(seen: Render, channel: str) -> bool:
     """Whether an extra has values that a picture clamps."""
     return channel not in CHANNELS and bool(((seen.extras[channel] < 0) | (seen.extras[channel] > 1)).any())
+
+
+def _times_shown(times: list[float]) -> str:
+    if min(times) == max(times):
+        return f"time: {times[0]:.4g}"
+    return f"times: {times[0]:.4g} in the first frame, {times[-1]:.4g} in the last"
 
 
 def _background(scene: TrainedScene) -> torch.Tensor:
