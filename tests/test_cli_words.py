@@ -15,8 +15,8 @@ from lightning_nerf.render.main import parse as parse_render
 
 RECIPE = "synthetic/instant_ngp"
 RECIPES = (
-    "blender/instant_ngp, blender/vanilla_hierarchical, blender/vanilla_occgrid, dnerf/tnerf, synthetic/instant_ngp, "
-    "synthetic/vanilla"
+    "blender/instant_ngp, blender/vanilla_hierarchical, blender/vanilla_occgrid, dnerf/fast, dnerf/tnerf, "
+    "synthetic/dynamic, synthetic/instant_ngp, synthetic/vanilla"
 )
 
 

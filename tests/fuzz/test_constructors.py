@@ -116,6 +116,7 @@ CONSTRUCTORS = {
     "Telemetry": case(callbacks.Telemetry, "every_n_steps"),
     "Interruption": case(callbacks.Interruption),
     "TrainingClock": case(callbacks.TrainingClock),
+    "TimeStrip": case(callbacks.TimeStrip, "n_times", "view"),
     "Turntable": case(callbacks.Turntable, "n_frames", "elevation", "fps"),
 }  # fmt: skip
 
