@@ -31,6 +31,7 @@ _HOME = {
     "FusedAdam": "optim",
     "RadianceField": "fields",
     "InstantNGPField": "fields",
+    "SpaceTimeField": "fields",
     "VanillaField": "fields",
     "WideMLP": "fields",
     "DeformedField": "fields",
@@ -76,7 +77,7 @@ if TYPE_CHECKING:
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
     from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram
-    from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, VanillaField, WideMLP
+    from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, SpaceTimeField, VanillaField, WideMLP
     from lightning_nerf.losses import Loss, PerturbationTV, Photometric, RoundPhotometric, TemporalSmoothness, WarpSize
     from lightning_nerf.modules import DynamicNeRF, InstantNGP, NeRFModule, VanillaNeRF
     from lightning_nerf.optim import FusedAdam
