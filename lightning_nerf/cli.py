@@ -100,8 +100,6 @@ class NeRFCLI(LightningCLI):
         seed = config.get("seed_everything")
         if not isinstance(seed, bool) and seed is not None:
             check_integer("seed_everything", seed, 0, 2**32 - 1)
-        for name in cli_words.limits_of_one(sys.argv[1:] if args is None else args):
-            config.trainer[name] = 1  # jsonargparse makes 1.0 of it, which Lightning takes for all batches
         check_settings(config.trainer)
 
     def _parse_ckpt_path(self) -> None:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import argparse
 import errno
+import functools
 import importlib
 import inspect
+import operator
 import pkgutil
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from types import UnionType
+from typing import Any, NoReturn, Union, get_args, get_origin
 
 import docstring_parser
+from jsonargparse._typehints import ActionTypeHint
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -61,12 +65,17 @@ class BriefParser(LightningArgumentParser):
         super().__init__(*args, **{"prog": "lightning-nerf", "allow_abbrev": False, **options})
 
     def add_class_arguments(self, theclass: Any, *args: Any, **options: Any) -> Any:
-        """Add them, with the help that a docstring gives for several at once (``near, far: bounds of the rays``)."""
+        """Add them, with the help that a docstring gives for several at once (``near, far: bounds of the rays``).
+
+        What takes an int or a float is read as an int first: the Trainer's limits count batches by 1 and take all by 1.0.
+        """
         added = super().add_class_arguments(theclass, *args, **options)
         helps = _shared_helps(theclass)
         for action in self._actions:
             if not action.help and action.dest in added:
                 action.help = helps.get(action.dest.rpartition(".")[2], action.help)
+            if action.dest in added and isinstance(action, ActionTypeHint):
+                action._typehint = _int_first(action._typehint)
         return added
 
     def parse_args(self, args: Any = None, *others: Any, **options: Any) -> Any:
@@ -149,6 +158,18 @@ def _explained(reason: str, class_path: str, keys: Iterable[str]) -> str:
     if found := _REQUIRED.search(reason):
         return f"required, but given by no configuration and no argument: {found[1]}; -c blender/instant_ngp names a recipe"
     return reason
+
+
+def _int_first(hint: Any) -> Any:
+    """The same type hint; a union of int, float and others with int in front.
+
+    ``typing`` takes two unions for equal that differ in order alone, and keeps the one that any package made first. With
+    float in front, jsonargparse makes 1.0 of the whole number 1. Unions of ``|`` are not kept.
+    """
+    members = get_args(hint)
+    if get_origin(hint) not in (Union, UnionType) or int not in members or float not in members:
+        return hint
+    return functools.reduce(operator.or_, sorted(members, key=lambda member: member is not int))
 
 
 def _shared_helps(kind: Any) -> dict[str, str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
@@ -175,13 +174,3 @@ def _check_recipe(command: str, words: Sequence[str]) -> None:
             example = shlex.join(["-c", str(run / "config.yaml"), "--ckpt_path", checkpoint])
     recipes = ", ".join(name for name in recipe_names() if not name.startswith("overlays/"))
     refuse(f"{command}: no recipe is named ({recipes}); for example: lightning-nerf {command} {example}")
-
-
-def limits_of_one(words: object) -> list[str]:
-    """Trainer's ``limit_*_batches`` that are given as the whole number 1: one batch, where 1.0 is all of them.
-
-    >>> limits_of_one(["test", "--trainer.limit_test_batches=1", "--trainer.limit_val_batches", "1.0"])
-    ['limit_test_batches']
-    """
-    text = " ".join(word for word in words if isinstance(word, str)) if isinstance(words, (list, tuple)) else ""
-    return re.findall(r"--trainer\.(limit_(?:train|val|test|predict)_batches)[= ]1(?= |$)", text)

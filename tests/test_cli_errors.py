@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 import pytest
 import torch
@@ -229,3 +229,25 @@ def test_options_that_a_docstring_describes_together_have_their_help() -> None:
     helps = {action.dest: action.help for action in parser._actions}
     assert helps["data.near"] == helps["data.far"] == "bounds of the rays."
     assert helps["data.alone"] == "a number."
+
+
+class Limited:
+    def __init__(
+        self,
+        limit: Union[float, int, None] = None,  # noqa: UP007
+        share: Union[float, int] = 0.5,  # noqa: UP007
+        pair: tuple[float, int] = (0.5, 1),
+    ) -> None:
+        self.limit, self.share, self.pair = limit, share, pair
+
+
+@pytest.mark.parametrize("given", ["file", "word"])
+def test_a_whole_number_stays_one_whatever_the_order_of_its_union(given: str) -> None:
+    parser = BriefParser()
+    parser.add_class_arguments(Limited, "part")
+    words = ["--part.limit=1", "--part.share=1.0", "--part.pair=[2, 3]"]
+    written = "part: {limit: 1, share: 1.0, pair: [2, 3]}"
+    config = parser.parse_args(words) if given == "word" else parser.parse_string(written)
+    part = parser.instantiate_classes(config).part
+    assert (repr(part.limit), repr(part.share), repr(part.pair)) == ("1", "1.0", "(2.0, 3)")
+    assert parser.parse_args(["--part.limit=null"]).part.limit is None

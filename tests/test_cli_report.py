@@ -98,9 +98,12 @@ def test_a_fit_ends_with_the_next_command(
     assert capsys.readouterr().out.splitlines()[-1] == "runs/synthetic/instant_ngp/version_1"
 
 
-def test_a_limit_of_one_is_one_batch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["file", "word"])
+def test_a_limit_of_one_is_one_batch(place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    words = ["-c", "synthetic/instant_ngp", "--trainer.limit_test_batches=1", "--trainer.limit_train_batches", "1.0"]
+    (tmp_path / "limits.yaml").write_text("trainer: {limit_test_batches: 1, limit_train_batches: 1.0}")
+    typed = ["--trainer.limit_test_batches=1", "--trainer.limit_train_batches", "1.0"]
+    words = ["-c", "synthetic/instant_ngp", *(typed if place == "word" else ["-c", "limits.yaml"])]
     trainer = build([*words, f"--data.cache_dir={tmp_path}"]).trainer
     assert isinstance(trainer.limit_test_batches, int)
     assert trainer.limit_test_batches == 1
