@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from lightning_nerf.checks import BadArgument, check_integer, check_number
+from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import leaky_sigmoid, truncated_exp
 from lightning_nerf.fields.base import RadianceField
@@ -81,8 +81,10 @@ class SpaceTimeField(RadianceField):
         fused: bool = True,
     ) -> None:
         super().__init__()
+        check_instance("time_axes", time_axes, str)
         if time_axes not in AXES:
             raise BadArgument(f"time_axes: expected one of {', '.join(AXES)}, got {time_axes!r}")
+        check_integer("base_resolution", base_resolution, 2, 2**20)
         check_integer("time_max_resolution", time_max_resolution, base_resolution, 2**20)
         check_number("time_cells", time_cells, f"(0, {time_max_resolution}]")
         check_number("density_bias", density_bias, "(-inf, inf)")
@@ -90,6 +92,7 @@ class SpaceTimeField(RadianceField):
         self.time_scale = time_cells / time_max_resolution  # of the unit cube's side, which all axes share
         self.density_bias = density_bias
         self.space = HashGrid(3, n_levels, n_features, log2_table_size, base_resolution, max_resolution)
+        check_integer("time_log2_table_size", time_log2_table_size, 3, 28)
         grids = [
             HashGrid(len(axes), n_levels, n_features, time_log2_table_size, base_resolution, time_max_resolution)
             for axes in AXES[time_axes]

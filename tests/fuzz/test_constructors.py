@@ -15,13 +15,13 @@ from torch import nn
 
 from lightning_nerf import callbacks
 from lightning_nerf.checkpoint_io import AtomicCheckpointIO
-from lightning_nerf.data import BlenderData, NeRFDataModule, SyntheticScene
+from lightning_nerf.data import BlenderData, DNeRFData, NeRFDataModule, SyntheticDynamicScene, SyntheticScene
 from lightning_nerf.data.sources import BlenderSource, SyntheticSource
 from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.executors import CUDAGraphExecutor, EagerExecutor
-from lightning_nerf.fields import InstantNGPField
-from lightning_nerf.losses import Photometric
+from lightning_nerf.fields import DeformedField, InstantNGPField, SpaceTimeField
+from lightning_nerf.losses import PerturbationTV, Photometric, TemporalSmoothness, WarpSize
 from lightning_nerf.modules import NeRFModule, WarmupDecay
 from lightning_nerf.optim import FusedAdam
 from lightning_nerf.renderers import FrameRenderer, VolumeRenderer
@@ -66,8 +66,21 @@ CONSTRUCTORS = {
     ),
     "OccupancyGrid": case(
         OccupancyGrid, "resolution", "n_levels", "decay", "threshold", "warmup_steps", "step_size", "cone_angle",
-        "alpha_threshold", "early_stop_eps", resolution=16,
+        "alpha_threshold", "early_stop_eps", "steps_per_query", "n_times", resolution=16,
     ),
+    "SpaceTimeField": case(
+        SpaceTimeField, *SIZES, "time_axes", "time_log2_table_size", "time_max_resolution", "time_cells", "density_bias",
+        "fused", log2_table_size=8, time_log2_table_size=8,
+    ),
+    "DeformedField": case(
+        DeformedField, "canonical", "width", "hidden_layers", "skip", "position_frequencies", "time_frequencies",
+        "identity_at_zero", "fused", canonical=SMALL_FIELD,
+    ),
+    "WarpSize": case(WarpSize, "weight", "name"),
+    "TemporalSmoothness": case(TemporalSmoothness, "of", "max_shift", "weight", "name"),
+    "PerturbationTV": case(PerturbationTV, "max_offset", "max_shift", "n_points", "weight", "name"),
+    "SyntheticDynamicScene": case(SyntheticDynamicScene, "resolution", "n_train", "n_test", "n_val", "seed", *BOX),
+    "DNeRFData": case(DNeRFData, "root", "holdout_every", "downscale", "n_train", *BOX, root="nowhere"),
     "VolumeRenderer": case(VolumeRenderer, "early_stop_eps"),
     "FrameRenderer": case(
         FrameRenderer, "max_samples", field=SMALL_FIELD, estimator=OccupancyGrid(8), renderer=VolumeRenderer()
