@@ -26,6 +26,7 @@ TINY_SCENE: dict[str, Any] = {"resolution": 24, "n_train": 5, "n_test": 2, "n_va
 TINY_MODEL = {"samples_per_step": 1024, "max_rays": 256, "initial_rays": 32}
 TINY_FIELDS = {
     "instant_ngp": {"log2_table_size": 10},
+    "dynamic": {"log2_table_size": 10, "time_log2_table_size": 8},
     "vanilla": {"width": 16, "hidden_layers": 2, "skip": 0, "view_width": 8},
 }
 TINY_ESTIMATORS = {
@@ -38,7 +39,7 @@ FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 
 def tiny_model(recipe: str) -> dict[str, Any]:
     """Arguments of the module of a recipe that make it small."""
-    field = TINY_FIELDS["vanilla" if "vanilla" in recipe else "instant_ngp"]
+    field = TINY_FIELDS[next((kind for kind in TINY_FIELDS if kind in recipe), "instant_ngp")]
     estimator = TINY_ESTIMATORS["hierarchical" if "hierarchical" in recipe else "grid"]
     parts = {"field": field, "estimator": estimator}
     return TINY_MODEL | {f"{part}.init_args.{k}": v for part, values in parts.items() for k, v in values.items()}
@@ -54,7 +55,7 @@ def smaller(words: list[str]) -> list[str]:
     if "-c" in words:
         recipe = words[words.index("-c") + 1]
         end += [f"--model.init_args.{name}={value}" for name, value in tiny_model(recipe).items()]
-    if {"synthetic/instant_ngp", "synthetic/vanilla"} & {*words}:
+    if {"synthetic/dynamic", "synthetic/instant_ngp", "synthetic/vanilla"} & {*words}:
         end += [f"--data.{name}={value}" for name, value in TINY_SCENE.items()]
     if command == "render":
         end += ["--n_frames=2", "--resolution", "32", "18"]
