@@ -48,6 +48,7 @@ _HOME = {
     "Photometric": "losses",
     "RoundPhotometric": "losses",
     "WarpSize": "losses",
+    "Sparsity": "losses",
     "TemporalSmoothness": "losses",
     "PerturbationTV": "losses",
     "states": "capabilities",
@@ -78,7 +79,15 @@ if TYPE_CHECKING:
     from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram
     from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, SpaceTimeField, VanillaField, WideMLP
-    from lightning_nerf.losses import Loss, PerturbationTV, Photometric, RoundPhotometric, TemporalSmoothness, WarpSize
+    from lightning_nerf.losses import (
+        Loss,
+        PerturbationTV,
+        Photometric,
+        RoundPhotometric,
+        Sparsity,
+        TemporalSmoothness,
+        WarpSize,
+    )
     from lightning_nerf.modules import DynamicNeRF, InstantNGP, NeRFModule, VanillaNeRF
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import FrameRenderer, Renderer, VolumeRenderer

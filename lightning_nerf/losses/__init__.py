@@ -4,6 +4,7 @@ from lightning_nerf.losses.base import Loss
 from lightning_nerf.losses.perturbation import PerturbationTV
 from lightning_nerf.losses.photometric import Photometric
 from lightning_nerf.losses.rounds import RoundPhotometric
+from lightning_nerf.losses.sparsity import Sparsity
 from lightning_nerf.losses.warp import TemporalSmoothness, WarpSize
 
-__all__ = ["Loss", "PerturbationTV", "Photometric", "RoundPhotometric", "TemporalSmoothness", "WarpSize"]
+__all__ = ["Loss", "PerturbationTV", "Photometric", "RoundPhotometric", "Sparsity", "TemporalSmoothness", "WarpSize"]

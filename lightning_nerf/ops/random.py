@@ -25,6 +25,7 @@ STREAM_FINE = 8  # of its fine round
 STREAM_DENSITY_NOISE = 9  # added to densities in training
 STREAM_TIME_SHIFTS = 12  # of the loss TemporalSmoothness
 STREAM_PERTURBATION = 13  # of the loss PerturbationTV
+STREAM_SPARSITY = 14  # of the loss Sparsity
 STREAM_USER = 16  # free for third parties from here on
 
 
