@@ -21,7 +21,7 @@ from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
 from lightning_nerf.estimators import OccupancyGrid
 from lightning_nerf.executors import CUDAGraphExecutor, EagerExecutor
 from lightning_nerf.fields import DeformedField, InstantNGPField, SpaceTimeField
-from lightning_nerf.losses import PerturbationTV, Photometric, TemporalSmoothness, WarpSize
+from lightning_nerf.losses import PerturbationTV, Photometric, Sparsity, TemporalSmoothness, WarpSize
 from lightning_nerf.modules import NeRFModule, WarmupDecay
 from lightning_nerf.optim import FusedAdam
 from lightning_nerf.renderers import FrameRenderer, VolumeRenderer
@@ -77,6 +77,7 @@ CONSTRUCTORS = {
         "identity_at_zero", "fused", canonical=SMALL_FIELD,
     ),
     "WarpSize": case(WarpSize, "weight", "name"),
+    "Sparsity": case(Sparsity, "n_points", "weight", "name"),
     "TemporalSmoothness": case(TemporalSmoothness, "of", "max_shift", "weight", "name"),
     "PerturbationTV": case(PerturbationTV, "max_offset", "max_shift", "n_points", "weight", "name"),
     "SyntheticDynamicScene": case(SyntheticDynamicScene, "resolution", "n_train", "n_test", "n_val", "seed", *BOX),
