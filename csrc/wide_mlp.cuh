@@ -1,4 +1,5 @@
-// What the kernels of wide perceptrons share: the plan that Python makes (ops/wide_mlp_layout.py), and how rows are kept.
+// What the kernels of wide perceptrons share: the plan that Python makes (ops/wide_mlp_layout.py, ops/wide_mlp_pieces.py),
+// and how rows are kept.
 //
 // 64 rows are a group. Of each group, a matrix of 64 k columns is kept as k blocks as in hopper.cuh, one after the other, and
 // the groups after each other: one bulk copy brings a group's whole matrix. "Inputs" are all input tensors side by side, each

@@ -21,6 +21,7 @@ from lightning_nerf.ops import wide_mlp_layout as layout
 from lightning_nerf.ops._library import Context, Inputs
 from lightning_nerf.ops.frequency import frequency
 from lightning_nerf.ops.wide_mlp_layout import Network, has_input_gradient
+from lightning_nerf.ops.wide_mlp_pieces import gradient_pieces
 from lightning_nerf.ops.wide_mlp_reference import reference, reference_backward
 
 MAX_FREQUENCIES = 16  # the kernels' sines are exact to half precision up to here
@@ -177,7 +178,7 @@ def _plan_on(network: Network, device: torch.device, input_gradient: bool = Fals
     """What the ops take of a plan, on a device. On a CPU, where a reference serves, with one piece for each product."""
     cuda = device.type == "cuda"
     plan = layout.plan(network, input_gradient)
-    pieces = layout.pieces(network, torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
+    pieces = gradient_pieces(network, torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
     with torch.inference_mode(False):  # a validation may come first
         tensors = [*plan[:5], pieces.items, pieces.sources]
         return *(t.to(device) for t in tensors), network.n_outputs, plan.saved_blocks, pieces.n_pieces

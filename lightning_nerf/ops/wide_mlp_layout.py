@@ -15,9 +15,6 @@ from torch import Tensor
 
 BLOCK = 64  # rows and columns
 WIDTHS = (8, 64, 128, 256)  # of results, padded
-PIECE_COLUMNS = 256
-PIECE_SIZE = 2 * BLOCK * PIECE_COLUMNS + 2 * BLOCK
-OUTER, INNER, INPUTS, HIDDEN = range(4)  # operands of weights' gradients
 
 
 class Layer(NamedTuple):
@@ -60,7 +57,7 @@ def padded(columns: int) -> int:
     return next(width for width in WIDTHS if width >= columns)
 
 
-class _Placed(NamedTuple):
+class Placed(NamedTuple):
     """A layer with its places."""
 
     layer: Layer
@@ -73,14 +70,15 @@ class _Placed(NamedTuple):
     padded_bias: int
 
 
-def _placed(network: Network) -> list[_Placed]:
-    found: list[_Placed] = []
+def placed_layers(network: Network) -> list[Placed]:
+    """The layers in their order, with places among parameters, biases, saved blocks and outputs."""
+    found: list[Placed] = []
     at = slot = column = bias = 0
     hidden, source = 0, -1
     for layer, (outputs, columns) in zip(network.layers, network.sizes(), strict=True):
         taken = hidden if layer.takes_hidden else 0
         place = column if layer.is_head else slot
-        found.append(_Placed(layer, at, at + outputs * columns, columns, taken, source, place, bias))
+        found.append(Placed(layer, at, at + outputs * columns, columns, taken, source, place, bias))
         at += outputs * (columns + 1)
         bias += padded_hidden(outputs)
         if layer.is_head:
@@ -91,12 +89,12 @@ def _placed(network: Network) -> list[_Placed]:
     return found
 
 
-def _first_blocks(network: Network) -> list[int]:
+def first_blocks(network: Network) -> list[int]:
     """Of each input, among the blocks of all inputs."""
     return [sum(map(blocks, network.inputs[:i])) for i in range(len(network.inputs))]
 
 
-def _saved_blocks(placed: list[_Placed]) -> int:
+def count_saved_blocks(placed: list[Placed]) -> int:
     """Of all hidden layers' results."""
     return sum(blocks(padded_hidden(p.layer.outputs)) for p in placed if not p.layer.is_head)
 
@@ -143,8 +141,8 @@ class Plan(NamedTuple):
 @functools.lru_cache(maxsize=64)
 def plan(network: Network, input_gradient: bool = False) -> Plan:
     """The plan of a network that :func:`fits`; ``input_gradient``: its backward pass goes on to input 0."""
-    placed = _placed(network)
-    first_block = _first_blocks(network)
+    placed = placed_layers(network)
+    first_block = first_blocks(network)
     links, index, biases = [], [], []
     for p in placed:
         layer = p.layer
@@ -165,11 +163,11 @@ def plan(network: Network, input_gradient: bool = False) -> Plan:
         torch.cat(biases).int(),
         backward_links,
         backward_index,
-        _saved_blocks(placed),
+        count_saved_blocks(placed),
     )
 
 
-def _backward(network: Network, placed: list[_Placed], input_gradient: bool) -> tuple[Tensor, Tensor]:
+def _backward(network: Network, placed: list[Placed], input_gradient: bool) -> tuple[Tensor, Tensor]:
     """From the last hidden layer to the first: dZ of the layer behind it, and of the heads on it, times their weights.
 
     For the gradient of input 0, dZ of each layer that takes it times the weight's columns of that input, added up.
@@ -204,92 +202,14 @@ def _backward(network: Network, placed: list[_Placed], input_gradient: bool) -> 
     return torch.tensor(links, dtype=torch.int32), torch.cat(index).int()
 
 
-def _of_hidden(p: _Placed) -> Tensor:
+def _of_hidden(p: Placed) -> Tensor:
     """Indices [outputs, hidden] of the part of a layer's weight that takes the hidden layer."""
     return _columns(p, 0, p.hidden)
 
 
-def _columns(p: _Placed, first: int, count: int) -> Tensor:
+def _columns(p: Placed, first: int, count: int) -> Tensor:
     """Indices [outputs, count] of columns of a layer's weight."""
     return p.weight + torch.arange(p.layer.outputs)[:, None] * p.columns + first + torch.arange(count)
-
-
-class Pieces(NamedTuple):
-    """Who adds up which piece of the gradients."""
-
-    items: Tensor  # [items, 12] int32
-    sources: Tensor  # [parameters, 2] int32, first place among the pieces, and number of pieces to add
-    n_pieces: int
-
-
-@functools.lru_cache(maxsize=64)
-def pieces(network: Network, n_processors: int) -> Pieces:
-    """Products dZ^T H of up to 128 x 256, shared among the multiprocessors by the bytes that they read."""
-    placed = _placed(network)
-    hidden = [p for p in placed if not p.layer.is_head]
-    saved = _saved_blocks(placed)
-    n_inputs = sum(map(blocks, network.inputs))
-    outer = blocks(network.n_outputs)
-    first_block = _first_blocks(network)
-    items: list[list[int]] = []
-    targets: list[list[tuple[Tensor, Tensor]]] = []  # of each item: parameters, and their places in the piece
-    for p in placed:
-        outputs = p.layer.outputs
-        sources: list[tuple[int, int, int, int, int]] = []  # kind, slot, stride, columns, first column of the weight
-        if p.hidden:
-            sources.append((HIDDEN, hidden[p.source].slot, saved, p.hidden, 0))
-        column = p.hidden
-        for i in p.layer.takes_inputs:
-            sources.append((INPUTS, first_block[i], n_inputs, network.inputs[i], column))
-            column += network.inputs[i]
-        kind, slot, stride = (OUTER, p.slot // BLOCK, outer) if p.layer.is_head else (INNER, p.slot, saved)
-        shift = p.slot % BLOCK if p.layer.is_head else 0  # first row of a head in its blocks
-        for top in range(0, blocks(shift + outputs), 2):
-            rows = torch.arange(max(0, top * BLOCK - shift), min(outputs, (top + 2) * BLOCK - shift))
-            in_piece = rows + shift - top * BLOCK
-            n_rows = min(2, blocks(shift + outputs) - top)
-            for s, (b_kind, b_slot, b_stride, columns, first) in enumerate(sources):
-                for left, n_columns in _parts(padded_hidden(columns) // BLOCK if b_kind == HIDDEN else blocks(columns)):
-                    some = torch.arange(left * BLOCK, min(columns, (left + n_columns) * BLOCK))
-                    items.append([kind, slot + top, stride, n_rows, b_kind, b_slot + left, b_stride, n_columns])
-                    found = [
-                        (
-                            p.weight + rows[:, None] * p.columns + first + some,
-                            in_piece[:, None] * PIECE_COLUMNS + some - left * BLOCK,
-                        )
-                    ]
-                    if s == 0 and left == 0:
-                        found.append((p.bias + rows, 2 * BLOCK * PIECE_COLUMNS + in_piece))
-                    targets.append(found)
-    return _shared(items, targets, n_processors)
-
-
-def _parts(n_blocks: int) -> list[tuple[int, int]]:
-    """First block and number of blocks, for each of which there is a product."""
-    found, left = [], 0
-    while left < n_blocks:
-        count = next(size for size in (4, 2, 1) if size <= n_blocks - left)
-        found.append((left, count))
-        left += count
-    return found
-
-
-def _shared(items: list[list[int]], targets: list[list[tuple[Tensor, Tensor]]], n_processors: int) -> Pieces:
-    costs = [item[3] + item[7] for item in items]
-    splits = [1] * len(items)
-    while sum(splits) < n_processors:
-        busiest = max(range(len(items)), key=lambda i: costs[i] / splits[i])
-        splits[busiest] += 1
-    n_parameters = 1 + max(int(parameter.max()) for found in targets for parameter, _ in found)
-    sources = torch.zeros(n_parameters, 2, dtype=torch.int64)
-    rows, first = [], 0
-    for item, count, found in zip(items, splits, targets, strict=True):
-        rows.append([*item, first, count, 0, 0])
-        for parameter, place in found:
-            sources[parameter.reshape(-1), 0] = first * PIECE_SIZE + place.reshape(-1)
-            sources[parameter.reshape(-1), 1] = count
-        first += count
-    return Pieces(torch.tensor(rows, dtype=torch.int32), sources.int(), first)
 
 
 @functools.lru_cache(maxsize=64)  # asked in every call
@@ -309,7 +229,7 @@ def fits(network: Network) -> bool:
         and 1 <= sum(map(blocks, network.inputs)) <= 4
         and all(1 <= layer.outputs <= 256 for layer in network.layers)
         and 1 <= network.n_outputs <= 256
-        and {p.source for p in _placed(network) if p.hidden} == set(range(len(hidden)))  # each is taken
+        and {p.source for p in placed_layers(network) if p.hidden} == set(range(len(hidden)))  # each is taken
     )
 
 
