@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
 from pathlib import Path
@@ -109,7 +110,9 @@ def test_a_window_outside_the_run_is_refused(scene_cache: Path) -> None:
         main(["step", *recipe(scene_cache, "--trainer.max_steps=80"), "--to=90"])
 
 
-def test_quality(scene_cache: Path) -> None:
+def test_quality(scene_cache: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(logging.getLogger("lightning.pytorch"), "propagate", True)  # to where pytest listens
     arguments = recipe(scene_cache, "--trainer.max_steps=12", "--trainer.enable_checkpointing=false")
     report = main(["quality", *arguments, "--marks", "0.001", "1000", "--views-every=2"])
     assert [row["mark"] for row in report["marks"]] == ["0.001 s", "end"]
@@ -120,6 +123,8 @@ def test_quality(scene_cache: Path) -> None:
     assert 5 < report["psnr"] < 60
     counts = report["samples of the first view"]
     assert counts["visible"] <= counts["grid"] <= counts["uniform"]
+    assert "`Trainer.fit` stopped" in caplog.text
+    assert "Tip" not in caplog.text  # of Lightning
 
 
 @pytest.mark.filterwarnings("ignore:`trainer.test:UserWarning")
