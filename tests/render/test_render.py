@@ -387,8 +387,8 @@ def test_bad_checkpoints_are_named(ball: list[str], capsys: pytest.CaptureFixtur
     assert "field.color" in message
 
 
-def test_a_checkpoint_of_other_sizes_is_refused_in_short_lines(ball: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    said = refused([*ball, "--model.field.extras=false"], capsys).strip()
+def test_a_checkpoint_of_another_field_is_refused_in_short_lines(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused([own, "--model.field.extras=false"], capsys).strip()
     head, *lines = said.splitlines()
     assert head.endswith("does not fit the model")
     assert lines
