@@ -24,8 +24,8 @@ from lightning_nerf.callbacks.run_folder import check_run_folder, run_folder
 from lightning_nerf.checks import BadArgument, MissingFile, check_integer
 from lightning_nerf.cli_errors import BriefParser, refusals_in_a_line
 from lightning_nerf.cli_quiet import quiet
-from lightning_nerf.cli_report import render_command, report
-from lightning_nerf.cli_runs import find_latest, refused_runs_leave_nothing, require_latest
+from lightning_nerf.cli_report import packages, render_command, report
+from lightning_nerf.cli_runs import find_latest, refused_runs_leave_nothing, require_latest, saves_to_url
 from lightning_nerf.cli_trainer import check_callbacks, check_settings, refused_settings, shows_bar, with_bar
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.modules.base import NeRFModule
@@ -135,6 +135,10 @@ class NeRFCLI(LightningCLI):
             if found is not None:
                 print(f"going on from {found}")
                 config.ckpt_path = str(found)
+            elif not saves_to_url(dumped["trainer"]):  # there Lightning looks
+                config.ckpt_path = None
+                if os.environ.get("LOCAL_RANK", "0") == "0":
+                    print("--ckpt_path last: no run of this model and these data has left a checkpoint; a new run begins")
         elif isinstance(given, (str, Path)) and str(given).split(":")[0] not in _KEYWORDS and "://" not in str(given):
             config.ckpt_path = str(cli_words.checkpoint_in(Path(given)))
             if not os.path.isfile(config.ckpt_path):
@@ -189,12 +193,12 @@ class NeRFCLI(LightningCLI):
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         folder = run_folder(self.trainer)
         is_saved = any(folder.rglob("*.ckpt"))
-        report(self.trainer, self.datamodule, "fit", render_command(folder, self.allow) if is_saved else None)
+        report(self.trainer, self.datamodule, "fit", self._how_to_render(folder) if is_saved else None)
 
     def after_test(self) -> None:
         """Say what was scored, on what, and where its files are."""
         checkpoint = self.trainer.ckpt_path
-        report(self.trainer, self.datamodule, "test", checkpoint and render_command(checkpoint, self.allow))
+        report(self.trainer, self.datamodule, "test", checkpoint and self._how_to_render(checkpoint))
 
     def after_validate(self) -> None:
         """Refuse a validation without views; else say what was scored, on what, and where its files are."""
@@ -206,6 +210,11 @@ class NeRFCLI(LightningCLI):
         is_of_a_checkpoint = bool(self.trainer.ckpt_path)
         following = shlex.join(["lightning-nerf", "test", *self.typed.words[1:]]) if is_of_a_checkpoint else None
         report(self.trainer, self.datamodule, "validate", following)
+
+    def _how_to_render(self, checkpoint: Path | str) -> str:
+        """The command; it makes the scene from the checkpoint alone, which may name the user's own packages."""
+        own = packages(self.model, self.datamodule)
+        return render_command(checkpoint, list(dict.fromkeys([*self.allow, *own])))
 
     def after_predict(self) -> None:
         """Say where the pictures are."""

@@ -7,6 +7,7 @@ import errno
 import functools
 import importlib
 import inspect
+import itertools
 import operator
 import pkgutil
 import re
@@ -24,6 +25,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.cli_words import nearest
+from lightning_nerf.recipes import overlay_note
 
 # What jsonargparse says beside the reason: the other members of a union, the whole value, what would have been accepted.
 _NOISE = re.compile(
@@ -82,7 +84,7 @@ class BriefParser(LightningArgumentParser):
         """Parse, and know afterwards what was typed."""
         self.typed = sys.argv[1:] if args is None else args
         try:
-            return super().parse_args(args, *others, **options)
+            return super().parse_args(_with_null(args), *others, **options)
         except UnicodeDecodeError as error:
             self.error(f"a file that the configuration names is no UTF-8 text ({error.reason}, byte {error.start})", error)
 
@@ -90,8 +92,18 @@ class BriefParser(LightningArgumentParser):
         """Exit with code 2, or raise where the parser was told to."""
         if not self.exit_on_error:
             super().error(message, ex)
-        self.exit(2, f"lightning-nerf: {brief(message, _keys(self, getattr(self, 'typed', ())))}\n")
+        typed = getattr(self, "typed", ())
+        text = brief(message, _keys(self, typed))
+        refused = re.search(r"has no argument '(\w+)'$", text)
+        note = overlay_note(typed, refused[1]) if refused else ""
+        self.exit(2, f"lightning-nerf: {text}{note}\n")
         raise AssertionError  # not reached; jsonargparse's exit does not say that it never returns
+
+
+def _with_null(args: Any) -> Any:
+    """A part's argument null as a word again: jsonargparse hands it on to the part's parser as Python's None."""
+    is_none = isinstance(args, list) and len(args) == 1 and args[0].startswith("--") and args[0].endswith("=None")
+    return [f"{args[0].removesuffix('None')}null"] if is_none else args
 
 
 @contextmanager
@@ -106,6 +118,8 @@ def refusals_in_a_line(command: str = "lightning-nerf") -> Iterator[None]:
     except Exception as error:
         refusal = next((e for e in _causes(error) if is_refusal(e)), None)
         if refusal is None:
+            if (missing := _missing_logger(error)) is not None:
+                sys.exit(f"{command}: {missing}")
             raise
         text = f"{refusal.strerror}: {refusal.filename}" if isinstance(refusal, OSError) and refusal.filename else refusal
         if _is_of_wandb(refusal):
@@ -218,6 +232,23 @@ def _causes(error: BaseException | None) -> Iterator[Any]:
     while error is not None:
         yield error
         error = error.__cause__
+
+
+def _missing_logger(error: Exception) -> str | None:
+    """Which logger of a list lacks its package, and how to get that; None: this is another error.
+
+    Where a value may be one logger or a list of them, jsonargparse keeps a constructor's error only as text.
+    """
+    if not isinstance(error, ValueError):
+        return None
+    lines = [line.strip() for line in str(error).splitlines()]
+    for i, line in enumerate(lines):
+        found = _CLASS.match(line.removeprefix("- "))
+        if found and found[1].startswith(_LOGGERS):
+            reason = " ".join(itertools.takewhile(lambda text: not text.startswith("- "), lines[i + 1 :]))
+            if "pip install" in reason:
+                return f"trainer.logger: {found[1].rpartition('.')[2]}: {reason}"
+    return None
 
 
 def _is_of_wandb(error: BaseException) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,10 +14,12 @@ from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.results import RunResults
 from lightning_nerf.callbacks.run_folder import run_folder
 from lightning_nerf.data.base import NeRFDataModule
-from lightning_nerf.recorded import Plain
+from lightning_nerf.recorded import Plain, Recorded, described
 
 _SPLITS = {"fit": "test", "test": "test", "validate": "val"}
 _VIEWS = {"test": "held-out", "val": "validation"}
+# What `render` has imported anyway, and a script, which --allow cannot import.
+_IMPORTED = {"lightning_nerf", "lightning", "torch", "numpy", "builtins", "__main__"}
 
 
 class Score(NamedTuple):
@@ -99,6 +101,22 @@ def render_command(checkpoint: Path | str, allow: Sequence[str] = ()) -> str:
     """The command that films what a checkpoint, or the newest of a run's folder, holds."""
     allowed = [word for package in allow for word in ("--allow", package)]
     return shlex.join(["lightning-nerf", "render", str(checkpoint), *allowed, "--path", "orbit", "--out", "orbit.gif"])
+
+
+def packages(*parts: Recorded) -> list[str]:
+    """The packages, beside this one and torch, of the classes that these objects were made of."""
+    return sorted({path.partition(".")[0] for part in parts for path in _class_paths(described(part))} - _IMPORTED)
+
+
+def _class_paths(value: object) -> Iterator[str]:
+    if isinstance(value, list):
+        for item in value:
+            yield from _class_paths(item)
+    elif isinstance(value, dict):
+        if isinstance(path := value.get("class_path"), str):
+            yield path
+        for item in value.values():
+            yield from _class_paths(item)
 
 
 def _results(trainer: L.Trainer, folder: Path) -> Plain:

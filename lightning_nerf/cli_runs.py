@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import yaml
 
+from lightning_nerf.checkpoint_io import is_url
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.cli_words import newest
 from lightning_nerf.recorded import Plain
@@ -28,8 +29,7 @@ def find_latest(run_config: Plain) -> Path | None:
         run_config: of the fit, as its ``config.yaml`` would have it.
     """
     trainer = run_config["trainer"]
-    callbacks = trainer.get("callbacks") or []
-    folders = [c["init_args"]["dirpath"] for c in _listed(callbacks) if (c.get("init_args") or {}).get("dirpath")]
+    folders = _checkpoint_folders(trainer)
     if folders:
         return newest(file for folder in folders for file in Path(folder).rglob("*.ckpt"))
     root, run = runs_folder(trainer)
@@ -38,6 +38,17 @@ def find_latest(run_config: Plain) -> Path | None:
     files = sorted(root.glob("*/**/*.ckpt"), key=lambda file: file.stat().st_mtime_ns, reverse=True)
     wanted = _identity(run_config)
     return next((file for file in files if _identity(_config_of(root, file)) == wanted), None)
+
+
+def saves_to_url(trainer: Plain) -> bool:
+    """Whether a Trainer's checkpoints, or its runs, go to a URL, where :func:`find_latest` does not look."""
+    loggers = [(logger.get("init_args") or {}).get("save_dir") for logger in _listed(trainer.get("logger"))]
+    return any(is_url(str(place)) for place in [*_checkpoint_folders(trainer), *loggers, trainer.get("default_root_dir")])
+
+
+def _checkpoint_folders(trainer: Plain) -> list[str]:
+    callbacks = [callback.get("init_args") or {} for callback in _listed(trainer.get("callbacks") or [])]
+    return [arguments["dirpath"] for arguments in callbacks if arguments.get("dirpath")]
 
 
 def require_latest(run_config: Plain) -> Path:

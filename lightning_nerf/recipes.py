@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,24 @@ def resolve_recipe(name: str) -> str:
 
     shown = name if len(name) < 200 else f"{name[:200]}..."
     raise MissingFile(f"config {shown!r}: no such file, nor a shipped recipe; those are {', '.join(recipe_names())}")
+
+
+def overlay_note(configs: Iterable[str], argument: str) -> str:
+    """Which shipped overlay of these files sets an argument, and what recipe it goes after; "" if none does.
+
+    Args:
+        configs: paths, as of a command line.
+        argument: its name, without the keys above it.
+    """
+    folder = recipes_folder() / "overlays"
+    for config in map(Path, configs):
+        if config.parent != folder:
+            continue
+        text = config.read_text(encoding="utf-8")
+        after = re.search(r"Comes after (?!a recipe)([\w/]+)", text)
+        if after and re.search(rf"^ *{re.escape(argument)}:", text, re.MULTILINE):
+            return f"; overlays/{config.stem}, which sets it, goes after {after[1]}"
+    return ""
 
 
 def check_recipe(name: str, content: bytes) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +15,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.loggers import CSVLogger
 
 from lightning_nerf.cli import NeRFCLI, main, resolve_arguments
+from lightning_nerf.cli_quiet import quiet
 from lightning_nerf.recipes import recipe_names, resolve_recipe
 
 KEYS = {
@@ -159,3 +162,22 @@ def test_recipes_are_found_by_short_name(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_unknown_recipe_names_the_known() -> None:
     with pytest.raises(SystemExit, match="blender/instant_ngp"):
         main(["fit", "-c", "blender/no_such"])
+
+
+def test_advertisements_stay_out_behind_a_quiet_block_within_another(caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    logger.addHandler(caplog.handler)
+    with quiet():
+        with quiet():
+            pass
+        logger.warning("💡 Tip: buy")
+        logger.warning("a word of use")
+    logger.removeHandler(caplog.handler)
+    assert set(caplog.messages) == {"a word of use"}
+
+
+def test_a_fit_without_a_seed_has_no_warning(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+    with quiet():
+        warnings.warn("No seed found, seed set to 0", stacklevel=1)
+    assert not recwarn.list

@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import ProgressBar, TQDMProgressBar
 from lightning_nerf import files
 from lightning_nerf.callbacks import NeRFProgressBar, PSNRLogger
 from lightning_nerf.cli import NeRFCLI, build, main
+from lightning_nerf.cli_runs import saves_to_url
 from lightning_nerf.cli_trainer import with_bar
 from tests.callbacks.test_interruption import Sends
 
@@ -155,6 +156,25 @@ def test_a_run_folder_stands_for_its_newest_checkpoint(copied: Path, capsys: pyt
 # -- going on ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("error:.*ckpt_path")
+def test_last_on_a_first_start_is_one_line(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    cli = command("fit", *tiny, NO_BAR, "-c", RECIPE, "--ckpt_path", "last")
+    assert cli.trainer.global_step == 4
+    said = "--ckpt_path last: no run of this model and these data has left a checkpoint; a new run begins\n"
+    assert capsys.readouterr().out.count(said) == 1
+
+
+@pytest.mark.parametrize(("name", "url"), [("runs", False), ("s3://bucket/runs", True)])
+def test_last_is_left_to_lightning_where_runs_go_to_a_url(name: str, url: bool) -> None:
+    checkpoint = {"class_path": "ModelCheckpoint", "init_args": {"dirpath": name}}
+    assert saves_to_url({"callbacks": [checkpoint], "logger": None}) is url
+    assert saves_to_url({"logger": [{"class_path": "CSVLogger", "init_args": {"save_dir": name}}]}) is url
+    assert saves_to_url({"logger": False, "default_root_dir": name}) is url
+
+
 @pytest.mark.parametrize("words", [["--resume"], ["--ckpt_path=last"]])
 def test_a_fit_goes_on_from_the_latest_run_of_its_recipe(
     words: list[str], copied: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
@@ -277,6 +297,23 @@ def test_a_logger_that_is_not_installed_is_one_line(
             if hasattr(holder, flag):
                 monkeypatch.setattr(holder, flag, Missing())
     assert name in refused("fit", *tiny, NO_BAR, "-c", RECIPE, f"--trainer.logger={logger}", "--trainer.logger.save_dir=.")
+
+
+def test_a_logger_of_a_list_that_is_not_installed_is_one_line(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flag in ("_TENSORBOARD_AVAILABLE", "_TENSORBOARDX_AVAILABLE"):
+        monkeypatch.setattr(f"lightning.fabric.loggers.tensorboard.{flag}", Missing())
+    loggers = [
+        {"class_path": f"lightning.pytorch.loggers.{name}", "init_args": {"save_dir": "."}}
+        for name in ("CSVLogger", "TensorBoardLogger")
+    ]
+    Path("loggers.yaml").write_text(yaml.safe_dump({"trainer": {"logger": loggers}}))
+    said = refused("fit", *tiny, NO_BAR, "-c", RECIPE, "-c", "loggers.yaml")
+    assert said.startswith("lightning-nerf: trainer.logger: TensorBoardLogger: Neither `tensorboard` nor `tensorboardX`")
+    assert "pip install" in said
+    assert "Expected" not in said
 
 
 def test_wandb_without_an_account_is_one_line(tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,6 +51,30 @@ def test_a_wrong_key_is_one_line(
     assert capsys.readouterr().err == f"lightning-nerf: {message}\n"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ("synthetic/vanilla", "model.field: lightning_nerf.fields.VanillaField has no argument 'n_features'"),
+        ("synthetic/instant_ngp", "data: lightning_nerf.data.SyntheticScene has no argument 'downscale'"),
+    ],
+)
+def test_an_overlay_of_another_recipe_is_named(
+    recipe: str, reason: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lightning-nerf", "fit", "-c", recipe, "-c", "overlays/small"])
+    with pytest.raises(SystemExit):
+        main()
+    said = capsys.readouterr().err
+    assert said == f"lightning-nerf: {reason}; overlays/small, which sets it, goes after blender/instant_ngp\n"
+
+
+@pytest.mark.parametrize("key", ["model.init_args.estimator.init_args.step_size", "model.estimator.step_size"])
+def test_a_null_of_a_part_may_be_typed(key: str) -> None:
+    words = ["-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--trainer.logger=false"]
+    estimator = build([*words, "--model.estimator.step_size=0.5", f"--{key}=null"]).config.model.init_args.estimator
+    assert estimator.init_args.step_size is None
+
+
 @pytest.mark.parametrize("argument", ["--verbose=true", "-c", "--verbos=true"])
 def test_no_key_of_another_command_is_suggested(
     argument: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

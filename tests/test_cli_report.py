@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_nerf.cli import build
+from lightning_nerf.losses import Photometric
 from tests.scenes import tiny_scene
 from tests.test_cli_commands import NO_BAR, RECIPE, command, copied, refused, run, tiny
 
@@ -96,6 +97,23 @@ def test_a_fit_ends_with_the_next_command(
     assert following == f"next: lightning-nerf render {folder} --path orbit --out orbit.gif"
     command("fit", *tiny, NO_BAR, "-c", RECIPE, "--trainer.enable_checkpointing=false")
     assert capsys.readouterr().out.splitlines()[-1] == "runs/synthetic/instant_ngp/version_1"
+
+
+class OwnLoss(Photometric):
+    """A class of another package than this one."""
+
+
+def test_the_next_command_allows_the_packages_of_ones_own_parts(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    own = [*tiny, NO_BAR, "-c", RECIPE, "--model.losses=[{class_path: tests.test_cli_report.OwnLoss}]"]
+    command("fit", *own, "--allow", "further")
+    folder, following = capsys.readouterr().out.splitlines()[-2:]
+    allowed = "--allow further --allow tests"
+    assert following == f"next: lightning-nerf render {folder} {allowed} --path orbit --out orbit.gif"
+    command("test", *own, "--ckpt_path", folder)
+    assert " --allow tests --path orbit" in capsys.readouterr().out.splitlines()[-1]
 
 
 @pytest.mark.parametrize("place", ["file", "word"])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lightning_nerf.bench.table import Report, show, write_json
+from lightning_nerf.cli_quiet import quiet
 
 COMMANDS = {
     "ops": "each op: time, bytes or flops, share of the hardware's limit, and the peer where it is installed",
@@ -45,7 +46,8 @@ def main(args: Sequence[str] | None = None) -> Report:
     if rest and name in ("ops", "perceptron"):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
-        report = module.run(options, rest)
+        with quiet():
+            report = module.run(options, rest)
     except FileNotFoundError as error:
         sys.exit(f"lightning-nerf bench: {error}")
     report = {"command": " ".join(["lightning-nerf", "bench", *args]), **report}

@@ -18,6 +18,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from time import monotonic
 
 import torch
 from tqdm import tqdm
@@ -167,7 +168,10 @@ def render(
 
     height, width = cameras.shape(0)
     try:
+        started = monotonic()
         for i, name in enumerate(tqdm(names, desc=f"{options.path}, {width} x {height}", unit="frame")):
+            if i == 1 and (said := _long_film(monotonic() - started, len(names))):
+                tqdm.write(said, file=sys.stderr)
             with scene.precision():
                 seen = scene.module.render_camera(cameras, i, background)
             for channel, writer in writers.items():
@@ -194,6 +198,16 @@ def render(
     for path in paths:
         print(path)
     return paths
+
+
+def _long_film(seconds: float, n_frames: int) -> str:
+    """How long a film takes whose first frame took so long; "" where that is no more than a minute."""
+    minutes = seconds * n_frames / 60
+    if minutes <= 1:
+        return ""
+    unit = "minute" if minutes < 1.5 else "minutes"
+    remedy = "a smaller --scale or fewer --n_frames take less"
+    return f"lightning-nerf render: {n_frames} frames will take about {minutes:.0f} {unit}; {remedy}"
 
 
 def _exceeds(seen: Render, channel: str) -> bool:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +109,23 @@ def test_sweep(sweep: str, values: list[int], scene_cache: Path) -> None:
 def test_a_window_outside_the_run_is_refused(scene_cache: Path) -> None:
     with pytest.raises(SystemExit, match=r"expected 1 <= from < to <= 80 .* got 36 and 90"):
         main(["step", *recipe(scene_cache, "--trainer.max_steps=80"), "--to=90"])
+
+
+def test_a_benchmark_is_as_quiet_as_a_fit(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recwarn: pytest.WarningsRecorder
+) -> None:
+    logger = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+
+    def run(*_: object) -> dict[str, object]:
+        logger.warning("💡 Tip: buy")
+        warnings.warn("`isinstance(treespec, LeafSpec)` is deprecated", UserWarning, stacklevel=1)
+        return {}
+
+    monkeypatch.setattr("lightning_nerf.bench.quality.run", run)
+    monkeypatch.setattr(logger, "handlers", [caplog.handler])
+    main(["quality"])
+    assert not caplog.messages
+    assert not recwarn.list
 
 
 def test_quality(scene_cache: Path) -> None:

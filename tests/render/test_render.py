@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import itertools
 import json
 import shutil
 import threading
@@ -384,3 +385,26 @@ def test_bad_checkpoints_are_named(ball: list[str], capsys: pytest.CaptureFixtur
     message = refused(["-c", recipe, "--ckpt", "more.ckpt"], capsys)
     assert "more.ckpt does not fit the model" in message
     assert "field.color" in message
+
+
+def test_a_checkpoint_of_another_field_is_refused_in_short_lines(own: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused([own, "--model.field.extras=false"], capsys).strip()
+    head, *lines = said.splitlines()
+    assert head.endswith("does not fit the model")
+    assert lines
+    assert max(map(len, lines)) < 200
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(20.0, ""), (31.0, "2 frames will take about 1 minute;"), (1500.0, "2 frames will take about 50 minutes;")],
+)
+def test_a_long_film_says_once_how_long_it_will_take(
+    seconds: float, said: str, ball: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = itertools.count(0.0, seconds)
+    monkeypatch.setattr("lightning_nerf.render.main.monotonic", lambda: next(clock))
+    main([*ball, "--path=orbit", "--n_frames=2", "--resolution", "2", "2", "--out=orbit.gif"])
+    printed = capsys.readouterr().err
+    assert printed.count("will take about") == bool(said)
+    assert said in printed
