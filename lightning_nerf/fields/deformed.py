@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import check_instance, check_integer
+from lightning_nerf.checks import REALS, check_instance, check_integer, check_tensor
 from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.base import WANTS, RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
@@ -102,8 +102,10 @@ class DeformedField(RadianceField):
         ``count`` [1] int32: positions from there on need no offset, and get any finite one.
         """
         reach = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
-        unit_times = self.unit_times(times)
-        offsets = self.warp(2 * reach * self.unit_positions(positions) - reach, unit_times, count)
+        unit = self.unit_positions(positions)
+        check_tensor("times", times, (len(unit),), REALS)
+        unit_times = self.unit_times(times).to(unit)
+        offsets = self.warp(2 * reach * unit - reach, unit_times, count)
         return torch.where(unit_times[:, None] == 0, 0.0, offsets) if self.identity_at_zero else offsets
 
     def warped(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:

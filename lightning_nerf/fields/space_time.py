@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
+from lightning_nerf.checks import REALS, BadArgument, check_instance, check_integer, check_number, check_tensor
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import leaky_sigmoid, truncated_exp
 from lightning_nerf.fields.base import RadianceField
@@ -110,7 +110,8 @@ class SpaceTimeField(RadianceField):
         return self._encoded(self.unit_positions(positions), times)
 
     def _encoded(self, unit: Tensor, times: Tensor) -> Tensor:
-        place = torch.cat([unit, (self.time_scale * self.unit_times(times))[:, None]], 1)
+        check_tensor("times", times, (len(unit),), REALS)
+        place = torch.cat([unit, (self.time_scale * self.unit_times(times).to(unit))[:, None]], 1)
         features = self.space(unit)
         for axes, grid in zip(AXES[self.time_axes], self.space_time, strict=True):
             features = features * grid(place[:, list(axes)])
