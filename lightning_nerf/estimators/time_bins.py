@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -50,16 +52,22 @@ class TimeBins(KeptDtypes):
         self._updates, (first, last) = int(self.updates), self.span.tolist()
         self._span = None if math.isnan(first) else (first, last)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        first, last = self.span.tolist()
+        if not (math.isnan(first) and math.isnan(last)) and not (is_range((first, last)) and first <= last):
+            raise BadArgument(f"{prefix}span: expected a first and a last time, got {first}, {last}")
+        if int(self.updates) < 0:
+            raise BadArgument(f"{prefix}updates: expected a number >= 0, got {int(self.updates)}")
         self._read()
 
     def learn(self, times: tuple[float, float] | None) -> bool:
         """Take in the first and the last time of the data. True: they are new, and what the bins hold is void."""
-        if times is None or len(times) != 2 or not all(map(math.isfinite, times)):
+        if times is None or not is_range(times):
             expected = f"the first and the last time of the data, since the grid has {self.n} bins in time"
-            raise BadArgument(f"times: expected {expected}, got {times}")
-        first, last = torch.tensor(sorted(times), dtype=torch.float32).tolist()  # as the buffer keeps them
+            remedy = "; for a field that wants no times give the grid n_times=1" if times is None else ""
+            raise BadArgument(f"times: expected {expected}, got {times}{remedy}")
+        first, last = torch.tensor(sorted(map(float, times)), dtype=torch.float32).tolist()  # as the buffer keeps them
         if (first, last) == self._span:
             return False
         self._span = first, last
@@ -154,6 +162,15 @@ class TimeBins(KeptDtypes):
         union = torch.stack([binaries[self._visited(update)] for update in recent]).any(0)
         for later in range(self._updates, self.n):
             binaries[self._visited(later)].copy_(union)
+
+
+def is_range(times: Sequence[object]) -> bool:
+    """Whether these are two times, finite in float32, with a difference that is finite, too."""
+    values = [float(time) for time in times if isinstance(time, (numbers.Real, Tensor))]
+    if len(times) != 2 or len(values) != 2:
+        return False
+    first, last = torch.tensor(values, dtype=torch.float32)
+    return bool((last - first).isfinite())
 
 
 def _grown(cells: Tensor) -> Tensor:
