@@ -69,7 +69,7 @@ class TemporalSmoothness(Loss):
 
     Args:
         of: "opacity" or "offset".
-        max_shift: largest shift, as a share of the times that a step's rays span; > 0, <= 1.
+        max_shift: largest shift, as a share of the times that the step's rays that count span; > 0, <= 1.
         weight, name: see :class:`Loss`.
 
     Raises:
@@ -90,7 +90,7 @@ class TemporalSmoothness(Loss):
         field, key = field_and_key(self, step)
         rays, samples, times = step.batch.rays, step.placement.samples, times_of(self, step)
         uniform = random_uniform(key, STREAM_TIME_SHIFTS, len(times), 1)[:, 0]
-        later = rays._replace(times=shifted_times(times, self.max_shift, uniform))
+        later = rays._replace(times=shifted_times(times, self.max_shift, uniform, step.counts))
         counts = counting_samples(step)
         if self.of == "opacity":
             deltas = samples.t_ends - samples.t_starts
