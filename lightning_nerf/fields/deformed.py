@@ -81,6 +81,7 @@ class DeformedField(RadianceField):
         for name, value in [("position_frequencies", position_frequencies), ("time_frequencies", time_frequencies)]:
             check_integer(name, value, 1, MAX_FREQUENCIES)
         check_instance("identity_at_zero", identity_at_zero, bool)
+        check_instance("fused", fused, bool)
         self.free_arguments = ("fused", *(f"canonical.{name}" for name in canonical.free_arguments))
         self.canonical = canonical
         self.identity_at_zero = identity_at_zero
@@ -104,7 +105,7 @@ class DeformedField(RadianceField):
         reach = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
         unit = self.unit_positions(positions)
         check_tensor("times", times, (len(unit),), REALS)
-        unit_times = self.unit_times(times).to(unit)
+        unit_times = self.unit_times(times).to(unit.dtype)
         offsets = self.warp(2 * reach * unit - reach, unit_times, count)
         return torch.where(unit_times[:, None] == 0, 0.0, offsets) if self.identity_at_zero else offsets
 

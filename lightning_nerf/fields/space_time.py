@@ -30,7 +30,8 @@ class SpaceTimeField(RadianceField):
     level by level and feature by feature; each :math:`f_i` is a multiresolution hash grid. The three grids with a time axis
     begin at 1, so that what stands still stays a still scene's. Features -> perceptron -> ``16`` geometry features, the
     first of them the log density; these and the spherical harmonics of the direction -> perceptron -> rgb. Density is 0
-    outside the scene's box, unless the box has a contraction.
+    outside the scene's box, unless the box has a contraction. Before the first time of the data the field is as at the
+    first, after the last as at the last.
 
     >>> import torch
     >>> from lightning_nerf import SceneBox, SpaceTimeField
@@ -88,15 +89,19 @@ class SpaceTimeField(RadianceField):
         check_integer("time_max_resolution", time_max_resolution, base_resolution, 2**20)
         check_number("time_cells", time_cells, f"(0, {time_max_resolution}]")
         check_number("density_bias", density_bias, "(-inf, inf)")
+        check_instance("fused", fused, bool)
         self.time_axes = time_axes
         self.time_scale = time_cells / time_max_resolution  # of the unit cube's side, which all axes share
         self.density_bias = density_bias
         self.space = HashGrid(3, n_levels, n_features, log2_table_size, base_resolution, max_resolution)
         check_integer("time_log2_table_size", time_log2_table_size, 3, 28)
-        grids = [
-            HashGrid(len(axes), n_levels, n_features, time_log2_table_size, base_resolution, time_max_resolution)
-            for axes in AXES[time_axes]
-        ]
+        try:
+            grids = [
+                HashGrid(len(axes), n_levels, n_features, time_log2_table_size, base_resolution, time_max_resolution)
+                for axes in AXES[time_axes]
+            ]
+        except BadArgument as error:  # in the words of a grid that knows no time
+            raise BadArgument(f"time_log2_table_size, time_max_resolution: {error}") from error
         for grid in grids:
             nn.init.ones_(grid.table)
         self.space_time = nn.ModuleList(grids)
@@ -111,7 +116,8 @@ class SpaceTimeField(RadianceField):
 
     def _encoded(self, unit: Tensor, times: Tensor) -> Tensor:
         check_tensor("times", times, (len(unit),), REALS)
-        place = torch.cat([unit, (self.time_scale * self.unit_times(times).to(unit))[:, None]], 1)
+        moments = self.unit_times(times).clamp(0, 1).to(unit.dtype)  # beyond, no training view has written to the grids
+        place = torch.cat([unit, (self.time_scale * moments)[:, None]], 1)
         features = self.space(unit)
         for axes, grid in zip(AXES[self.time_axes], self.space_time, strict=True):
             features = features * grid(place[:, list(axes)])
