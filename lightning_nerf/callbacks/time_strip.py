@@ -44,6 +44,11 @@ class TimeStrip(WritesRunFiles):
         if trainer.limit_val_batches and _is_dynamic(pl_module, "val"):
             self._check_view(pl_module, "val")
 
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See before the first test view is rendered whether there is such a view."""
+        if _is_dynamic(pl_module, "test"):
+            self._check_view(pl_module, "test")
+
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log a strip of a validation view."""
         if not trainer.sanity_checking:

@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from lightning_nerf.callbacks import TimeStrip, Turntable
 from lightning_nerf.callbacks.image_logger import GAP
@@ -126,9 +127,12 @@ def test_a_view_that_is_not_there_is_named_before_the_training(tmp_path: Path, s
     run = trainer(tmp_path, callbacks=[TimeStrip(view=3)], max_steps=2)
     run.fit(module, data)  # does not validate,
     run.test(module, data, verbose=False)  # and of the five test views there is one
-    run = trainer(tmp_path, callbacks=[TimeStrip(view=5)])
+    rendered: list[object] = []
+    note = LambdaCallback(on_test_batch_end=lambda *args, **kwargs: rendered.append(args))
+    run = trainer(tmp_path, callbacks=[TimeStrip(view=5), note])
     with pytest.raises(BadArgument, match="view: expected one of the 5 views of the test split, got 5"):
         run.test(module, data, verbose=False)
+    assert not rendered  # refused before the first view is rendered
 
 
 @pytest.mark.parametrize(("name", "value"), [("n_times", 0), ("n_times", 1.5), ("n_times", 1001), ("view", -1)])
