@@ -1,4 +1,4 @@
-"""Batches of rays: what a user's own loader may give, and the true colors of rays."""
+"""Batches of rays: checks of a user's own batches, and the true colors of rays."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _VECTORS = ("batch.rays.origins", "batch.rays.directions", "batch.rgb")
 
 
 def checked_batch(batch: object) -> RayBatch:
-    """What a loader of the user's own gives a training step: a RayBatch of R rays.
+    """The RayBatch of R rays that a user's own loader gives a training step, after checks.
 
     Rays whose direction has no length that float32 can square are inactive: they would stand still, up to ``far``, in one
     cell, and fill all memory with samples of it. Rays that the mask leaves out are inactive, too; a time that is not finite

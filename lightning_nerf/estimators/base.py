@@ -94,7 +94,9 @@ class Estimator(Recorded, nn.Module, ABC):
     def candidates(
         self, rays: Rays, *, key: Tensor | None = None, step_size: float | None = None, cone_angle: float | None = None
     ) -> PackedSamples:
-        """What :meth:`sampling` chooses from: samples placed without asking for densities. None: the estimator's own value.
+        """Samples placed without asking for densities; :meth:`sampling` chooses from them.
+
+        ``step_size``, ``cone_angle``: None: the estimator's own.
 
         Raises:
             ValueError: the estimator has no such setting.

@@ -48,7 +48,7 @@ class TimeBins(KeptDtypes):
         self._span: tuple[float, float] | None = None
 
     def _read(self) -> None:
-        """What the host has to know of the buffers, so that an update need not wait for the device."""
+        """Keep the buffers' values on the host, so that an update need not wait for the device."""
         self._updates, (first, last) = int(self.updates), self.span.tolist()
         self._span = None if math.isnan(first) else (first, last)
 
@@ -62,7 +62,10 @@ class TimeBins(KeptDtypes):
         self._read()
 
     def learn(self, times: tuple[float, float] | None) -> bool:
-        """Take in the first and the last time of the data. True: they are new, and what the bins hold is void."""
+        """Learn the first and the last time of the data.
+
+        Returns whether they are new; then the bins' content is void.
+        """
         if times is None or not is_range(times):
             expected = f"the first and the last time of the data, since the grid has {self.n} bins in time"
             remedy = "; for a field that wants no times give the grid n_times=1" if times is None else ""
@@ -81,7 +84,7 @@ class TimeBins(KeptDtypes):
         self.updates.fill_(updates)
 
     def restart(self) -> None:
-        """Forget the visits: what the bins held is void."""
+        """Forget all visits: the bins' content is void."""
         self._count(0)
 
     @property
@@ -101,8 +104,8 @@ class TimeBins(KeptDtypes):
     def window(self) -> tuple[float, float]:
         """The interval of times at which that update looks: the bin's own, and half a width more at both ends.
 
-        A ray reads the bin that holds its time. The overlap makes sure that what enters a cell at the very end of a bin is
-        not left to the few draws that fall there.
+        A ray reads the bin that holds its time. Few draws fall at the very end of a bin; the overlap makes sure that a
+        thing which enters a cell then is found.
         """
         assert self._span is not None
         first, last = self._span
@@ -119,7 +122,7 @@ class TimeBins(KeptDtypes):
         return place.nan_to_num(0.0).clamp(0, self.n - 1).int()  # nan: all times are one, or none is known
 
     def of_rays(self, binaries: Tensor, times: Tensor | None, n_rays: int) -> tuple[Tensor, Tensor | None]:
-        """What :func:`~lightning_nerf.ops.march.march` takes for rays with these times [R]: ``occupancy`` and ``bins``.
+        """The ``occupancy`` and ``bins`` of :func:`~lightning_nerf.ops.march.march` for rays with these times [R].
 
         Where all rays share one time, as those of a frame do, it is that bin's grid alone.
         """
@@ -139,7 +142,7 @@ class TimeBins(KeptDtypes):
         """[L, X, Y, Z] bool: cells near occupied ones in time or space, where an update has to look often.
 
         These are the cells that are occupied in the current bin or in one of its two neighbors, and the 26 cells around
-        each. What moves is found there first, and cells that hold only a corner of something need more draws than others.
+        each. Moving things are found there first, and cells that hold only a corner of a thing need more draws.
         """
         return _grown(binaries[max(0, self.current - 1) : self.current + 2].any(0))
 

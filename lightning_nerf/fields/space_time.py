@@ -27,11 +27,11 @@ class SpaceTimeField(RadianceField):
 
     .. math:: f(x, y, z, t) = f_0(x, y, z) \cdot f_1(x, y, t) \cdot f_2(y, z, t) \cdot f_3(x, z, t)
 
-    level by level and feature by feature; each :math:`f_i` is a multiresolution hash grid. The three grids with a time axis
-    begin at 1, so that what stands still stays a still scene's. Features -> perceptron -> ``16`` geometry features, the
-    first of them the log density; these and the spherical harmonics of the direction -> perceptron -> rgb. Density is 0
-    outside the scene's box, unless the box has a contraction. Before the first time of the data the field is as at the
-    first, after the last as at the last.
+    level by level and feature by feature; each :math:`f_i` is a multiresolution hash grid. The tables of the three grids
+    with a time axis start at 1, so a new field is the same at all times. Features -> perceptron -> ``16`` geometry
+    features, the first of them the log density; these and the spherical harmonics of the direction -> perceptron -> rgb.
+    Density is 0 outside the scene's box, unless the box has a contraction. Before the first time of the data the field is
+    as at the first, after the last as at the last.
 
     >>> import torch
     >>> from lightning_nerf import SceneBox, SpaceTimeField
@@ -48,11 +48,11 @@ class SpaceTimeField(RadianceField):
         base_resolution: cells per side of the coarsest level, of all grids.
         max_resolution: cells per side of the finest level of the grid in space.
         time_axes: "volumes": grids over (x, y, t), (y, z, t) and (x, z, t); "planes": over (x, t), (y, t) and (z, t), at
-            half the cost, for what moves little.
+            half the cost, for scenes with little motion.
         time_log2_table_size: log2 of the largest number of entries per level of the grids with a time axis.
         time_max_resolution: cells per side of their finest level, in space.
         time_cells: cells of that level between the first and the last time of the data; coarser levels have fewer in
-            proportion. More than there are training times fit each by itself.
+            proportion. Take fewer than there are training times: with more, each time is learned by itself.
         density_bias: added to the log density, per third of the box's longest side; -1 starts training with a thin fog.
         fused: under CUDA autocast, run each perceptron in one kernel where there is one; False: layer by layer.
 

@@ -1,4 +1,4 @@
-"""What losses on single samples share: which of them count, and times a little earlier or later."""
+"""Helpers of losses on single samples: which samples count, and times a little earlier or later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scenes that move: a field of position and time, on a grid that holds for all times."""
+"""The module of scenes that move: a field of position and time, and a curriculum over the times."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ class DynamicNeRF(NeRFModule):
 
     def draw(self) -> RayBatch:
         """See :meth:`NeRFModule.draw`; with a curriculum, rays of later times than the step's are inactive."""
-        return self.opened(super().draw())
+        return self.close_later_rays(super().draw())
 
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
         """See :meth:`NeRFModule.render_loss`; the curriculum holds for a batch of the user's own loader, too."""
-        return super().render_loss(None if batch is None else self.opened(batch))
+        return super().render_loss(None if batch is None else self.close_later_rays(batch))
 
-    def opened(self, batch: RayBatch) -> RayBatch:
-        """A batch whose rays of later times than the step's are inactive, if there is a curriculum."""
+    def close_later_rays(self, batch: RayBatch) -> RayBatch:
+        """The batch, with rays of later times than the step's inactive, if there is a curriculum."""
         times = batch.rays.times
         if self.curriculum_steps == 0 or times is None:
             return batch

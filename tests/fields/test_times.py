@@ -88,7 +88,7 @@ def test_what_is_no_range_is_refused(first: float, last: float, message: str) ->
     ],
 )
 @pytest.mark.parametrize("made", FIELDS)
-def test_what_are_no_times_of_the_points_is_refused(made: Any, times: Any, message: str) -> None:
+def test_times_of_a_wrong_shape_or_type_are_refused(made: Any, times: Any, message: str) -> None:
     field = bound(made())
     with pytest.raises(BadArgument, match=message):
         field.unit_times(times)
