@@ -59,9 +59,9 @@ class TemporalSmoothness(Loss):
 
     .. math:: \frac1n \sum_i \bigl(f(x_i, t_i) - f(x_i, t_i + \delta_{r(i)})\bigr)^2
 
-    over the samples of rays that count; each ray has its own shift. f is the opacity of the sample, :math:`1 -
-    \exp(-\sigma \Delta)`, which any field has, or the offset of a :class:`DeformedField`, in thirds of the box's longest
-    side. The density or the warp is evaluated once more, with gradient.
+    over the samples of rays that count; each ray has its own shift. f is the sample's opacity,
+    :math:`1 - \exp(-\sigma \Delta)`, which any field has, or the offset of a :class:`DeformedField`, in thirds of the box's
+    longest side. The density or the warp is evaluated once more, with gradient.
 
     >>> from lightning_nerf import TemporalSmoothness
     >>> TemporalSmoothness(weight=0.01, of="offset", max_shift=0.02).max_shift
