@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
+
 import lightning as L
 import torch
+from torch import Tensor
 
 from lightning_nerf.callbacks.image_logger import Panel, labelled, save_png
 from lightning_nerf.callbacks.loggers import log_image, warning_instead
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained
 from lightning_nerf.checks import BadArgument, check_integer
+
+MAX_TIMES = 1000  # a limit that catches typos
 
 
 class TimeStrip(WritesRunFiles):
@@ -24,12 +29,12 @@ class TimeStrip(WritesRunFiles):
     0
 
     Args:
-        n_times: pictures of the strip, >= 1.
+        n_times: pictures of the strip, 1 to 1000.
         view: whose camera is taken, its number within the split.
     """
 
     def __init__(self, n_times: int = 5, view: int = 0) -> None:
-        check_integer("n_times", n_times, 1)
+        check_integer("n_times", n_times, 1, MAX_TIMES)
         check_integer("view", view, 0)
         self.n_times = n_times
         self.view = view
@@ -38,6 +43,11 @@ class TimeStrip(WritesRunFiles):
         """See before the training whether there is such a view, if the fit validates."""
         if trainer.limit_val_batches and _is_dynamic(pl_module, "val"):
             self._check_view(pl_module, "val")
+
+    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """See before the first test view is rendered whether there is such a view."""
+        if _is_dynamic(pl_module, "test"):
+            self._check_view(pl_module, "test")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Log a strip of a validation view."""
@@ -69,10 +79,20 @@ class TimeStrip(WritesRunFiles):
         background = module.eval_background()
         with trainer.precision_plugin.forward_context():
             renders = [module.render_camera(still, i, background).rgb for i in range(self.n_times)]
-        strip = labelled([Panel(f"time {time:.3g}", rgb) for time, rgb in zip(times.tolist(), renders, strict=True)])
+        digits = significant_digits(times)
+        words = [f"time {time:.{digits}g}" for time in times.tolist()]
+        strip = labelled([Panel(name, rgb) for name, rgb in zip(words, renders, strict=True)])
         with warning_instead(str(path)):
             save_png(path, strip)
         log_image(trainer, f"{split}/over_time", strip.numpy())
+
+
+def significant_digits(times: Tensor) -> int:
+    """How many digits tell evenly spaced times [n] apart: 3 or more, and no more than float32 has."""
+    steps = times.double().diff().abs()
+    if not bool((steps > 0).any()):
+        return 3
+    return min(9, max(3, 1 + math.ceil(math.log10(float(times.abs().max() / steps.max())))))
 
 
 def _is_dynamic(pl_module: L.LightningModule, split: str) -> bool:

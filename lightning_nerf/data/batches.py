@@ -1,4 +1,4 @@
-"""Batches of rays: what a user's own loader may give, and the true colors of rays."""
+"""Batches of rays: checks of a user's own batches, and the true colors of rays."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ _VECTORS = ("batch.rays.origins", "batch.rays.directions", "batch.rgb")
 
 
 def checked_batch(batch: object) -> RayBatch:
-    """What a loader of the user's own gives a training step: a RayBatch of R rays.
+    """The RayBatch of R rays that a user's own loader gives a training step, after checks.
 
     Rays whose direction has no length that float32 can square are inactive: they would stand still, up to ``far``, in one
-    cell, and fill all memory with samples of it.
+    cell, and fill all memory with samples of it. Rays that the mask leaves out are inactive, too; a time that is not finite
+    becomes 0, and the mask of the result leaves its ray out.
 
     Raises:
         BadType, BadArgument: naming the tensor, as in ``batch.rays.near``.
@@ -35,8 +36,14 @@ def checked_batch(batch: object) -> RayBatch:
     check_same_device(**tensors)
     rays, limits = batch.rays, torch.finfo(torch.float32)
     squared = rays.directions.square().sum(-1)
-    moving = (squared >= limits.tiny) & (squared <= limits.max)
-    return batch._replace(rays=rays._replace(far=torch.where(moving, rays.far, rays.near)))
+    active, mask = (squared >= limits.tiny) & (squared <= limits.max), batch.mask
+    if rays.times is not None:
+        timed = rays.times.isfinite()
+        mask = timed if mask is None else mask & timed
+        rays = rays._replace(times=torch.where(timed, rays.times, 0.0))  # the tail of samples reads ray 0's
+    if mask is not None:
+        active = active & mask
+    return batch._replace(rays=rays._replace(far=torch.where(active, rays.far, rays.near)), mask=mask)
 
 
 def truth(batch: RayBatch, background: Tensor) -> Tensor:

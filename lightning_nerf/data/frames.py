@@ -26,6 +26,8 @@ from lightning_nerf.data.split_lists import listed_path, read_split_lists
 MAX_FRAMES = 100_000
 _SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
 _FLATTEST = 1e-8  # the determinant of a matrix with columns of unit length
+_COARSEST = 1e-3  # of the range of times: the largest step of float32 there
+_LARGEST = float(np.finfo(np.float32).max)
 _SCALES = (1e-12, 1e12)  # of a rotation's entries: between them float32 can square what directions are made of
 
 
@@ -172,6 +174,8 @@ def _camera_to_world(where: str, matrix: Any) -> list[list[float]]:
 def _check_times(where: str, entries: Sequence[Mapping[str, Any]], needs_times: bool) -> None:
     """Refuse a frame without a time where others have one, or where all need one: no time is ever made up."""
     untimed = [i for i, entry in enumerate(entries) if entry.get("time") is None]
+    if not untimed:
+        _check_range(where, [entry["time"] for entry in entries], needs_times)
     if not untimed or (len(untimed) == len(entries) and not needs_times):
         return
     name = entries[untimed[0]].get("file_path")
@@ -184,6 +188,21 @@ def _check_times(where: str, entries: Sequence[Mapping[str, Any]], needs_times: 
         f"{where}: expected 'time' {expected}, got none in {missing}; give each the moment when its picture was taken, or "
         f"{other}"
     )
+
+
+def _check_range(where: str, times: Sequence[float], needs_times: bool) -> None:
+    """Refuse times that float32 cannot tell apart, as those of a clock that counts seconds since 1970."""
+    first, last = min(times), max(times)
+    step, span = float(np.spacing(np.float32(max(abs(first), abs(last))))), float(last) - float(first)
+    if span <= _LARGEST and (first == last or step <= _COARSEST * span):
+        return
+    message = (
+        f"{where}: 'time' goes from {first!r} to {last!r}, but float32, in which times are kept, has steps of {step:.3g} "
+        "there; subtract the first time from all, or scale them"
+    )
+    if needs_times:
+        raise BadArgument(message)
+    rank_zero_warn(message)
 
 
 def _check_rotations(frames: Sequence[Frame]) -> None:

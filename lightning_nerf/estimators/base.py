@@ -94,7 +94,9 @@ class Estimator(Recorded, nn.Module, ABC):
     def candidates(
         self, rays: Rays, *, key: Tensor | None = None, step_size: float | None = None, cone_angle: float | None = None
     ) -> PackedSamples:
-        """What :meth:`sampling` chooses from: samples placed without asking for densities. None: the estimator's own value.
+        """Samples placed without asking for densities; :meth:`sampling` chooses from them.
+
+        ``step_size``, ``cone_angle``: None: the estimator's own.
 
         Raises:
             ValueError: the estimator has no such setting.
@@ -121,6 +123,7 @@ class Estimator(Recorded, nn.Module, ABC):
         alpha_thre: float | None = None,
         stratified: bool = False,
         cone_angle: float | None = None,
+        times: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Place samples on R rays and drop those that are transparent or hidden; plain tensors in and out, no gradient.
 
@@ -137,11 +140,12 @@ class Estimator(Recorded, nn.Module, ABC):
             alpha_thre: samples of lower opacity are dropped, see :meth:`least_opacity`.
             stratified: shift each ray's samples by a share of a step, drawn from torch's generator of the rays' device.
             cone_angle: growth of the step with t.
+            times: [R], when the rays see the scene, for an :class:`OccupancyGrid` with bins in time.
 
         Returns:
             ``(ray_indices [N] int64, t_starts [N], t_ends [N])``, rays and t rising. Their number is read by the host.
         """
-        rays = _rays(rays_o, rays_d, near_plane, far_plane, t_min, t_max)
+        rays = _rays(rays_o, rays_d, near_plane, far_plane, t_min, t_max, times)
         if sigma_fn is not None and alpha_fn is not None:
             raise BadArgument("sigma_fn, alpha_fn: expected at most one of them")
         key = key_from_torch(rays.origins.device) if stratified else None
@@ -209,19 +213,27 @@ def corners(scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[f
 
 
 def _rays(
-    rays_o: Tensor, rays_d: Tensor, near_plane: float, far_plane: float, t_min: Tensor | None, t_max: Tensor | None
+    rays_o: Tensor,
+    rays_d: Tensor,
+    near_plane: float,
+    far_plane: float,
+    t_min: Tensor | None,
+    t_max: Tensor | None,
+    times: Tensor | None,
 ) -> Rays:
     check_tensor("rays_o", rays_o, ("R", 3), FLOATS)
     n = rays_o.shape[0]
     check_tensor("rays_d", rays_d, (n, 3), FLOATS)
-    for name, limit in [("t_min", t_min), ("t_max", t_max)]:
-        if limit is not None:
-            check_tensor(name, limit, (n,), FLOATS)
-    check_same_device(rays_o=rays_o, rays_d=rays_d, t_min=t_min, t_max=t_max)
+    for name, each in [("t_min", t_min), ("t_max", t_max), ("times", times)]:
+        if each is not None:
+            check_tensor(name, each, (n,), FLOATS)
+    check_same_device(rays_o=rays_o, rays_d=rays_d, t_min=t_min, t_max=t_max, times=times)
     near = torch.full((n,), float(near_plane), dtype=torch.float32, device=rays_o.device)
     far = torch.full((n,), float(far_plane), dtype=torch.float32, device=rays_o.device)
     if t_min is not None:
         near = torch.maximum(near, t_min.float())
     if t_max is not None:
         far = torch.minimum(far, t_max.float())
-    return Rays(rays_o.detach().float(), rays_d.detach().float(), near, far)
+    return Rays(
+        rays_o.detach().float(), rays_d.detach().float(), near, far, None if times is None else times.detach().float()
+    )

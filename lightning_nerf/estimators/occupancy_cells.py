@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_integer
 from lightning_nerf.estimators.base import Estimator
-from lightning_nerf.estimators.time_bins import TimeBins
+from lightning_nerf.estimators.time_bins import TimeBins, is_range
 from lightning_nerf.kept_dtypes import KeptDtypes
 from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.occupancy import occupancy_update_
@@ -102,6 +102,8 @@ class OccupancyCells(KeptDtypes, Estimator):
             times: the first and the last time of the data. Another range than that of the last call starts bins afresh.
         """
         if self.bins is None:
+            if times is not None and not is_range(times):
+                raise BadArgument(f"times: expected the first and the last time of the data, got {times}")
             return Cells(self.occs, self.binaries, self.mean), times
         if self.bins.learn(times):
             self.occs.clamp_(max=0)  # negative ones, which no camera sees, stay so

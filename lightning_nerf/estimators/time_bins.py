@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import numbers
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -46,20 +48,29 @@ class TimeBins(KeptDtypes):
         self._span: tuple[float, float] | None = None
 
     def _read(self) -> None:
-        """What the host has to know of the buffers, so that an update need not wait for the device."""
+        """Keep the buffers' values on the host, so that an update need not wait for the device."""
         self._updates, (first, last) = int(self.updates), self.span.tolist()
         self._span = None if math.isnan(first) else (first, last)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        first, last = self.span.tolist()
+        if not (math.isnan(first) and math.isnan(last)) and not (is_range((first, last)) and first <= last):
+            raise BadArgument(f"{prefix}span: expected a first and a last time, got {first}, {last}")
+        if int(self.updates) < 0:
+            raise BadArgument(f"{prefix}updates: expected a number >= 0, got {int(self.updates)}")
         self._read()
 
     def learn(self, times: tuple[float, float] | None) -> bool:
-        """Take in the first and the last time of the data. True: they are new, and what the bins hold is void."""
-        if times is None or len(times) != 2 or not all(map(math.isfinite, times)):
+        """Learn the first and the last time of the data.
+
+        Returns whether they are new; then the bins' content is void.
+        """
+        if times is None or not is_range(times):
             expected = f"the first and the last time of the data, since the grid has {self.n} bins in time"
-            raise BadArgument(f"times: expected {expected}, got {times}")
-        first, last = torch.tensor(sorted(times), dtype=torch.float32).tolist()  # as the buffer keeps them
+            remedy = "; for a field that wants no times give the grid n_times=1" if times is None else ""
+            raise BadArgument(f"times: expected {expected}, got {times}{remedy}")
+        first, last = torch.tensor(sorted(map(float, times)), dtype=torch.float32).tolist()  # as the buffer keeps them
         if (first, last) == self._span:
             return False
         self._span = first, last
@@ -73,7 +84,7 @@ class TimeBins(KeptDtypes):
         self.updates.fill_(updates)
 
     def restart(self) -> None:
-        """Forget the visits: what the bins held is void."""
+        """Forget all visits: the bins' content is void."""
         self._count(0)
 
     @property
@@ -93,8 +104,8 @@ class TimeBins(KeptDtypes):
     def window(self) -> tuple[float, float]:
         """The interval of times at which that update looks: the bin's own, and half a width more at both ends.
 
-        A ray reads the bin that holds its time. The overlap makes sure that what enters a cell at the very end of a bin is
-        not left to the few draws that fall there.
+        A ray reads the bin that holds its time. Few draws fall at the very end of a bin; the overlap makes sure that a
+        thing which enters a cell then is found.
         """
         assert self._span is not None
         first, last = self._span
@@ -111,7 +122,7 @@ class TimeBins(KeptDtypes):
         return place.nan_to_num(0.0).clamp(0, self.n - 1).int()  # nan: all times are one, or none is known
 
     def of_rays(self, binaries: Tensor, times: Tensor | None, n_rays: int) -> tuple[Tensor, Tensor | None]:
-        """What :func:`~lightning_nerf.ops.march.march` takes for rays with these times [R]: ``occupancy`` and ``bins``.
+        """The ``occupancy`` and ``bins`` of :func:`~lightning_nerf.ops.march.march` for rays with these times [R].
 
         Where all rays share one time, as those of a frame do, it is that bin's grid alone.
         """
@@ -131,7 +142,7 @@ class TimeBins(KeptDtypes):
         """[L, X, Y, Z] bool: cells near occupied ones in time or space, where an update has to look often.
 
         These are the cells that are occupied in the current bin or in one of its two neighbors, and the 26 cells around
-        each. What moves is found there first, and cells that hold only a corner of something need more draws than others.
+        each. Moving things are found there first, and cells that hold only a corner of a thing need more draws.
         """
         return _grown(binaries[max(0, self.current - 1) : self.current + 2].any(0))
 
@@ -154,6 +165,15 @@ class TimeBins(KeptDtypes):
         union = torch.stack([binaries[self._visited(update)] for update in recent]).any(0)
         for later in range(self._updates, self.n):
             binaries[self._visited(later)].copy_(union)
+
+
+def is_range(times: Sequence[object]) -> bool:
+    """Whether these are two times, finite in float32, with a difference that is finite, too."""
+    values = [float(time) for time in times if isinstance(time, (numbers.Real, Tensor))]
+    if len(times) != 2 or len(values) != 2:
+        return False
+    first, last = torch.tensor(values, dtype=torch.float32)
+    return bool((last - first).isfinite())
 
 
 def _grown(cells: Tensor) -> Tensor:

@@ -106,6 +106,7 @@ class RadianceField(Recorded, nn.Module, ABC):
             check_number(name, time, "(-inf, inf)")
         if not first <= last:
             raise BadArgument(f"first, last: expected first <= last, got {first}, {last}")
+        check_number("last - first", last - first, "[0, inf)")
         if self.keeps_times:
             self.time_range.copy_(torch.tensor([first, last], dtype=torch.float32))
             self._read_times()
@@ -126,8 +127,10 @@ class RadianceField(Recorded, nn.Module, ABC):
         Exactly 0 at the first time. Where the data has a single time, 0. Differentiable.
 
         Raises:
+            BadArgument: ``times`` has another shape.
             RuntimeError: the field knows no range; a fit calls :meth:`bind_times`, and a checkpoint brings it.
         """
+        check_tensor("times", times, ("N",), REALS)
         if self._known_times is None:
             name = type(self).__name__
             if not self.keeps_times:
@@ -150,7 +153,7 @@ class RadianceField(Recorded, nn.Module, ABC):
         if self.keeps_times:
             first, last = self.time_range.tolist()
             known = not (math.isnan(first) and math.isnan(last))
-            if known and not (math.isfinite(first) and math.isfinite(last) and first <= last):
+            if known and not (first <= last and last - first <= torch.finfo(torch.float32).max):
                 raise BadArgument(f"{prefix}time_range: expected a first and a last time, got {first}, {last}")
             self._read_times()
 

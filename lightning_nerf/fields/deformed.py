@@ -1,4 +1,4 @@
-"""A field that moves: a network says where each point was in a scene that stands still."""
+"""A field that moves: a network gives, for each point and time, the place in a scene that stands still."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import check_instance, check_integer
+from lightning_nerf.checks import REALS, check_instance, check_integer, check_tensor
 from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.base import WANTS, RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
@@ -29,7 +29,7 @@ class DeformedField(RadianceField):
     The warp is a perceptron on the encoded position and the encoded time. Positions are encoded as by
     :class:`VanillaField`, as multiples of a half-side of the scene's box from -1.5 to 1.5; times from 0 at the first of the
     data to 1 at the last. Offsets are in thirds of the box's longest side, so that world units do not matter. A new warp
-    moves no point by more than a hundredth of the box. A point that leaves the box has what the canonical field says there.
+    moves no point by more than a hundredth of the box. Points may leave the box; the canonical field says what is there.
 
     >>> import torch
     >>> from lightning_nerf import DeformedField, SceneBox, VanillaField
@@ -40,8 +40,7 @@ class DeformedField(RadianceField):
     tensor([False,  True])
 
     Args:
-        canonical: the field that is moved, any :class:`RadianceField`. What it wants beside times is handed on; one that
-            wants times gets those of the sample.
+        canonical: the field that is moved, any :class:`RadianceField`. It gets all that it wants, times included.
         width: of the warp's hidden layers, see :class:`WideMLP` for which of them have kernels.
         hidden_layers: of the warp, >= 1.
         skip: hidden layer of the warp behind which position and time are concatenated once more, 0 being the first; None:
@@ -81,6 +80,7 @@ class DeformedField(RadianceField):
         for name, value in [("position_frequencies", position_frequencies), ("time_frequencies", time_frequencies)]:
             check_integer(name, value, 1, MAX_FREQUENCIES)
         check_instance("identity_at_zero", identity_at_zero, bool)
+        check_instance("fused", fused, bool)
         self.free_arguments = ("fused", *(f"canonical.{name}" for name in canonical.free_arguments))
         self.canonical = canonical
         self.identity_at_zero = identity_at_zero
@@ -97,17 +97,19 @@ class DeformedField(RadianceField):
         self.canonical.bind_times(first, last)
 
     def offsets(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
-        """What the warp adds to positions [N, 3] at times [N]: [N, 3] float32, in thirds of the box's longest side.
+        """Offsets [N, 3] float32 of positions [N, 3] at times [N], in thirds of the box's longest side.
 
-        ``count`` [1] int32: positions from there on need no offset, and get any finite one.
+        ``count`` [1] int32: positions from this index on need no offset, and get any finite one.
         """
         reach = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
-        unit_times = self.unit_times(times)
-        offsets = self.warp(2 * reach * self.unit_positions(positions) - reach, unit_times, count)
+        unit = self.unit_positions(positions)
+        check_tensor("times", times, (len(unit),), REALS)
+        unit_times = self.unit_times(times).to(unit.dtype)
+        offsets = self.warp(2 * reach * unit - reach, unit_times, count)
         return torch.where(unit_times[:, None] == 0, 0.0, offsets) if self.identity_at_zero else offsets
 
     def warped(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
-        """World positions [N, 3] in the canonical scene of what is at positions [N, 3] at times [N]."""
+        """World positions [N, 3] in the canonical scene for positions [N, 3] at times [N]."""
         return torch.add(positions, self.offsets(positions, times, count=count), alpha=self.unit_length)
 
     @states("counted")
@@ -133,7 +135,7 @@ class DeformedField(RadianceField):
     def _of_canonical(self, times: Tensor, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
         return {**wanted, "times": times} if "times" in self.canonical.wants else wanted
 
-    # -- along rays: no work for what lies behind the samples' end ---------------------------------------------------
+    # -- along rays: no work for the tail of the samples -------------------------------------------------------------
 
     def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
         """See :meth:`RadianceField.at_samples`."""
@@ -142,7 +144,7 @@ class DeformedField(RadianceField):
         return self(positions, directions, **more)
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
-        """See :meth:`RadianceField.query`; in evaluation from front to back, where that spares work."""
+        """See :meth:`RadianceField.query`; in evaluation from the front to the back of each ray, if that saves work."""
 
         def densities_of(samples: PackedSamples) -> Tensor:
             positions, _, times = sample_points(rays, samples)
@@ -155,7 +157,7 @@ class DeformedField(RadianceField):
 
 
 def _counted(method: Callable[..., object], count: Tensor | None) -> dict[str, Tensor]:
-    """The argument ``count`` for a method of a field that states to take it."""
+    """The argument ``count`` for a method that states that it takes one, else none."""
     return {} if count is None or not has(method, "counted") else {"count": count}
 
 

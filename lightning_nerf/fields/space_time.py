@@ -7,7 +7,7 @@ from collections.abc import Collection
 import torch
 from torch import Tensor, nn
 
-from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
+from lightning_nerf.checks import REALS, BadArgument, check_instance, check_integer, check_number, check_tensor
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import leaky_sigmoid, truncated_exp
 from lightning_nerf.fields.base import RadianceField
@@ -27,10 +27,11 @@ class SpaceTimeField(RadianceField):
 
     .. math:: f(x, y, z, t) = f_0(x, y, z) \cdot f_1(x, y, t) \cdot f_2(y, z, t) \cdot f_3(x, z, t)
 
-    level by level and feature by feature; each :math:`f_i` is a multiresolution hash grid. The three grids with a time axis
-    begin at 1, so that what stands still stays a still scene's. Features -> perceptron -> ``16`` geometry features, the
-    first of them the log density; these and the spherical harmonics of the direction -> perceptron -> rgb. Density is 0
-    outside the scene's box, unless the box has a contraction.
+    level by level and feature by feature; each :math:`f_i` is a multiresolution hash grid. The tables of the three grids
+    with a time axis start at 1, so a new field is the same at all times. Features -> perceptron -> ``16`` geometry
+    features, the first of them the log density; these and the spherical harmonics of the direction -> perceptron -> rgb.
+    Density is 0 outside the scene's box, unless the box has a contraction. Before the first time of the data the field is
+    as at the first, after the last as at the last.
 
     >>> import torch
     >>> from lightning_nerf import SceneBox, SpaceTimeField
@@ -47,11 +48,11 @@ class SpaceTimeField(RadianceField):
         base_resolution: cells per side of the coarsest level, of all grids.
         max_resolution: cells per side of the finest level of the grid in space.
         time_axes: "volumes": grids over (x, y, t), (y, z, t) and (x, z, t); "planes": over (x, t), (y, t) and (z, t), at
-            half the cost, for what moves little.
+            half the cost, for scenes with little motion.
         time_log2_table_size: log2 of the largest number of entries per level of the grids with a time axis.
         time_max_resolution: cells per side of their finest level, in space.
         time_cells: cells of that level between the first and the last time of the data; coarser levels have fewer in
-            proportion. More than there are training times fit each by itself.
+            proportion. Take fewer than there are training times: with more, each time is learned by itself.
         density_bias: added to the log density, per third of the box's longest side; -1 starts training with a thin fog.
         fused: under CUDA autocast, run each perceptron in one kernel where there is one; False: layer by layer.
 
@@ -88,15 +89,19 @@ class SpaceTimeField(RadianceField):
         check_integer("time_max_resolution", time_max_resolution, base_resolution, 2**20)
         check_number("time_cells", time_cells, f"(0, {time_max_resolution}]")
         check_number("density_bias", density_bias, "(-inf, inf)")
+        check_instance("fused", fused, bool)
         self.time_axes = time_axes
         self.time_scale = time_cells / time_max_resolution  # of the unit cube's side, which all axes share
         self.density_bias = density_bias
         self.space = HashGrid(3, n_levels, n_features, log2_table_size, base_resolution, max_resolution)
         check_integer("time_log2_table_size", time_log2_table_size, 3, 28)
-        grids = [
-            HashGrid(len(axes), n_levels, n_features, time_log2_table_size, base_resolution, time_max_resolution)
-            for axes in AXES[time_axes]
-        ]
+        try:
+            grids = [
+                HashGrid(len(axes), n_levels, n_features, time_log2_table_size, base_resolution, time_max_resolution)
+                for axes in AXES[time_axes]
+            ]
+        except BadArgument as error:  # in the words of a grid that knows no time
+            raise BadArgument(f"time_log2_table_size, time_max_resolution: {error}") from error
         for grid in grids:
             nn.init.ones_(grid.table)
         self.space_time = nn.ModuleList(grids)
@@ -110,7 +115,9 @@ class SpaceTimeField(RadianceField):
         return self._encoded(self.unit_positions(positions), times)
 
     def _encoded(self, unit: Tensor, times: Tensor) -> Tensor:
-        place = torch.cat([unit, (self.time_scale * self.unit_times(times))[:, None]], 1)
+        check_tensor("times", times, (len(unit),), REALS)
+        moments = self.unit_times(times).clamp(0, 1).to(unit.dtype)  # beyond, no training view has written to the grids
+        place = torch.cat([unit, (self.time_scale * moments)[:, None]], 1)
         features = self.space(unit)
         for axes, grid in zip(AXES[self.time_axes], self.space_time, strict=True):
             features = features * grid(place[:, list(axes)])

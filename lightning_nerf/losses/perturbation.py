@@ -29,7 +29,7 @@ class PerturbationTV(Loss):
 
     Args:
         max_offset: largest offset along each axis, in thirds of the box's longest side; >= 0.
-        max_shift: largest shift in time, as a share of the times that a step's rays span; in [0, 1].
+        max_shift: largest shift in time, as a share of the times that the samples looked at span; in [0, 1].
         n_points: samples of a step, drawn with replacement, that are looked at; >= 1.
         weight, name: see :class:`Loss`.
 
@@ -73,5 +73,5 @@ class PerturbationTV(Loss):
         else:
             now = times[chosen]
             here = field.encoded(positions, now)
-            there = field.encoded(near, shifted_times(now, self.max_shift, uniform[:, 3]))
+            there = field.encoded(near, shifted_times(now, self.max_shift, uniform[:, 3], counts))
         return mean_where((here.float() - there.float()).abs().mean(-1), counts)

@@ -1,4 +1,4 @@
-"""What losses on single samples share: which of them count, and times a little earlier or later."""
+"""Helpers of losses on single samples: which samples count, and times a little earlier or later."""
 
 from __future__ import annotations
 
@@ -24,15 +24,21 @@ def mean_where(values: Tensor, counts: Tensor) -> Tensor:
     return torch.where(counts, values, 0.0).sum() / counts.sum().clamp(min=1)
 
 
-def shifted_times(times: Tensor, most: float, uniform: Tensor) -> Tensor:
-    """Times [N] moved by up to ``most`` of the range that they span, earlier or later, and kept within it.
+def shifted_times(times: Tensor, most: float, uniform: Tensor, counts: Tensor) -> Tensor:
+    """Times [N] that count, moved by up to ``most`` of the range that they span, earlier or later, and kept within it.
 
-    ``uniform``: [N] numbers in [0, 1).
+    Args:
+        times: [N].
+        most: largest shift, as a share of the range.
+        uniform: [N] numbers in [0, 1).
+        counts: [N] bool. Times where it is False stay as they are.
     """
     if len(times) == 0:
         return times
-    first, last = times.amin(), times.amax()
-    return (times + (last - first) * most * (2 * uniform - 1)).clamp(first, last)
+    first = torch.where(counts, times, float("inf")).amin()
+    last = torch.where(counts, times, -float("inf")).amax()
+    moved = (times + (last - first) * most * (2 * uniform - 1)).clamp(first, last)
+    return torch.where(counts, moved, times)
 
 
 def times_of(loss: Loss, step: Step) -> Tensor:

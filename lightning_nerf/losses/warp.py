@@ -13,11 +13,11 @@ from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.types import Step, WarpedField
 
 SMOOTH = ("opacity", "offset")
-_LEAST_LIGHT = 1e-6  # weights of a step that sees less are no mean's
+_LEAST_LIGHT = 1e-6  # least sum of weights to divide by
 
 
 class WarpSize(Loss):
-    r"""Mean squared offset of a warp over what is seen: points that need not move stay where they are.
+    r"""Mean squared offset of a warp over visible samples: points that need not move stay where they are.
 
     .. math:: \frac{\sum_i w_i \|o_i\|^2}{\sum_i w_i}
 
@@ -55,13 +55,13 @@ class WarpSize(Loss):
 
 
 class TemporalSmoothness(Loss):
-    r"""Mean squared change of the samples from their time to one a little earlier or later, another for each ray.
+    r"""Mean squared change of samples from their time to one a little earlier or later.
 
     .. math:: \frac1n \sum_i \bigl(f(x_i, t_i) - f(x_i, t_i + \delta_{r(i)})\bigr)^2
 
-    over the samples of rays that count. f is the opacity of the sample, :math:`1 - \exp(-\sigma \Delta)`, which any field
-    has, or the offset of a :class:`DeformedField`, in thirds of the box's longest side. The density or the warp is
-    evaluated once more, with gradient.
+    over the samples of rays that count; each ray has its own shift. f is the sample's opacity,
+    :math:`1 - \exp(-\sigma \Delta)`, which any field has, or the offset of a :class:`DeformedField`, in thirds of the box's
+    longest side. The density or the warp is evaluated once more, with gradient.
 
     >>> from lightning_nerf import TemporalSmoothness
     >>> TemporalSmoothness(weight=0.01, of="offset", max_shift=0.02).max_shift
@@ -69,7 +69,7 @@ class TemporalSmoothness(Loss):
 
     Args:
         of: "opacity" or "offset".
-        max_shift: largest shift, as a share of the times that a step's rays span; > 0, <= 1.
+        max_shift: largest shift, as a share of the times that the step's rays that count span; > 0, <= 1.
         weight, name: see :class:`Loss`.
 
     Raises:
@@ -90,7 +90,7 @@ class TemporalSmoothness(Loss):
         field, key = field_and_key(self, step)
         rays, samples, times = step.batch.rays, step.placement.samples, times_of(self, step)
         uniform = random_uniform(key, STREAM_TIME_SHIFTS, len(times), 1)[:, 0]
-        later = rays._replace(times=shifted_times(times, self.max_shift, uniform))
+        later = rays._replace(times=shifted_times(times, self.max_shift, uniform, step.counts))
         counts = counting_samples(step)
         if self.of == "opacity":
             deltas = samples.t_ends - samples.t_starts

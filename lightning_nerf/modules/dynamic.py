@@ -1,4 +1,4 @@
-"""Scenes that move: a field of position and time, on a grid that holds for all times."""
+"""The module of scenes that move: a field of position and time, and a curriculum over the times."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lightning_nerf import lightning_names
 from lightning_nerf.checks import BadArgument, check_integer
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
@@ -57,9 +58,25 @@ class DynamicNeRF(NeRFModule):
             raise BadArgument(f"field: expected one that wants times, got {type(self.field).__name__}")
         self.curriculum_steps = curriculum_steps
 
+    def setup(self, stage: str) -> None:
+        """See :meth:`NeRFModule.setup`."""
+        super().setup(stage)
+        repeated = int(lightning_names.overfit_batches(self.trainer))
+        if 0 < repeated < self.curriculum_steps:  # the number of a step would never reach the curriculum's end
+            raise BadArgument(
+                f"overfit_batches: expected at least curriculum_steps = {self.curriculum_steps}, or 0, got {repeated}"
+            )
+
     def draw(self) -> RayBatch:
         """See :meth:`NeRFModule.draw`; with a curriculum, rays of later times than the step's are inactive."""
-        batch = super().draw()
+        return self.close_later_rays(super().draw())
+
+    def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+        """See :meth:`NeRFModule.render_loss`; the curriculum holds for a batch of the user's own loader, too."""
+        return super().render_loss(None if batch is None else self.close_later_rays(batch))
+
+    def close_later_rays(self, batch: RayBatch) -> RayBatch:
+        """The batch, with rays of later times than the step's inactive, if there is a curriculum."""
         times = batch.rays.times
         if self.curriculum_steps == 0 or times is None:
             return batch
@@ -70,5 +87,6 @@ class DynamicNeRF(NeRFModule):
     def open_share(self) -> Tensor:
         """The share of the range of times that this step's views are of, [] float32; inf behind the curriculum's end."""
         step = self.key[2].double()  # read on the device: a graph holds it
-        share = _FIRST_SHARE + (1 - _FIRST_SHARE) * step / max(1, self.curriculum_steps)
-        return torch.where(step < self.curriculum_steps, share, float("inf")).float()
+        steps = min(self.curriculum_steps, 2**62)  # torch takes no larger number
+        share = _FIRST_SHARE + (1 - _FIRST_SHARE) * step / max(1, steps)
+        return torch.where(step < steps, share, float("inf")).float()

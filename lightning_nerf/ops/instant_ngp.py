@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
+from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import _library
 from lightning_nerf.ops._library import Context, Inputs
 from lightning_nerf.ops.instant_ngp_reference import (
@@ -71,9 +71,9 @@ def field(
         dtype: torch.float16 or torch.bfloat16, of the products' operands.
         evaluated: encodings of the samples that :func:`ray_densities` kept; they are not gathered again.
 
-    Differentiable once in table, weights and positions (see :func:`~lightning_nerf.ops.hash_grid.hash_grid`); not in
-    directions. The derivative of exp is that of
-    ``exp(clamp(x, -15, 15))``; that of a sigmoid is at least 0.0066 where a descent step brings its logit closer to 0, see
+    Differentiable once in table, weights and positions (see :func:`~lightning_nerf.ops.hash_grid.hash_grid`); directions
+    that require a gradient are refused. The derivative of exp is that of ``exp(clamp(x, -15, 15))``. That of a sigmoid is
+    at least 0.0066 where a descent step brings its logit closer to 0, see
     :func:`~lightning_nerf.fields.activations.leaky_sigmoid`. The table's gradient is summed in float32; incoming gradients
     of encodings have ``dtype``, so with float16 the loss wants scaling.
 
@@ -88,6 +88,8 @@ def field(
     _check_parameters(table, working, levels, weights, dtype)
     encoded, sources = (None, None) if evaluated is None else evaluated
     check_same_device(positions=positions, directions=directions, table=table, working=working, encoded=encoded)
+    if needs_grad(directions):
+        raise NotImplementedError("instant_ngp.field has no derivative in directions; build the field with fused=False")
     density, rgb, _ = torch.ops.lightning_nerf.instant_ngp_field(
         positions.contiguous(),
         None if directions is None else directions.contiguous(),

@@ -10,10 +10,12 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 
 from lightning_nerf.callbacks import TimeStrip, Turntable
 from lightning_nerf.callbacks.image_logger import GAP
 from lightning_nerf.callbacks.run_folder import run_folder
+from lightning_nerf.callbacks.time_strip import significant_digits
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data import NeRFDataModule
 from lightning_nerf.estimators import OccupancyGrid
@@ -125,18 +127,40 @@ def test_a_view_that_is_not_there_is_named_before_the_training(tmp_path: Path, s
     run = trainer(tmp_path, callbacks=[TimeStrip(view=3)], max_steps=2)
     run.fit(module, data)  # does not validate,
     run.test(module, data, verbose=False)  # and of the five test views there is one
-    run = trainer(tmp_path, callbacks=[TimeStrip(view=5)])
+    rendered: list[object] = []
+    note = LambdaCallback(on_test_batch_end=lambda *args, **kwargs: rendered.append(args))
+    run = trainer(tmp_path, callbacks=[TimeStrip(view=5), note])
     with pytest.raises(BadArgument, match="view: expected one of the 5 views of the test split, got 5"):
         run.test(module, data, verbose=False)
+    assert not rendered  # refused before the first view is rendered
 
 
-@pytest.mark.parametrize(("name", "value"), [("n_times", 0), ("n_times", 1.5), ("view", -1)])
+@pytest.mark.parametrize(("name", "value"), [("n_times", 0), ("n_times", 1.5), ("n_times", 1001), ("view", -1)])
 def test_bad_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=name):
         TimeStrip(**{name: value})
 
 
 @pytest.mark.filterwarnings("ignore:FullDisk. .* is lost, the run goes on")
+@pytest.mark.parametrize(
+    ("first", "last", "n", "expected"),
+    [
+        (0.0, 1.0, 5, ["0", "0.25", "0.5", "0.75", "1"]),
+        (0.0, 1.0, 4, ["0", "0.333", "0.667", "1"]),
+        (1000.0, 1004.0, 3, ["1000", "1002", "1004"]),
+        (-1e6, -1e6 + 70, 2, ["-1e+06", "-999930"]),
+        (3.0, 3.0, 2, ["3", "3"]),
+        (0.1, 0.1, 1, ["0.1"]),
+        (0.0, 1e-30, 2, ["0", "1e-30"]),
+        (-3e38, 3e38, 3, ["-3e+38", "0", "3e+38"]),
+    ],
+)
+def test_a_strips_labels_tell_its_times_apart(first: float, last: float, n: int, expected: list[str]) -> None:
+    times = torch.linspace(first, last, n, dtype=torch.float64)
+    digits = significant_digits(times.float())
+    assert [f"{time:.{digits}g}" for time in times.tolist()] == expected
+
+
 def test_a_logger_that_fails_over_a_strip_does_not_end_the_run(tmp_path: Path, scene_cache: Path) -> None:
     module, data = moving(scene_cache)
     run = trainer(tmp_path, logger=[FullDisk(tmp_path)], callbacks=[TimeStrip(n_times=2)])

@@ -13,6 +13,7 @@ import torch
 
 from lightning_nerf.arguments import build, described
 from lightning_nerf.cameras import image_rays
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.data import BlenderData, DNeRFData, NeRFDataModule
 from lightning_nerf.data.camera_files import read_cameras
 from lightning_nerf.data.sources import DNeRFSource
@@ -114,6 +115,34 @@ def test_the_splits_of_one_file_have_its_times(tmp_path: Path, lists: bool) -> N
         assert scene.cameras.times is not None
         assert scene.n_views == n
         assert scene.cameras.times.tolist() == [time_of(int(name[2:])) for name in scene.names]
+
+
+def at_times(*times: float) -> Callable[[dict[str, Any]], Any]:
+    def change(content: dict[str, Any]) -> None:
+        for frame, time in zip(content["frames"], times, strict=True):
+            frame["time"] = time
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "times", [(1.7e9, 1.7e9 + 0.5, 1.7e9 + 60), (2**60, 2**60, 2**60 + 1), (-3e38, 0.0, 3e38), (0.0, 0.0, 1e-44)]
+)
+def test_times_that_float32_cannot_tell_apart_are_refused(tmp_path: Path, times: tuple[float, ...]) -> None:
+    write_split(tmp_path, change=at_times(*times))
+    message = r"transforms_train.json: 'time' goes from .* to .*; subtract the first time from all, or scale them"
+    with pytest.raises(BadArgument, match=message):
+        DNeRFData(tmp_path).scene("train")
+    with pytest.warns(UserWarning, match=message):
+        BlenderData(tmp_path).scene("train")
+
+
+@pytest.mark.parametrize("times", [(1.7e9,) * 3, (1e6, 1e6 + 50, 1e6 + 70), (0.3, 0.3 + 1e-4, 0.31), (1e30, 2e30, 3e30)])
+def test_large_times_are_taken(tmp_path: Path, times: tuple[float, ...]) -> None:
+    write_split(tmp_path, change=at_times(*times))
+    cameras = DNeRFData(tmp_path).scene("train").cameras
+    assert cameras.times is not None
+    assert cameras.times.tolist() == torch.tensor(times).tolist()
 
 
 NAN = float("nan")

@@ -403,7 +403,35 @@ def test_no_host_synchronization() -> None:
 # -- what is refused --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("times", [None, (0.0, float("nan")), (0.0, float("inf"))])
+NO_RANGES = [(0.0, float("nan")), (0.0, float("inf")), (0.0, 1e39), (-3e38, 3e38), (0.0,), (0.0, 1.0, 2.0), ("0", "1")]
+
+
+@pytest.mark.parametrize("times", NO_RANGES)
+def test_a_grid_for_all_times_needs_a_range_or_none(times: Any) -> None:
+    grid = bound(n_times=1)
+    with pytest.raises(BadArgument, match=r"^times: expected the first and the last time of the data, got \("):
+        grid.update(ball, step=0, key=make_key(0), times=times)
+    assert grid.binaries.all()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("span", [float("nan"), 1.0]),
+        ("span", [0.0, float("inf")]),
+        ("span", [1.0, 0.0]),
+        ("updates", -1),
+    ],
+)
+def test_bins_that_cannot_be_are_not_loaded(name: str, value: Any) -> None:
+    grid = bound()
+    weights = grid.state_dict()
+    weights[f"bins.{name}"] = torch.tensor(value)
+    with pytest.raises(BadArgument, match=rf"bins\.{name}: expected"):
+        bound().load_state_dict(weights)
+
+
+@pytest.mark.parametrize("times", [None, *NO_RANGES])
 def test_an_update_needs_the_range_of_times(times: tuple[float, float] | None) -> None:
     grid = bound()
     message = r"^times: expected the first and the last time of the data, since the grid has 8 bins in time, got "
@@ -422,6 +450,20 @@ def test_rays_need_times() -> None:
             use()
     with pytest.raises(BadArgument, match=r"^rays.times: expected shape \[3\], got \[2\]$"):
         bound().place(rays(3)._replace(times=torch.zeros(2)))
+    with pytest.raises(BadArgument, match=r"^times: expected shape \[2\], got \[3\]$"):
+        bound().sampling(torch.zeros(2, 3), torch.ones(2, 3), times=torch.zeros(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_plain_loop_says_the_times_of_its_rays(dtype: torch.dtype) -> None:
+    grid, some = bound(), rays(50)
+    train(grid, ball, 8)
+    assert some.times is not None
+    found = grid.sampling(some.origins, some.directions, far_plane=10.0, times=some.times.to(dtype))
+    expected = grid.place(some).samples
+    assert torch.equal(found[0], expected.ray_indices.long())
+    assert torch.equal(found[1], expected.t_starts)
+    assert torch.equal(found[2], expected.t_ends)
 
 
 @pytest.mark.parametrize("value", [0, -1, 2**16])

@@ -337,6 +337,7 @@ def test_before_it_knows_the_times_it_says_so() -> None:
         ({"position_frequencies": 0}, BadArgument, "position_frequencies: expected an integer from 1 to 16"),
         ({"time_frequencies": 17}, BadArgument, "time_frequencies: expected an integer from 1 to 16"),
         ({"identity_at_zero": 1}, BadType, "identity_at_zero: expected bool, got int"),
+        ({"fused": "no"}, BadType, "fused: expected bool, got str"),
     ],
 )
 def test_wrong_arguments_are_refused(options: Any, kind: type[Exception], message: str) -> None:

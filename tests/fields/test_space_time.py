@@ -88,6 +88,16 @@ def test_what_is_learned_depends_on_the_time() -> None:
     assert ((field.density(positions, times=times) - other).abs() > 1e-6).double().mean() > 0.9
 
 
+@pytest.mark.parametrize("time_axes", ["volumes", "planes"])
+def test_beyond_the_times_of_the_data_it_is_as_at_their_ends(time_axes: str) -> None:
+    field = bound(varied=True, time_axes=time_axes)
+    positions, _, times = points()
+    for given, end in [(FIRST - 3, FIRST), (-1e30, FIRST), (LAST + 0.1, LAST), (1e30, LAST), (float("inf"), LAST)]:
+        beyond, at_end = (field.encoded(positions, torch.full_like(times, time)) for time in (given, end))
+        assert torch.equal(beyond, at_end)
+    assert not torch.equal(field.encoded(positions, torch.full_like(times, LAST - 0.1)), at_end)
+
+
 def test_all_parameters_get_gradients() -> None:
     field = bound(varied=True)
     positions, directions, times = points()
@@ -132,6 +142,12 @@ def test_a_fit_learns_what_moves_and_its_checkpoint_says_the_same(tmp_path: Path
         ({"time_cells": 17}, "time_cells"),
         ({"time_max_resolution": 3}, "time_max_resolution"),
         ({"density_bias": float("nan")}, "density_bias"),
+        ({"fused": "no"}, "fused: expected bool, got str"),
+        ({"n_levels": 1, "max_resolution": 4}, "time_log2_table_size, time_max_resolution: n_levels=1 has one resolution"),
+        (
+            {"n_levels": 64, "time_max_resolution": 2**20, "time_log2_table_size": 28},
+            "time_log2_table_size, time_max_resolution: n_levels, log2_table_size: expected a table of less than 2",
+        ),
     ],
 )
 def test_bad_arguments_are_named(options: dict[str, Any], name: str) -> None:

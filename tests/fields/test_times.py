@@ -4,15 +4,32 @@ from __future__ import annotations
 
 import copy
 import io
+from typing import Any
 
 import pytest
 import torch
 
 from lightning_nerf.checks import BadArgument
+from lightning_nerf.fields import DeformedField, RadianceField, SpaceTimeField
+from lightning_nerf.scene_box import SceneBox
 from tests.estimators.test_times import TimedField
 from tests.executors.fits import PlainField
 
 FIRST, LAST = 2.0, 5.0
+SMALL: dict[str, Any] = {
+    "n_levels": 2,
+    "log2_table_size": 8,
+    "max_resolution": 32,
+    "time_log2_table_size": 8,
+    "time_max_resolution": 32,
+}
+FIELDS = [TimedField, lambda: DeformedField(PlainField(), width=16), lambda: SpaceTimeField(**SMALL)]
+
+
+def bound(field: RadianceField) -> Any:
+    field.bind(SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]])))
+    field.bind_times(FIRST, LAST)
+    return field
 
 
 @pytest.mark.parametrize(
@@ -52,11 +69,48 @@ def test_a_field_that_was_told_no_range_says_so() -> None:
         (float("nan"), 1.0, "first: expected a number in"),
         (0.0, float("inf"), "last: expected a number in"),
         ("0", 1.0, "first: expected a number in"),
+        (-3e38, 3e38, r"last - first: expected a number in \[0, inf\), got 6e\+38"),
     ],
 )
 def test_what_is_no_range_is_refused(first: float, last: float, message: str) -> None:
     with pytest.raises(BadArgument, match=message):
         TimedField().bind_times(first, last)
+
+
+@pytest.mark.parametrize(
+    ("times", "message"),
+    [
+        (None, "times: expected a tensor, got NoneType"),
+        (0.5, "times: expected a tensor, got float"),
+        (torch.tensor(0.5), r"times: expected shape \[(N|4)\], got \[\]"),
+        (torch.zeros(4, 1), r"times: expected shape \[(N|4)\], got \[4, 1\]"),
+        (torch.zeros(4, dtype=torch.bool), "times: expected dtype .*, got torch.bool"),
+    ],
+)
+@pytest.mark.parametrize("made", FIELDS)
+def test_times_of_a_wrong_shape_or_type_are_refused(made: Any, times: Any, message: str) -> None:
+    field = bound(made())
+    with pytest.raises(BadArgument, match=message):
+        field.unit_times(times)
+    if not isinstance(field, TimedField):  # which asks for no unit times
+        with pytest.raises(BadArgument, match=message):
+            field(torch.zeros(4, 3), torch.ones(4, 3), times=times)
+
+
+@pytest.mark.parametrize("made", FIELDS[1:])
+def test_times_of_other_points_are_refused(made: Any) -> None:
+    field = bound(made())
+    with pytest.raises(BadArgument, match=r"times: expected shape \[4\], got \[1\]"):
+        field.density(torch.zeros(4, 3), times=torch.zeros(1))
+
+
+@pytest.mark.parametrize("made", FIELDS[1:])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+def test_times_may_have_another_type_than_positions(made: Any, dtype: torch.dtype) -> None:
+    field, times = bound(made()), torch.tensor([2.0, 3.0, 4.0, 5.0])
+    positions = torch.rand(4, 3)
+    expected = field.density(positions, times=times)
+    assert torch.equal(field.density(positions, times=times.to(dtype)), expected)
 
 
 def test_a_static_field_keeps_its_state_and_takes_no_notice() -> None:
@@ -92,7 +146,7 @@ def test_weights_of_a_version_without_a_range_are_taken() -> None:
     assert not field.knows_times
 
 
-@pytest.mark.parametrize("times", [[1.0, 0.0], [0.0, float("inf")], [float("nan"), 1.0]])
+@pytest.mark.parametrize("times", [[1.0, 0.0], [0.0, float("inf")], [float("nan"), 1.0], [-3e38, 3e38]])
 def test_weights_with_another_than_a_range_are_refused(times: list[float]) -> None:
     weights = {**TimedField().state_dict(), "time_range": torch.tensor(times)}
     with pytest.raises(BadArgument, match="time_range: expected a first and a last time"):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from lightning_nerf.data.batches import checked_batch
 from lightning_nerf.modules import InstantNGP
 from lightning_nerf.types import RayBatch, Rays
 from tests.fuzz.strategies import INF, NAN, bounded, fuzz, spaced, tensors
@@ -123,6 +124,24 @@ def test_a_ray_without_direction_has_no_samples(module: InstantNGP, length: floa
     rays = Rays(torch.zeros(4, 3), torch.full((4, 3), length), torch.zeros(4), torch.full((4,), 1e8))
     batch = RayBatch(rays, torch.zeros(4, 3), None, None)
     assert module.training_step(batch, 0)["n_samples"] == 0
+
+
+def test_rays_that_the_mask_leaves_out_have_no_samples(module: InstantNGP) -> None:
+    batch = module.datamodule.draw(module.key, 64)
+    assert module.training_step(batch._replace(mask=None), 0)["n_samples"] > 0
+    assert module.training_step(batch._replace(mask=torch.zeros(64, dtype=torch.bool)), 0)["n_samples"] == 0
+
+
+@pytest.mark.parametrize("mask", [None, torch.tensor([True, True, False, True])])
+def test_a_ray_without_a_finite_time_is_left_out(mask: torch.Tensor | None) -> None:
+    times = torch.tensor([float("nan"), 3.0, 4.0, float("inf")])
+    rays = Rays(torch.zeros(4, 3), torch.ones(4, 3), torch.zeros(4), torch.ones(4), times)
+    batch = checked_batch(RayBatch(rays, torch.zeros(4, 3), None, mask))
+    assert batch.rays.times is not None
+    assert batch.rays.times.tolist() == [0.0, 3.0, 4.0, 0.0]
+    assert batch.mask is not None
+    assert batch.mask.tolist() == [False, True, mask is None, False]
+    assert torch.equal(batch.rays.far > batch.rays.near, batch.mask)
 
 
 def test_a_proper_batch_is_learned_from(module: InstantNGP) -> None:

@@ -149,6 +149,22 @@ def test_what_does_not_change_is_smooth() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in still.parameters())
 
 
+@pytest.mark.parametrize("make", [lambda: TemporalSmoothness(max_shift=0.5), lambda: PerturbationTV(max_offset=0.0)])
+def test_times_of_rays_that_do_not_count_change_nothing(make: Any) -> None:
+    """NaN, or far outside of the data: the range of the shifts is that of rays that count."""
+    values = []
+    for time in (3.0, 1e6, float("nan")):
+        step = one_step(field := Growing(), n=20)
+        rays = step.batch.rays._replace(times=torch.tensor([FIRST, LAST, time]))
+        counts = torch.tensor([True, True, False])
+        step = step._replace(batch=step.batch._replace(rays=rays, mask=counts), key=make_key(3))
+        values.append(loss := make()(step))
+        loss.backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in field.parameters())
+    assert values[0] > 0
+    assert values[0] == values[1] == values[2]
+
+
 # -- perturbations -----------------------------------------------------------------------------------------------------
 
 

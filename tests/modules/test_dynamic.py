@@ -189,6 +189,35 @@ def test_a_checkpoint_of_another_warp_is_refused(tmp_path: Path, options: Any, a
 # -- the curriculum ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("steps", [2**63, 2**70, 10**400])
+def test_a_curriculum_of_any_length_opens_the_first_times(steps: int) -> None:
+    assert float(module(curriculum_steps=steps).open_share()) == pytest.approx(0.05)
+
+
+def test_a_curriculum_holds_for_a_users_own_loader(tmp_path: Path) -> None:
+    scene = ball()
+    batch = scene.draw(torch.tensor([0, 0, 0]), 200)
+    scene.train_dataloader = lambda: torch.utils.data.DataLoader([batch] * 8, batch_size=None)  # type: ignore
+    seen: list[Tensor] = []
+
+    class Seen(Photometric):
+        def forward(self, step: Any) -> Tensor:
+            seen.append(step.batch.rays.times[step.counts])
+            return super().forward(step)
+
+    trainer(tmp_path, max_steps=4).fit(module(curriculum_steps=3, losses=[Seen()]), scene)
+    assert float(seen[0].max()) <= FIRST + 0.05 * (LAST - FIRST)
+    assert float(seen[3].max()) == LAST
+
+
+@pytest.mark.filterwarnings("ignore:Total length of `ViewIndices`")
+def test_steps_that_come_round_again_before_the_curriculum_ends_are_refused(tmp_path: Path) -> None:
+    message = "overfit_batches: expected at least curriculum_steps = 3, or 0, got 2"
+    with pytest.raises(BadArgument, match=message):
+        trainer(tmp_path, max_steps=4, overfit_batches=2).fit(module(curriculum_steps=3), ball())
+    trainer(tmp_path, max_steps=4, overfit_batches=4).fit(module(curriculum_steps=3), ball())
+
+
 @pytest.mark.parametrize(("step", "latest"), [(0, 0.05), (50, 0.525), (99, 0.9905), (100, 1.0), (5000, 1.0)])
 def test_a_step_draws_views_up_to_its_time(tmp_path: Path, step: int, latest: float) -> None:
     run = module(curriculum_steps=100)

@@ -222,6 +222,14 @@ def test_second_derivatives_are_refused() -> None:
         grad.sum().backward()
 
 
+def test_directions_that_require_a_gradient_are_refused() -> None:
+    p, (x, d) = net((16, 2), "cpu"), points(5, "cpu")
+    with pytest.raises(NotImplementedError, match="no derivative in directions; build the field with fused=False"):
+        field(x, d.requires_grad_(), *p, density_bias=-1.0, dtype=torch.float16)
+    with torch.no_grad():
+        field(x, d, *p, density_bias=-1.0, dtype=torch.float16)
+
+
 def test_bad_arguments_are_named() -> None:
     p, (x, d) = net((16, 2), "cpu"), points(5, "cpu")
     options: dict[str, Any] = {"density_bias": -1.0, "dtype": torch.float16}
