@@ -383,7 +383,7 @@ def test_bad_checkpoints_are_named(ball: list[str], capsys: pytest.CaptureFixtur
     cli = build(["-c", recipe])
     torch.save({"state_dict": {"field.color": torch.zeros(1), **cli.model.state_dict()}}, "more.ckpt")
     message = refused(["-c", recipe, "--ckpt", "more.ckpt"], capsys)
-    assert "more.ckpt does not fit the model" in message
+    assert "more.ckpt does not fit the model; a checkpoint says itself what it is of: lightning-nerf render " in message
     assert "field.color" in message
 
 
