@@ -66,8 +66,8 @@ def load(checkpoint: Path | str, recipes: Sequence[str], rest: Sequence[str], al
         module.on_load_checkpoint(content)
         load_weights(module, content["state_dict"], module.strict_loading)
     except BadArgument as error:
-        shorter = f"; a checkpoint says itself what it is of: lightning-nerf render {checkpoint}" if recipes else ""
-        raise BadArgument(f"--ckpt: {checkpoint} does not fit the model{shorter}\n{error}") from error
+        shorter = f" (by itself it says what it is of: lightning-nerf render {checkpoint})" if recipes else ""
+        raise BadArgument(f"--ckpt: {checkpoint} does not fit the model{shorter}: {error}") from error
     trainer.precision_plugin.convert_module(module)
     module.to(trainer.strategy.root_device).eval()
     return scene
