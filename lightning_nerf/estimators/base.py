@@ -42,8 +42,8 @@ class Estimator(Recorded, nn.Module, ABC):
     """Whether :meth:`update` must be called during training."""
 
     fixed_count: int | None = None
-    """Samples that :meth:`place` puts on each active ray, where their number is fixed; the number of rays of a step then is
-    fixed too. None: the number varies."""
+    """Samples that :meth:`place` puts on each active ray, where their number is fixed, or at most that many where it drops
+    some of them; the number of rays of a step then is fixed too. None: the number varies."""
 
     n_levels: int = 1
     """Nested boxes that :meth:`place` looks into, each twice as large as the one before, the first being the scene's."""

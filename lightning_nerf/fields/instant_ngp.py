@@ -21,6 +21,7 @@ from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, FrameKernel, PackedSamples, Pruning, Rays, Render
 
 MAX_WIDTH, MAX_LAYERS = 4096, 16  # limits that catch typos before they take all memory
+KERNEL_DEGREE = 4  # of the harmonics that kernels compute; fewer are the first of these
 
 
 class InstantNGPField(RadianceField):
@@ -47,12 +48,13 @@ class InstantNGPField(RadianceField):
         geometry_features: outputs of the density perceptron, 1 to 4096.
         density_layers: hidden layers of the density perceptron, 0 to 16.
         color_layers: hidden layers of the color perceptron, 0 to 16.
-        sh_degree: degree of the spherical harmonics, ``sh_degree**2`` coefficients.
+        sh_degree: degree of the spherical harmonics, ``sh_degree**2`` coefficients, 1 to 5; 1: color does not depend on the
+            direction.
         density_bias: added to the log density, per third of the box's longest side; -1 starts training with a thin fog.
         fused: under CUDA autocast, run the whole field in one kernel each way, see :mod:`lightning_nerf.ops.instant_ngp`.
-            There are kernels for 32 encoded features, 2 or 4 per level, and the default perceptrons; any other shape runs
-            op by op, with the same parameters, its perceptrons in one kernel each where there is one. False: op by op and
-            layer by layer, which leaves the perceptrons their second derivatives.
+            There are kernels for 32 encoded features, 2 or 4 per level, ``sh_degree`` up to 4, and the default perceptrons;
+            any other shape runs op by op, with the same parameters, its perceptrons in one kernel each where there is one.
+            False: op by op and layer by layer, which leaves the perceptrons their second derivatives.
 
     Differentiable in all parameters and once in positions; op by op also in directions. A direction that requires a
     gradient is not sent to the fused kernels.
@@ -104,8 +106,9 @@ class InstantNGPField(RadianceField):
         )
 
         self.float()  # whatever torch's default is: kernels know no other, and the table is float32, too
-        layers = (width, geometry_features, density_layers, color_layers, sh_degree)
-        self.fused = fused and n_features in (2, 4) and n_levels * n_features == 32 and layers == (64, 16, 1, 2, 4)
+        layers = (width, geometry_features, density_layers, color_layers)
+        fits = n_levels * n_features == 32 and layers == (64, 16, 1, 2) and sh_degree <= KERNEL_DEGREE
+        self.fused = fused and n_features in (2, 4) and fits
 
     # -- op by op ----------------------------------------------------------------------------------------------------
 
@@ -163,13 +166,22 @@ class InstantNGPField(RadianceField):
             if layers is None:
                 return None
             weights += layers
-        fits = [tuple(w.shape) for w in weights] == list(instant_ngp.SHAPES.values())
+        shapes = [tuple(w.shape) for w in weights]
+        n_outputs, n_inputs = instant_ngp.SHAPES["color1"]
+        missing = KERNEL_DEGREE**2 - self.direction_encoding.n_outputs
+        fits = shapes == [*({**instant_ngp.SHAPES, "color1": (n_outputs, n_inputs - missing)}).values()]
         return instant_ngp.Weights(*weights) if fits else None
 
     def _weights(self) -> instant_ngp.Weights:
+        """What kernels read: the layers' weights, with zeros for the harmonics that the field leaves out."""
         weights = self._kernel_weights()
         assert weights is not None  # _operands has looked
-        return weights
+        n = self.direction_encoding.n_outputs
+        if n == KERNEL_DEGREE**2:
+            return weights
+        color = weights.color1
+        zeros = color.new_zeros(len(color), KERNEL_DEGREE**2 - n)
+        return weights._replace(color1=torch.cat([color[:, :n], zeros, color[:, n:]], 1))
 
     def _fused(
         self, dtype: torch.dtype, unit: Tensor, directions: Tensor | None, evaluated: Evaluated | None = None

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.estimators import Hierarchical, Uniform, as_query
+from lightning_nerf.ops.composite import composite
 from lightning_nerf.ops.random import STREAM_COARSE, make_key
+from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.renderers import FrameRenderer, VolumeRenderer
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Placement, Rays, Round
 from tests.estimators.test_uniform import BOX, SPACINGS, fog, hit_by, rays_of
@@ -225,3 +229,70 @@ def test_frames_in_chunks_are_equal_to_the_whole(make: Any, max_samples: int) ->
     whole = test_frame.at_once(estimator, rays, behind)
     test_frame.assert_same(rendered, whole)
     assert 0 < float(whole.opacity.mean()) < 1
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("capacity", [None, 3000])
+def test_samples_that_are_hidden_or_transparent_are_dropped(capacity: int | None, device: str) -> None:
+    """A wall behind a veil: the samples left are those of the whole list that pass both thresholds, and hold its light."""
+    rays = rays_of(20, device)
+
+    def scene(positions: Tensor) -> Tensor:
+        return torch.where(positions[:, 2] > 0.3, 200.0, torch.where(positions[:, 0] > 0, 0.3, 1e-4))
+
+    def placed_by(**thresholds: float) -> PackedSamples:
+        estimator = Hierarchical(N_COARSE, N_FINE, **thresholds).bind(BOX).to(device)
+        return estimator.place(rays, as_query(scene), capacity=capacity).samples
+
+    whole, left = placed_by(), placed_by(alpha_threshold=1e-3, early_stop_eps=1e-2)
+    assert 0 < int(left.offsets[-1]) < int(whole.offsets[-1]) / 2
+    values = [scene(sample_points(rays, samples)[0]) for samples in (whole, left)]
+    n = int(whole.offsets[-1])
+    depths = values[0][:n].double() * (whole.t_ends - whole.t_starts)[:n].double()
+    before = torch.cat([d.cumsum(0) - d for d in depths.split(whole.offsets.diff().tolist())])
+    seen = (depths >= -math.log1p(-1e-3)) & (before <= -math.log(1e-2))
+    assert torch.equal(left.t_starts[: int(left.offsets[-1])], whole.t_starts[:n][seen])
+    light = [opacities(value, samples) for value, samples in zip(values, (whole, left), strict=True)]
+    assert (light[0] - light[1]).abs().max() < 1e-2 + (N_COARSE + N_FINE) * 1e-3
+    if capacity is not None:
+        assert len(left.t_starts) == capacity
+        assert bool(left.kept.all())
+
+
+def opacities(values: Tensor, samples: PackedSamples) -> Tensor:
+    nothing = values.new_empty(len(values), 0)
+    return composite(values, nothing, samples.t_starts, samples.t_ends, samples.offsets).opacity
+
+
+@pytest.mark.parametrize("density", [1e-6, 0.0])
+def test_a_young_field_keeps_its_samples_in_training(density: float) -> None:
+    """Its opacities lie below the threshold, all of them: without samples it would never learn."""
+    estimator = Hierarchical(N_COARSE, N_FINE, alpha_threshold=0.01).bind(BOX)
+    fog = as_query(lambda positions: torch.full((len(positions),), density))
+    in_training, later = (int(estimator.place(rays_of(20), fog, key=k).samples.offsets[-1]) for k in (make_key(0), None))
+    everything = int(hit_by(rays_of(20)).sum()) * (N_COARSE + N_FINE)
+    assert 0.8 * everything < in_training <= everything  # the shortest intervals, which hold next to nothing, may go
+    assert later == 0
+
+
+def test_features_follow_the_samples_that_are_left() -> None:
+    """What a query leaves of each sample is found again by the index of the sample that it was."""
+    kept: list[Tensor] = []
+
+    def query(rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        kept.append(samples.t_starts)
+        return Densities(20.0 * (sample_points(rays, samples)[0][:, 2] > 0), samples.t_starts[:, None])
+
+    estimator = Hierarchical(N_COARSE, N_FINE, early_stop_eps=0.01, alpha_threshold=0.01).bind(BOX)
+    placement = estimator.place(rays_of(20), query, key=make_key(0))
+    assert placement.evaluated is not None
+    features, sources = placement.evaluated
+    assert 0 < len(sources) < len(features)
+    assert torch.equal(features[sources.long(), 0], placement.samples.t_starts)
+    assert len(placement.rounds) == 1
+
+
+@pytest.mark.parametrize("option", [{"alpha_threshold": 1.0}, {"early_stop_eps": -0.1}, {"early_stop_eps": float("nan")}])
+def test_thresholds_out_of_range_are_refused(option: dict[str, float]) -> None:
+    with pytest.raises(BadArgument, match=f"{next(iter(option))}: expected"):
+        Hierarchical(4, 8, **option)

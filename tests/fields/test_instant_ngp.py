@@ -11,6 +11,7 @@ from lightning_nerf.fields import instant_ngp as module
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import FieldOutput, PackedSamples, Rays
+from tests.ops.harness import DEVICES, rand
 from tests.scenes import fused_field
 
 
@@ -127,3 +128,23 @@ def test_kernels_along_rays_are_left_where_space_is_contracted(contraction: str)
         assert (a - b).norm() <= 2.0**-6 * b.norm()
     far = positions.norm(dim=-1) > 2
     assert (expected.density[far] > 0).all() == (contraction != "none")
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("degree", [1, 2, 3, 4])
+def test_kernels_take_fewer_harmonics_as_zeros(degree: int, device: str) -> None:
+    """Colors, and the gradients of the first color layer, are those of the layers one by one."""
+    torch.manual_seed(degree)
+    field = InstantNGPField(8, 4, log2_table_size=12, base_resolution=8, max_resolution=64, sh_degree=degree).to(device)
+    assert field.fused
+    nn.init.normal_(field.position_encoding.table, std=0.3)
+    field.bind(SceneBox(BOX.to(device)))
+    positions, directions = (2 * rand(50, 3, seed=seed).to(device) - 1 for seed in (1, 2))
+    results: list[Tensor] = []
+    for output in (field._fused(torch.bfloat16, field.unit_positions(positions), directions), field(positions, directions)):
+        (grad,) = torch.autograd.grad(output.rgb[:, 0].sum(), field.color_net[0].weight)
+        results += [output.rgb.detach(), grad]
+    assert results[1].shape == (64, degree**2 + 16)
+    for fused, plain in zip(results[:2], results[2:], strict=True):
+        assert (fused - plain).norm() <= 2.0**-5 * plain.norm()
+    assert not InstantNGPField(8, 4, log2_table_size=8, base_resolution=8, max_resolution=64, sh_degree=5).fused
