@@ -146,5 +146,5 @@ def test_kernels_take_fewer_harmonics_as_zeros(degree: int, device: str) -> None
         results += [output.rgb.detach(), grad]
     assert results[1].shape == (64, degree**2 + 16)
     for fused, plain in zip(results[:2], results[2:], strict=True):
-        assert (fused - plain).norm() <= 2.0**-5 * plain.norm()
+        assert (fused - plain).norm() <= 2.0**-4 * plain.norm()
     assert not InstantNGPField(8, 4, log2_table_size=8, base_resolution=8, max_resolution=64, sh_degree=5).fused
