@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -146,9 +147,10 @@ class Hierarchical(StratifiedEstimator):
         values = values.float()
         threshold = torch.full((), self.alpha_threshold, device=values.device)
         if in_training:
-            opacities = -torch.expm1(-values * (samples.t_ends - samples.t_starts))  # 0 in the tail
-            mean = opacities.sum() / samples.offsets[-1].clamp(min=1)
-            threshold = (mean * 0.1).clamp(max=self.alpha_threshold)  # intervals differ in length
+            depths = (values * (samples.t_ends - samples.t_starts)).nan_to_num(0.0, math.inf)
+            is_used = torch.arange(len(values), device=values.device) < samples.offsets[-1]  # the tail may hold anything
+            mean = torch.where(is_used, -torch.expm1(-depths), 0.0).sum() / samples.offsets[-1].clamp(min=1)
+            threshold = (mean * 0.1).clamp(max=self.alpha_threshold)  # a tenth: intervals differ in length
         left, sources = prune_from(
             values, samples, early_stop_eps=self.early_stop_eps, alpha_thre=threshold, capacity=capacity
         )

@@ -296,3 +296,20 @@ def test_features_follow_the_samples_that_are_left() -> None:
 def test_thresholds_out_of_range_are_refused(option: dict[str, float]) -> None:
     with pytest.raises(BadArgument, match=f"{next(iter(option))}: expected"):
         Hierarchical(4, 8, **option)
+
+
+@pytest.mark.parametrize("rest", [0.0, float("nan"), float("inf")])
+def test_the_unused_tail_has_no_say_in_what_is_dropped(rest: float) -> None:
+    """Nor has a single density that is not a number: half of the samples of all rays are left as they were."""
+
+    def query(rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        used = torch.arange(len(samples.t_starts)) < samples.offsets[-1]
+        values = torch.where(used, 2.0 * (sample_points(rays, samples)[0][:, 2] > 0), rest)
+        values[0] = rest
+        return Densities(values)
+
+    estimator = Hierarchical(N_COARSE, N_FINE, alpha_threshold=0.01).bind(BOX)
+    everything = int(hit_by(rays_of(20)).sum()) * (N_COARSE + N_FINE)
+    left = estimator.place(rays_of(20), query, key=make_key(0), capacity=everything + 100).samples
+    assert 0.2 * everything < int(left.offsets[-1]) < 0.8 * everything
+    assert bool(left.kept.all())
