@@ -114,8 +114,8 @@ def wide_mlp(
     to_input = needs_grad(first.rows)
     if (to_input and not has_input_gradient(network)) or (second is not None and needs_grad(second.rows)):
         raise NotImplementedError(
-            "wide_mlp has a derivative in its first input alone, which only hidden layers may take; run layer_by_layer for "
-            "others"
+            "wide_mlp has a derivative in its first input alone, and that only where has_input_gradient(network); run "
+            "layer_by_layer for others"
         )
     save = torch.is_grad_enabled() and (parameters.requires_grad or to_input)
     plan = _plan_on(network, parameters.device, to_input)

@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_nerf.ops import _library
 from lightning_nerf.ops.frequency import frequency
 from lightning_nerf.ops.wide_mlp import Encoding, Input, _check_device, has_kernel, layer_by_layer, wide_mlp
-from lightning_nerf.ops.wide_mlp_layout import Layer, Network, fits
+from lightning_nerf.ops.wide_mlp_layout import MAX_LINKS, Layer, Network, fits, has_input_gradient, plan
 from lightning_nerf.ops.wide_mlp_reference import to_blocks, to_rows
 from tests.ops.harness import DEVICES, generator
 
@@ -313,7 +313,9 @@ def test_inputs_without_a_derivative_that_need_gradients_are_refused(device: str
     of_a_head, second = reals(NETWORKS["odd"], 10, device), reals(NETWORKS["vanilla"], 10, device)
     of_a_head.inputs[0].requires_grad_()
     second.inputs[1].requires_grad_()
-    for case in (of_a_head, second):
+    many_links = reals(deep(22, 4, 8, 12), 10, device)
+    many_links.inputs[0].requires_grad_()
+    for case in (of_a_head, second, many_links):
         with pytest.raises(NotImplementedError, match="a derivative in its first input alone"):
             wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.float16)
 
@@ -355,6 +357,12 @@ def test_bad_arguments_are_named(name: str) -> None:
         wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.float16)
 
 
+def deep(hidden_layers: int, *skips: int) -> Network:
+    """Hidden layers of 64, of which those behind ``skips`` take the inputs once more."""
+    taken = [Layer(64, i > 0, (0,) if i == 0 or i - 1 in skips else ()) for i in range(hidden_layers)]
+    return Network((3,), (*taken, head(1)))
+
+
 def test_no_kernel_where_there_is_none() -> None:
     assert not has_kernel(torch.device("cpu"), NETWORKS["vanilla"])
     assert all(fits(network) for network in NETWORKS.values())
@@ -364,6 +372,13 @@ def test_no_kernel_where_there_is_none() -> None:
     assert not fits(Network((3,), (Layer(64, True), head(1)))), "a layer that takes nothing"
     assert not fits(Network((3,), (Layer(64, False, (0,)), Layer(64, False, (0,)), head(1)))), "taken by no layer"
     assert not fits(Network((3,), (Layer(64, False, (0,)), head(1), Layer(64, True)))), "taken by no layer"
+    assert not fits(deep(24)), "25 layers"
+    for hidden, skips, links in [(22, (4, 8, 12), 26), (23, (4,), 25), (23, (), 24), (21, (4, 8), 24)]:
+        network = deep(hidden, *skips)
+        assert fits(network)
+        assert len(plan(network, input_gradient=False).backward_links) <= MAX_LINKS
+        assert len(plan(network, input_gradient=True).backward_links) == links
+        assert has_input_gradient(network) == (links <= MAX_LINKS), "a backward chain with more links than the kernels hold"
 
 
 def test_another_gpu_than_hopper_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
