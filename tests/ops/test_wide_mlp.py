@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lightning_nerf.ops import _library
 from lightning_nerf.ops.frequency import frequency
-from lightning_nerf.ops.wide_mlp import Encoding, Input, _check_device, has_kernel, layer_by_layer, wide_mlp
+from lightning_nerf.ops.wide_mlp import Encoding, Input, _check_device, _plan_on, has_kernel, layer_by_layer, wide_mlp
 from lightning_nerf.ops.wide_mlp_layout import MAX_LINKS, Layer, Network, fits, has_input_gradient, plan
+from lightning_nerf.ops.wide_mlp_pieces import gradient_pieces
 from lightning_nerf.ops.wide_mlp_reference import to_blocks, to_rows
 from tests.ops.harness import DEVICES, generator
 
@@ -213,6 +214,18 @@ def test_bits_are_the_same_in_every_run_and_without_gradients(device: str) -> No
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_training_may_follow_a_validation_in_inference_mode(device: str) -> None:
+    case = reals(NETWORKS["smallest"], 10, device)
+    for cached in (_plan_on, plan, gradient_pieces):
+        cached.cache_clear()
+    with torch.inference_mode():
+        expected = wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.bfloat16)
+    y, grads = both_ways(case, torch.bfloat16, torch.ones(10, 1, device=device))
+    assert torch.equal(y, expected)
+    assert all(bool(grad.any()) for grad in grads)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_nan_stays_in_its_row(device: str) -> None:
     case = reals(NETWORKS["vanilla"], 200, device)
     case.inputs[0][77] = float("nan")
@@ -331,8 +344,6 @@ def test_second_derivatives_are_refused(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device: str) -> None:
-    from lightning_nerf.ops.wide_mlp import _plan_on
-
     case = reals(NETWORKS["narrow"], 40, device)
     parameters = torch.cat([t.detach().flatten() for pair in zip(case.weights, case.biases, strict=True) for t in pair])
     plan = _plan_on(case.network, parameters.device)
