@@ -114,8 +114,8 @@ def wide_mlp(
     to_input = needs_grad(first.rows)
     if (to_input and not has_input_gradient(network)) or (second is not None and needs_grad(second.rows)):
         raise NotImplementedError(
-            "wide_mlp has a derivative in its first input alone, which only hidden layers may take; run layer_by_layer for "
-            "others"
+            "wide_mlp has a derivative in its first input alone, and that only where has_input_gradient(network); run "
+            "layer_by_layer for others"
         )
     save = torch.is_grad_enabled() and (parameters.requires_grad or to_input)
     plan = _plan_on(network, parameters.device, to_input)
@@ -177,9 +177,9 @@ def _is_hopper(device: int) -> bool:
 def _plan_on(network: Network, device: torch.device, input_gradient: bool = False) -> tuple[Any, ...]:
     """What the ops take of a plan, on a device. On a CPU, where a reference serves, with one piece for each product."""
     cuda = device.type == "cuda"
-    plan = layout.plan(network, input_gradient)
-    pieces = gradient_pieces(network, torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
-    with torch.inference_mode(False):  # a validation may come first
+    n_processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
+    with torch.inference_mode(False):  # a validation may come first, and what it caches serves training
+        plan, pieces = layout.plan(network, input_gradient), gradient_pieces(network, n_processors)
         tensors = [*plan[:5], pieces.items, pieces.sources]
         return *(t.to(device) for t in tensors), network.n_outputs, plan.saved_blocks, pieces.n_pieces
 
