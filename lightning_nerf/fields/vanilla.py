@@ -15,7 +15,15 @@ from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.activations import leaky_sigmoid
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
-from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layer, linear_layers, run, trunk_layers, weights_and_biases
+from lightning_nerf.fields.wide_mlp import (
+    MAX_WIDTH,
+    linear_layer,
+    linear_layers,
+    operands,
+    run,
+    trunk_layers,
+    weights_and_biases,
+)
 from lightning_nerf.kept_dtypes import KeptDtypes
 from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, key_from_torch, make_key, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
@@ -134,6 +142,7 @@ class VanillaField(KeptDtypes, RadianceField):
         """See :meth:`RadianceField.forward`; ``count`` as of :meth:`density`."""
         return self._output(self._encodable(positions), self._seen(directions), count)
 
+    @states("counted")
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """See :meth:`RadianceField.query`: from front to back, no further than light gets, where that matters."""
 
@@ -145,10 +154,16 @@ class VanillaField(KeptDtypes, RadianceField):
             return Densities(front_to_back(samples, densities_of, early_stop_eps))
         return Densities(densities_of(samples))
 
+    @states("counted")
     def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
         """See :meth:`RadianceField.at_samples`; directions are encoded once for each ray."""
         direction = self._seen(rays.directions, samples.ray_indices)
         return self._output(self._of_samples(rays, samples), direction, samples.offsets[-1:])
+
+    def ends_at_count(self, rays: Rays) -> bool:
+        """Whether :meth:`query` and :meth:`at_samples` do no work behind ``offsets[-1]``: where there is one kernel."""
+        weights, _ = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
+        return self.fused and operands(self.network, [Input(rays.origins), Input(rays.directions)], weights) is not None
 
     # -- the layers --------------------------------------------------------------------------------------------------
 

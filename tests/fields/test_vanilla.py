@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_nerf.fields import VanillaField
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import PackedSamples, Rays
-from tests.ops.harness import generator
+from tests.ops.harness import DEVICES, generator
 
 BOX = torch.tensor([[-1.0, -2.0, -1.0], [1.0, 2.0, 3.0]])
 
@@ -192,6 +192,19 @@ def test_one_kernel_and_layers_agree() -> None:
     torch.testing.assert_close(outputs[0].density, outputs[1].density, rtol=0.05, atol=0.02)
     for mine, wanted in zip(*grads, strict=True):
         assert (mine - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_work_ends_at_a_count_where_there_is_one_kernel(device: str) -> None:
+    made, wide = field().to(device), field(width=512).to(device)
+    rays = Rays(*points(3), near=torch.zeros(3), far=torch.ones(3)).map(lambda t: t.to(device))
+    has_kernel = device == "cuda" and torch.cuda.get_device_capability() == (9, 0)
+    assert not made.ends_at_count(rays), "no autocast"
+    with torch.autocast(device, torch.bfloat16), torch.no_grad():
+        assert made.ends_at_count(rays) == has_kernel
+        assert not wide.ends_at_count(rays), "no kernel is so wide"
+        made.fused = False
+        assert not made.ends_at_count(rays)
 
 
 @pytest.mark.parametrize(
