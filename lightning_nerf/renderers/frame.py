@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import FLOATS, check_instance, check_integer, check_tensor
-from lightning_nerf.ops._placement import checked_placement
+from lightning_nerf.ops.placement import checked_placement
 from lightning_nerf.ops.visibility import prune_by
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.types import (
