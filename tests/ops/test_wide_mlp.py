@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops.frequency import frequency
 from lightning_nerf.ops.wide_mlp import Encoding, Input, _check_device, _plan_on, has_kernel, layer_by_layer, wide_mlp
 from lightning_nerf.ops.wide_mlp_layout import MAX_LINKS, Layer, Network, fits, has_input_gradient, plan
@@ -393,7 +393,7 @@ def test_no_kernel_where_there_is_none() -> None:
 
 
 def test_another_gpu_than_hopper_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "has_kernel", lambda name, key: True)
+    monkeypatch.setattr(library, "has_kernel", lambda name, key: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device == 98 else (9, 0))
     _check_device(torch.device("cuda", 99))
     with pytest.raises(ValueError, match=r"inputs: expected a GPU of compute capability 9\.0, got cuda:98"):
