@@ -45,6 +45,9 @@ class Estimator(Recorded, nn.Module, ABC):
     """Samples that :meth:`place` puts on each active ray, where their number is fixed, or at most that many where it drops
     some of them; the number of rays of a step then is fixed too. None: the number varies."""
 
+    n_rounds: int = 0
+    """Earlier rounds of samples that :meth:`place` makes, each with weights of its own."""
+
     n_levels: int = 1
     """Nested boxes that :meth:`place` looks into, each twice as large as the one before, the first being the scene's."""
 

@@ -71,8 +71,8 @@ def distortion(weights: Tensor, t_starts: Tensor, t_ends: Tensor, *, offsets: Te
     check_same_device(weights=weights, t_starts=t_starts, t_ends=t_ends, offsets=offsets)
     by_reference = needs_grad(t_starts, t_ends) or is_transformed()
     op = reference if by_reference else torch.ops.lightning_nerf.distortion
-    lists = (each.reshape(-1).contiguous() for each in (weights.float(), t_starts, t_ends))
-    return op(*lists, csr).view(rays)
+    w, starts, ends = (each.reshape(-1).contiguous() for each in (weights.float(), t_starts, t_ends))
+    return op(w, starts, ends, csr).view(rays)
 
 
 def reference(weights: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor) -> Tensor:
