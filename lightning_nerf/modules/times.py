@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lightning_nerf import lightning_names
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from lightning_nerf.modules.evaluation import EvaluatedModule
 
 _ROUNDING = 1e-6  # of the larger time: what float32 and a file's decimals leave of it
+_SLACK = 1e-3  # of a range: its ends may be typed with some digits less
+_warned: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()  # a fit validates more than once
 
 
 def timed_fields(module: nn.Module) -> Iterator[tuple[str, RadianceField]]:
@@ -39,11 +43,45 @@ def bind_times(module: EvaluatedModule) -> None:
 
 
 def bind_unknown_times(module: EvaluatedModule) -> None:
-    """Outside of a fit: tell the fields that no checkpoint told. Views of any times may be rendered."""
+    """Before an evaluation: tell the fields that no checkpoint told. Views of any times may be rendered, with a warning."""
     unknown = [field for _, field in timed_fields(module) if not field.knows_times]
     if unknown and (found := module.datamodule.time_range()) is not None:  # reads the training views
         for field in unknown:
             field.bind_times(*found)
+    warn_of_views_outside(module)
+
+
+def known_time_range(module: nn.Module) -> tuple[float, float] | None:
+    """The first and the last time of the views that the module's fields learned from; None: no field knows."""
+    field = next((field for _, field in timed_fields(module) if field.knows_times), None)
+    if field is None:
+        return None
+    first, last = field.time_range.tolist()
+    return first, last
+
+
+def times_outside(times: Tensor, trained: tuple[float, float]) -> Tensor:
+    """Which of the times [N] lie before the first or behind the last time of the training views, as bools [N]."""
+    first, last = trained
+    slack = max(_SLACK * (last - first), _ROUNDING * max(abs(first), abs(last)))
+    return (times < first - slack) | (times > last + slack)
+
+
+def warn_of_views_outside(module: EvaluatedModule) -> None:
+    """Warn, once for each split, that the views to be rendered have times that the field was not trained on."""
+    trainer, known = lightning_names.attached_trainer(module), known_time_range(module)
+    split = "val" if trainer is not None and (trainer.validating or trainer.sanity_checking) else "test"
+    if trainer is None or known is None or split in _warned.setdefault(module, set()):
+        return
+    times = module.datamodule.scene(split).cameras.times
+    if times is None or not bool((outside := times_outside(times, known)).any()):
+        return
+    _warned[module].add(split)
+    rank_zero_warn(
+        f"times of the {split} views go from {float(times.min()):g} to {float(times.max()):g}, but the field knows "
+        f"{known[0]:g} to {known[1]:g}, the times of its training views: {int(outside.sum())} of {len(times)} views show "
+        "moments that no view has taught it. Are the times in the unit of the training's?"
+    )
 
 
 def complete_times(module: nn.Module, weights: Plain) -> None:

@@ -11,6 +11,7 @@ from lightning_nerf.cameras.paths import orbit, resized, spiral
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import SPLITS
 from lightning_nerf.data.camera_files import read_cameras
+from lightning_nerf.modules.times import known_time_range
 from lightning_nerf.render.scene import TrainedScene
 from lightning_nerf.render.times import TimeRange, Times, parse_times, warn_outside
 
@@ -102,15 +103,16 @@ def _at_times(options: argparse.Namespace, scene: TrainedScene, cameras: Cameras
             f"--times: expected a time, as in --times 0.5: {type(scene.module.field).__name__} wants times, and the "
             f"cameras of --path {options.path} have none{known}"
         )
-    elif options.path in PATHS or is_view(options.path):
-        return cameras  # the data's own
     if cameras.times is not None:
         warn_outside(cameras.times, _trained(scene), f"--path {options.path}")
     return cameras
 
 
 def _trained(scene: TrainedScene) -> TimeRange | None:
-    """The range of the training views' times; None where they have none, or their pictures are not here."""
+    """The range of times that the field learned from; None where neither it nor the data here know."""
+    known = known_time_range(scene.module)
+    if known is not None:
+        return known
     try:
         return scene.data.time_range()
     except FileNotFoundError:  # held-out views can be rendered without them

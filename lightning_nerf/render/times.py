@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument
+from lightning_nerf.modules.times import times_outside
 
 EXPECTED = "expected a time (0.5), two ends (0:1), there and back (0:1:0), or a time for each frame (0 0.3 0.7)"
 TimeRange = tuple[float, float]  # of the training views
@@ -76,13 +77,13 @@ def warn_outside(times: Tensor, trained: TimeRange | None, name: str) -> None:
     if trained is None or len(times) == 0:
         return
     first, last = trained
-    slack = 1e-3 * (last - first)  # the ends may be typed with some digits less
-    outside = (times < first - slack) | (times > last + slack)
+    outside = times_outside(times, trained)
     if bool(outside.any()):
         worst = float(times[outside][(times[outside] - (first + last) / 2).abs().argmax()])
         print(
             f"lightning-nerf render: the time {worst:g} lies outside of the training views' times, {first:g} to {last:g}; "
-            f"no view has taught the model what is there ({int(outside.sum())} of {len(times)} frames of {name})",
+            f"no view has taught the model what is there ({int(outside.sum())} of {len(times)} frames of {name}, "
+            f"whose times go from {float(times.min()):g} to {float(times.max()):g})",
             file=sys.stderr,
         )
 

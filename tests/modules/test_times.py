@@ -33,6 +33,9 @@ def later_scene(cache: Path, later: float) -> NeRFDataModule:
     return NeRFDataModule(LaterSource(24, later, n_train=6, n_test=2, cache_dir=str(cache)), near=2.0, far=6.0)
 
 
+BEYOND = "times of the test views go from 3 to 6, but the field knows 2 to 5, .* 1 of 2 views show moments"
+
+
 class WithinField(TimedField):
     """A field that asks another one, too."""
 
@@ -98,10 +101,37 @@ def test_a_resumed_fit_knows_the_range_even_if_its_checkpoint_did_not(
 
 def test_views_of_other_times_may_be_rendered(checkpoint: Path, tmp_path: Path, scene_cache: Path) -> None:
     loaded, fresh = InstantNGP.load_from_checkpoint(checkpoint), tiny_module(field=WithinField())
-    trainer(tmp_path).test(loaded, later_scene(scene_cache, 1.0), verbose=False)
-    trainer(tmp_path).test(fresh, later_scene(scene_cache, 1.0), ckpt_path=checkpoint, verbose=False)
+    with pytest.warns(UserWarning, match=BEYOND):
+        trainer(tmp_path).test(loaded, later_scene(scene_cache, 1.0), verbose=False)
+    with pytest.warns(UserWarning, match=BEYOND):
+        trainer(tmp_path).test(fresh, later_scene(scene_cache, 1.0), ckpt_path=checkpoint, verbose=False)
     for module in (loaded, fresh):
         assert module.field.time_range.tolist() == [FIRST, LAST]
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_views_of_other_times_are_said_once_for_each_split(
+    command: str, checkpoint: Path, tmp_path: Path, scene_cache: Path
+) -> None:
+    module, data = InstantNGP.load_from_checkpoint(checkpoint), later_scene(scene_cache, 1.0)
+    run = trainer(tmp_path, limit_val_batches=1)
+    split = "val" if command == "validate" else "test"
+    with pytest.warns(UserWarning, match=f"times of the {split} views go from 3 to 6, but the field knows 2 to 5") as said:
+        getattr(run, command)(module, datamodule=data)
+    assert len([warning for warning in said if "times of the" in str(warning.message)]) == 1
+    getattr(run, command)(module, datamodule=data)  # a warning would fail the test
+
+
+def test_a_fit_warns_once_of_validation_views_at_times_that_it_does_not_learn(tmp_path: Path, scene_cache: Path) -> None:
+    source = LaterSource(24, 0.0, n_train=6, n_val=2, n_test=2, cache_dir=str(scene_cache))
+    data = NeRFDataModule(source, near=2.0, far=6.0)
+    data.setup("fit")
+    source.later = 4.0
+    data._scenes["val"] = source.read("val")._replace(cameras=source.read("val").cameras.bounded(2.0, 6.0))
+    run = trainer(tmp_path, max_steps=2, limit_val_batches=1, val_check_interval=1, num_sanity_val_steps=1)
+    with pytest.warns(UserWarning, match="times of the val views go from 6 to 9") as said:
+        run.fit(tiny_module(field=WithinField()), data)
+    assert len([warning for warning in said if "times of the" in str(warning.message)]) == 1
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

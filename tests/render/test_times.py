@@ -183,6 +183,21 @@ def test_times_outside_of_the_training_are_rendered_and_said_once(
     assert count in said[0]
 
 
+@pytest.mark.parametrize("arguments", [[], ["--path", "val"], ["--path", "test:2"], ["--path", "orbit", "--n_frames", "3"]])
+def test_views_at_times_that_the_checkpoint_was_not_trained_on_are_said(
+    arguments: list[str], moving: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(moving[-1], weights_only=True)
+    content["state_dict"]["field.time_range"] = torch.tensor([2.0, 4.0])
+    torch.save(content, "shorter.ckpt")
+    main([*moving[:-1], "shorter.ckpt", *arguments])
+    said = [line for line in capsys.readouterr().err.splitlines() if "outside of" in line]
+    assert len(said) == 1
+    assert "the time 5 lies outside of the training views' times, 2 to 4" in said[0]
+    assert "whose times go from " in said[0]
+    assert said[0].endswith(" to 5)")
+
+
 def test_the_ends_of_the_training_may_be_typed_with_few_digits(capsys: pytest.CaptureFixture[str]) -> None:
     warn_outside(parse_times(["0.333:0.9932"]).of_frames(7), (1 / 3, 0.99318), "it")
     warn_outside(torch.tensor([1.0, 7.0]), None, "it")
