@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -16,6 +16,7 @@ from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.recorded import Plain
 
 if TYPE_CHECKING:
+    from lightning_nerf.data.base import NeRFDataModule
     from lightning_nerf.modules.evaluation import EvaluatedModule
 
 _ROUNDING = 1e-6  # of the larger time: what float32 and a file's decimals leave of it
@@ -40,6 +41,7 @@ def bind_times(module: EvaluatedModule) -> None:
         if field.knows_times:
             _refuse_another_range(name, torch.tensor(found), field.time_range, "the data module's")
         field.bind_times(*found)
+    _check_other_splits(module.datamodule, type(fields[0][1]).__name__)
 
 
 def bind_unknown_times(module: EvaluatedModule) -> None:
@@ -74,7 +76,12 @@ def warn_of_views_outside(module: EvaluatedModule) -> None:
     if trainer is None or known is None or split in _warned.setdefault(module, set()):
         return
     times = module.datamodule.scene(split).cameras.times
-    if times is None or not bool((outside := times_outside(times, known)).any()):
+    if times is None or len(times) == 0:
+        return
+    outside = times_outside(times, known)
+    if not bool(outside.any()):
+        if trainer.state.fn != "fit":  # a fit refuses other training views
+            _warn_of_another_range(module, split, known)
         return
     _warned[module].add(split)
     rank_zero_warn(
@@ -82,6 +89,27 @@ def warn_of_views_outside(module: EvaluatedModule) -> None:
         f"{known[0]:g} to {known[1]:g}, the times of its training views: {int(outside.sum())} of {len(times)} views show "
         "moments that no view has taught it. Are the times in the unit of the training's?"
     )
+
+
+def _warn_of_another_range(module: EvaluatedModule, split: str, known: tuple[float, float]) -> None:
+    """Warn that the data's training views, if the source knows their times without pictures, have others than the field."""
+    times = [time for time in module.datamodule.source.times("train") or () if time is not None]
+    if times and not _is_same_range((min(times), max(times)), known):
+        _warned[module].add(split)
+        rank_zero_warn(
+            f"times of the data's training views go from {min(times):g} to {max(times):g}, but the field knows "
+            f"{known[0]:g} to {known[1]:g}, the times of the views that it was trained on. "
+            f"Are the {split} views' times in that unit?"
+        )
+
+
+def _check_other_splits(data: NeRFDataModule, name: str) -> None:
+    """Before the first step, refuse validation and test views without times where the training views have some."""
+    if None in (data.source.times("train") or [None]):
+        return
+    for split in ("val", "test"):
+        if None in (data.source.times(split) or ()):
+            raise BadArgument(f"data: {name} wants times, but the {split} views have none; give each frame a 'time'")
 
 
 def complete_times(module: nn.Module, weights: Plain) -> None:
@@ -102,6 +130,11 @@ def refuse_other_times(module: EvaluatedModule, weights: Plain) -> None:
 
 
 def _refuse_another_range(name: str, came: Tensor, expected: Tensor, whose: str) -> None:
-    given, own = (t.detach().float().cpu() for t in (came, expected))
-    if not torch.allclose(given, own, rtol=0.0, atol=_ROUNDING * float(own.abs().max())):
-        raise BadArgument(f"{name}: {whose} is {given.tolist()}, expected {own.tolist()}")
+    given, own = (t.detach().float().cpu().tolist() for t in (came, expected))
+    if not _is_same_range(given, own):
+        raise BadArgument(f"{name}: {whose} is {given}, expected {own}")
+
+
+def _is_same_range(given: Sequence[float], own: Sequence[float]) -> bool:
+    slack = _ROUNDING * max(abs(time) for time in own)
+    return all(abs(a - b) <= slack for a, b in zip(given, own, strict=True))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -178,6 +179,65 @@ def test_a_time_that_is_missing_or_malformed_is_refused_and_the_frame_named(
         kind(tmp_path).setup("fit")
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_times(1), NONE + r"1 \(./{split}/r_1\);"),
+        (set_in_frame(1, time="noon"), r"frame 1 \(./{split}/r_1\): expected a finite number for 'time', got 'noon'"),
+        (set_in_frame(2, transform_matrix=[]), r"frame 2 \(./{split}/r_2\): expected 'transform_matrix' to be"),
+    ],
+)
+def test_a_fit_looks_at_the_files_of_all_splits_and_at_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    for each in SPLITS:
+        write_split(tmp_path, each, change=timed(change) if each == split else with_times)
+    monkeypatch.setattr("lightning_nerf.data.sources.blender.read_pictures", lambda *_: pytest.fail("reads pictures"))
+    with pytest.raises(ValueError, match=f"transforms_{split}.json: {message.format(split=split)}"):
+        DNeRFData(tmp_path).setup("fit")
+
+
+def test_a_fit_needs_no_pictures_of_test_views(tmp_path: Path) -> None:
+    for split in SPLITS:
+        write_split(tmp_path, split, change=with_times)
+    shutil.rmtree(tmp_path / "test")
+    data = DNeRFData(tmp_path)
+    data.setup("fit")
+    assert data.source.times("test") is None
+    assert data.source.times("train") == [time_of(i) for i in range(3)]
+    with pytest.raises(FileNotFoundError, match=r"transforms_test\.json: none of the files"):
+        data.setup("test")
+
+
+def renamed(old: str, new: str, *frames: int) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        for i in frames:
+            content["frames"][i][new] = content["frames"][i].pop(old)
+
+    return change
+
+
+NEAR = [
+    ("time", "tiem", 1, NONE + r"1 \(./train/r_1\); frame 1 has 'tiem'; give each"),
+    ("time", "times", 0, NONE + r"0 \(./train/r_0\); frame 0 has 'times'; give each"),
+    ("time", "Time", 0, NONE + r"0 \(./train/r_0\); frame 0 has 'Time'; give each"),
+    ("time", "timestamp", 2, NONE + r"2 \(./train/r_2\); frame 2 has 'timestamp'; give each"),
+    ("time", "t", 2, NONE + r"2 \(./train/r_2\); frame 2 has 't'; give each"),
+    ("time", "note", 2, NONE + r"2 \(./train/r_2\); give each"),
+    ("transform_matrix", "transform_matrx", 1, r".*'transform_matrix' to be 4x4 or 3x4, got None; frame 1 has 'transform_"),
+]
+
+
+@pytest.mark.parametrize(("key", "written", "frame", "message"), NEAR)
+def test_a_key_like_the_one_that_is_missing_is_named(
+    tmp_path: Path, key: str, written: str, frame: int, message: str
+) -> None:
+    write_split(tmp_path, change=timed(renamed(key, written, frame)))
+    with pytest.raises(BadArgument, match=f"transforms_train.json: {message}"):
+        DNeRFData(tmp_path).setup("fit")
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_times_are_needed_in_every_split(tmp_path: Path, split: str) -> None:
     for each in SPLITS:
@@ -198,6 +258,17 @@ def test_a_camera_file_has_times_in_all_frames_or_in_none(tmp_path: Path, named:
         path.write_text(json.dumps({**content, "w": W, "h": H}))
     with pytest.raises(ValueError, match=SOME + (r"2 \(./train/r_2\);" if named else "2;")):
         read_cameras(path, numbered_scene().cameras)
+
+
+def test_a_camera_file_whose_times_do_not_count_may_have_any(tmp_path: Path) -> None:
+    path = tmp_path / "transforms_train.json"
+    write_split(tmp_path, change=timed(renamed("time", "tiem", 1)))
+    with pytest.raises(BadArgument, match=r"got none in frame 1 \(./train/r_1\); frame 1 has 'tiem'; give each"):
+        read_cameras(path, numbered_scene().cameras)
+    for i, change in enumerate((renamed("time", "tiem", 1), set_in_frame(0, time="noon"), lambda c: None)):
+        write_split(tmp_path / str(i), change=timed(change))
+        path = tmp_path / str(i) / "transforms_train.json"
+        assert read_cameras(path, numbered_scene().cameras, reads_times=False).times is None
 
 
 def test_a_scene_without_validation_views_is_read(tmp_path: Path) -> None:

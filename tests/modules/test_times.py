@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from lightning_nerf.checks import BadArgument
-from lightning_nerf.data import NeRFDataModule, Scene
+from lightning_nerf.data import BlenderData, NeRFDataModule, Scene, SyntheticDynamicScene
 from lightning_nerf.modules import InstantNGP
 from tests.estimators.test_times import FIRST, LAST, TimedField
 from tests.scenes import TimedSource, timed_scene, tiny_module, trainer
@@ -132,6 +134,40 @@ def test_a_fit_warns_once_of_validation_views_at_times_that_it_does_not_learn(tm
     with pytest.warns(UserWarning, match="times of the val views go from 6 to 9") as said:
         run.fit(tiny_module(field=WithinField()), data)
     assert len([warning for warning in said if "times of the" in str(warning.message)]) == 1
+
+
+@pytest.mark.parametrize("command", ["validate", "test", "predict"])
+def test_training_views_of_another_range_are_said_where_the_views_lie_within(
+    command: str, checkpoint: Path, tmp_path: Path, scene_cache: Path
+) -> None:
+    data = SyntheticDynamicScene(24, n_train=3, n_test=2, n_val=1, cache_dir=scene_cache)
+    content = torch.load(checkpoint, weights_only=True)
+    content["state_dict"]["field.time_range"] = torch.tensor([0.0, 1000.0])
+    torch.save(content, tmp_path / "other.ckpt")
+    module = tiny_module(field=WithinField())
+    module.load_state_dict(content["state_dict"])
+    module.field.aabb.fill_(float("nan"))  # of any box
+    module.field._read_box()
+    run = trainer(tmp_path, limit_val_batches=1)
+    with pytest.warns(UserWarning, match="data's training views go from 0 to 1, but the field knows 0 to 1000"):
+        getattr(run, command)(module, datamodule=data)
+
+
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_fit_refuses_other_splits_without_times_before_its_first_step(
+    split: str, tmp_path: Path, scene_cache: Path
+) -> None:
+    scene = SyntheticDynamicScene(24, n_train=3, n_test=2, n_val=1, cache_dir=scene_cache)
+    scene.prepare_data()
+    root = tmp_path / "scene"
+    shutil.copytree(scene.source.root, root)  # type: ignore[attr-defined]
+    path = root / f"transforms_{split}.json"
+    content = json.loads(path.read_text())
+    for frame in content["frames"]:
+        del frame["time"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(BadArgument, match=f"data: WithinField wants times, but the {split} views have none"):
+        trainer(tmp_path, max_steps=1).fit(tiny_module(field=WithinField()), BlenderData(root))
 
 
 @pytest.mark.parametrize("command", ["validate", "test", "predict"])

@@ -117,6 +117,24 @@ def test_a_camera_file_says_the_times_of_its_views_or_the_arguments_do(case: str
     assert rows == pytest.approx(heights, abs=0.5)
 
 
+def test_times_that_are_typed_take_the_place_of_bad_ones_in_a_camera_file(
+    moving: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cameras(2, [2.5])  # of the first frame alone
+    assert "got none in frame 1" in refused([*moving, "--path", "cameras.json"], capsys)
+    times, _ = film([*moving, "--path", "cameras.json", "--times", "3"])
+    assert times == pytest.approx([3, 3], abs=1e-3)
+
+
+def test_a_key_like_time_is_named_where_a_camera_file_has_no_times(
+    moving: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cameras(2, [2.5, 3.0])
+    Path("cameras.json").write_text(Path("cameras.json").read_text().replace('"time"', '"tiem"'))
+    message = refused([*moving, "--path", "cameras.json"], capsys)
+    assert "cameras.json have none; frame 0 has 'tiem'; those of the training views are from 2 to 5" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
