@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
-from itertools import islice
+from itertools import islice, pairwise
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ _COARSEST = 1e-3  # of the range of times: the largest step of float32 there
 _LARGEST = float(np.finfo(np.float32).max)
 _KEYS = 100  # of an object that are looked at: a limit for files that strangers wrote
 _ALIKE = 0.7
+_FAR, _JUMP = 0.5, 10.0  # of all times' range, and of the median gap: a wider gap is said
 
 
 def near_miss(whose: str, entry: object, key: str) -> str:
@@ -34,6 +36,8 @@ def near_miss(whose: str, entry: object, key: str) -> str:
 def check_times(where: str, entries: Sequence[Mapping[str, Any]], needs_times: bool) -> None:
     """Refuse a frame without a time where others have one, or where all need one: no time is ever made up.
 
+    A file that needs times is warned of where some of them look as if they were of another unit.
+
     Args:
         where: the file, for errors.
         entries: its frames; a time that is there is a number.
@@ -41,7 +45,10 @@ def check_times(where: str, entries: Sequence[Mapping[str, Any]], needs_times: b
     """
     untimed = [i for i, entry in enumerate(entries) if entry.get("time") is None]
     if not untimed:
-        _check_range(where, [entry["time"] for entry in entries], needs_times)
+        times = [entry["time"] for entry in entries]
+        _check_range(where, times, needs_times)
+        if needs_times:
+            _warn_of_a_jump(where, times)
     if not untimed or (len(untimed) == len(entries) and not needs_times):
         return
     first = entries[untimed[0]]
@@ -71,3 +78,23 @@ def _check_range(where: str, times: Sequence[float], needs_times: bool) -> None:
     if needs_times:
         raise BadArgument(message)
     rank_zero_warn(message)
+
+
+def _warn_of_a_jump(where: str, times: Sequence[float]) -> None:
+    """Warn of frames whose times may be of another unit: as far from the others as all of these are from each other."""
+    moments = sorted(set(times))
+    gaps = [after - before for before, after in pairwise(moments)]
+    if not gaps:
+        return
+    widest = max(gaps)
+    if widest <= _FAR * (moments[-1] - moments[0]) or widest <= _JUMP * median(gaps):
+        return
+    i = gaps.index(widest)
+    sides = [[j for j, time in enumerate(times) if (time <= moments[i]) == below] for below in (True, False)]
+    few = min(sides, key=len)
+    frames = f"frame {few[0]}" + (f" and {len(few) - 1} more" if len(few) > 1 else "")
+    rank_zero_warn(
+        f"{where}: no frame has a 'time' between {moments[i]:g} and {moments[i + 1]:g}, "
+        f"{widest / median(gaps):.3g} times the usual distance between two; is the time of {frames}, "
+        f"{times[few[0]]:g}, in another unit than the others?"
+    )

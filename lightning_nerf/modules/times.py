@@ -42,6 +42,8 @@ def bind_times(module: EvaluatedModule) -> None:
             _refuse_another_range(name, torch.tensor(found), field.time_range, "the data module's")
         field.bind_times(*found)
     _check_other_splits(module.datamodule, type(fields[0][1]).__name__)
+    if found[0] == found[1]:
+        _warn_of_one_moment(module.datamodule.scene("train").n_views, found[0])
 
 
 def bind_unknown_times(module: EvaluatedModule) -> None:
@@ -101,6 +103,14 @@ def _warn_of_another_range(module: EvaluatedModule, split: str, known: tuple[flo
             f"{known[0]:g} to {known[1]:g}, the times of the views that it was trained on. "
             f"Are the {split} views' times in that unit?"
         )
+
+
+def _warn_of_one_moment(n_views: int, time: float) -> None:
+    views = f"all {n_views} training views have" if n_views > 1 else "the only training view has"
+    rank_zero_warn(
+        f"{views} time {time:g}: nothing can move, and any other time looks the same; give each frame the moment of its "
+        "picture as 'time', or train a scene that stands still with BlenderData and a field that wants no times"
+    )
 
 
 def _check_other_splits(data: NeRFDataModule, name: str) -> None:

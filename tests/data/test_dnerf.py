@@ -146,6 +146,36 @@ def test_large_times_are_taken(tmp_path: Path, times: tuple[float, ...]) -> None
     assert cameras.times.tolist() == torch.tensor(times).tolist()
 
 
+FOREIGN = [
+    ((0.0, 0.25, 0.5, 120.0, 0.75, 1.0), r"between 1 and 120, 476 times .* is the time of frame 3, 120, in another unit"),
+    ((0.0, 0.25, -50.0, 0.5, -60.0, 0.75, 1.0), r"between -50 and 0, .* is the time of frame 2 and 1 more, -50, in"),
+    ((0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 30.0), r"between 0.3 and 30, .* is the time of frame 7, 30, in another unit"),
+]
+USUAL = [
+    (0.0, 0.25, 0.5, 0.75, 1.0),
+    (0.0, 0.1, 0.2, 1.0),  # sparse, not foreign
+    (0.0, 1e-3, 2e-3, 3e-3, 0.4, 0.7, 1.0),  # no gap is half of all
+    (0.0, 100.0),
+    (7.0,) * 4,
+]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("times", "message"), FOREIGN)
+def test_times_far_from_all_others_are_said(tmp_path: Path, times: tuple[float, ...], message: str, split: str) -> None:
+    for each in SPLITS:
+        write_split(tmp_path, each, len(times), change=at_times(*times) if each == split else with_times)
+    with pytest.warns(UserWarning, match=rf"transforms_{split}.json: no frame has a 'time' {message}") as said:
+        DNeRFData(tmp_path).setup("fit")
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("times", USUAL)
+def test_usual_times_are_taken_in_silence(tmp_path: Path, times: tuple[float, ...]) -> None:
+    write_split(tmp_path, n=len(times), change=at_times(*times))
+    DNeRFData(tmp_path).scene("train")  # a warning would fail the test
+
+
 NAN = float("nan")
 NONE = r"expected 'time' in every frame, got none in frame "
 SOME = r"expected 'time' in all frames or in none, got none in frame "

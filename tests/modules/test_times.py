@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from lightning_nerf.callbacks import PSNRLogger, RunResults
+from lightning_nerf.callbacks.run_folder import run_folder
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data import BlenderData, NeRFDataModule, Scene, SyntheticDynamicScene
 from lightning_nerf.modules import InstantNGP
@@ -151,6 +153,28 @@ def test_training_views_of_another_range_are_said_where_the_views_lie_within(
     run = trainer(tmp_path, limit_val_batches=1)
     with pytest.warns(UserWarning, match="data's training views go from 0 to 1, but the field knows 0 to 1000"):
         getattr(run, command)(module, datamodule=data)
+
+
+@pytest.mark.parametrize(
+    ("n_views", "said"),
+    [(3, "all 3 training views have time 0.5: nothing can"), (1, "the only training view has time 0.5: ")],
+)
+def test_a_fit_on_one_moment_is_warned_of_and_has_no_scores_over_time(
+    n_views: int, said: str, tmp_path: Path, scene_cache: Path
+) -> None:
+    class OneMoment(TimedSource):
+        def read(self, split: str) -> Scene:
+            scene = super().read(split)
+            return scene._replace(cameras=scene.cameras._replace(times=torch.full((scene.n_views,), 0.5)))
+
+    source = OneMoment(24, n_train=n_views, n_test=2, cache_dir=str(scene_cache))
+    data, module = NeRFDataModule(source, near=2.0, far=6.0), tiny_module(field=WithinField())
+    run = trainer(tmp_path, max_steps=1, callbacks=[PSNRLogger(), RunResults()])
+    with pytest.warns(UserWarning, match=said) as warned:
+        run.fit(module, data)
+    assert len([warning for warning in warned if "nothing can move" in str(warning.message)]) == 1
+    run.test(module, datamodule=data, verbose=False)
+    assert json.loads((run_folder(run) / "results.json").read_text())["psnr_per_time"] is None
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
