@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -36,7 +38,7 @@ class Times(NamedTuple):
         """The time of each of n frames, [n] float32.
 
         A way from A to B is gone in even steps, both ends included. One there and back leaves out the last step: in a film
-        that loops the first frame follows.
+        that loops the first frame follows. An odd number of frames shows the far end twice, so that steps are even.
         """
         if self.n_frames not in (None, n):
             raise BadArgument(f"--times: expected {n} times, one for each frame, got {len(self.values)}")
@@ -45,7 +47,8 @@ class Times(NamedTuple):
         first, last = self.values[:2]
         if len(self.values) == 2:
             return torch.linspace(first, last, n, dtype=torch.float64).float()
-        share = 1 - (1 - 2 * torch.arange(n, dtype=torch.float64) / n).abs()
+        i = torch.arange(n, dtype=torch.float64)
+        share = torch.minimum(i, n - i) / max(1, n // 2)
         return (first + (last - first) * share).float()
 
 
@@ -96,3 +99,11 @@ def _number(word: str, whole: str | None = None) -> float:
     if not torch.tensor(value, dtype=torch.float32).isfinite():
         raise BadArgument(f"--times: {EXPECTED}, got {word if whole is None else whole!r}")
     return value
+
+
+def option_like_time(args: Sequence[str]) -> str | None:
+    """What is wrong where --times is followed by a word that argparse would take for an option, such as -1:1; or None."""
+    for before, word in pairwise(args):
+        if before == "--times" and re.match(r"-[\d.]", word) and not re.fullmatch(r"-\d+|-\d*\.\d+", word):
+            return f"--times: {word} begins as an option does; write --times={word}"
+    return None

@@ -222,6 +222,32 @@ def test_the_ends_of_the_training_may_be_typed_with_few_digits(capsys: pytest.Ca
     assert capsys.readouterr().err == ""
 
 
+THERE_AND_BACK = {
+    1: [0],
+    2: [0, 1],
+    3: [0, 1, 1],
+    4: [0, 0.5, 1, 0.5],
+    5: [0, 0.5, 1, 1, 0.5],
+    7: [0, 1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3],
+}
+
+
+@pytest.mark.parametrize("n", THERE_AND_BACK)
+def test_a_way_there_and_back_reaches_its_far_end(n: int) -> None:
+    assert parse_times(["0:1:0"]).of_frames(n).tolist() == pytest.approx(THERE_AND_BACK[n])
+
+
+@pytest.mark.parametrize("word", ["-1:1", "-.5:1", "-1:1:-1", "-1e-3"])
+def test_a_time_that_looks_like_an_option_is_said(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(["last.ckpt", "--times", word])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"lightning-nerf render: --times: {word} begins as an option does; write --times={word}\n"
+    assert parse(["last.ckpt", f"--times={word}"])[0].times == [word]
+    assert parse(["last.ckpt", "--times", "-1", "-0.5"])[0].times == ["-1", "-0.5"]
+
+
 def test_a_way_may_be_of_one_moment_or_of_negative_times() -> None:
     assert parse_times(["-1:1"]).of_frames(3).tolist() == [-1, 0, 1]
     assert parse_times(["2:2:2"]).of_frames(3).tolist() == [2, 2, 2]
