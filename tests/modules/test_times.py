@@ -175,6 +175,7 @@ def test_a_fit_on_one_moment_is_warned_of_and_has_no_scores_over_time(
     assert len([warning for warning in warned if "nothing can move" in str(warning.message)]) == 1
     run.test(module, datamodule=data, verbose=False)
     assert json.loads((run_folder(run) / "results.json").read_text())["psnr_per_time"] is None
+    assert not [name for name in run.callback_metrics if "psnr_time" in name]
 
 
 @pytest.mark.parametrize("split", ["val", "test"])
