@@ -117,20 +117,20 @@ def library() -> list[Line]:
     """Where the compiled library is, whether it loaded, and which ops have kernels."""
     import torch
 
-    from lightning_nerf.ops import _library
+    from lightning_nerf.ops import library
 
-    path = _library.library_path()
-    if not _library.loaded:
+    path = library.library_path()
+    if not library.loaded:
         chosen = bool(os.environ.get("LIGHTNING_NERF_LIBRARY"))
         if path.is_file():
-            text = f"library: {path}, cannot be loaded ({_first(_library.load_error)})"
+            text = f"library: {path}, cannot be loaded ({_first(library.load_error)})"
             advice = f"it was built for another platform or a newer torch than {torch.__version__}; {_REINSTALL}"
         else:
             text, advice = f"library: {path}, no such file", _REINSTALL
         if chosen:
             advice = f"LIGHTNING_NERF_LIBRARY names it: correct or unset that; or {advice}"
         return [Line(text, f"slow references in pure torch serve in its place; {advice}", broken=True)]
-    schemas = _library.schemas()
+    schemas = library.schemas()
     lines = [Line(f"library: {path}, loaded"), *_kernels("CPU", sorted(set(schemas) - CUDA_ONLY), needed=True)]
     lines += _kernels("CUDA", sorted(schemas), needed=torch.cuda.is_available())
     changed = [name for name in sorted(schemas) if _compiled(name) != _parsed(name, schemas[name])]
@@ -144,7 +144,7 @@ def gpus() -> list[Line]:
     """Each GPU that torch sees: does a kernel of the library run there?"""
     import torch
 
-    from lightning_nerf.ops import _library
+    from lightning_nerf.ops import library
 
     if not torch.cuda.is_available():
         return [Line("GPUs: torch sees none; the CPU serves")]
@@ -152,7 +152,7 @@ def gpus() -> list[Line]:
     for index in range(torch.cuda.device_count()):
         major, minor = torch.cuda.get_device_capability(index)
         text = f"GPU {index}: {torch.cuda.get_device_name(index)}, compute capability {major}.{minor}"
-        if not _library.loaded or not _library.has_kernel("random_uniform", "CUDA"):
+        if not library.loaded or not library.has_kernel("random_uniform", "CUDA"):
             lines.append(Line(f"{text}, no kernels to run on it"))  # the library's own lines say why
             continue
         try:
@@ -222,9 +222,9 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _kernels(key: str, names: Sequence[str], needed: bool) -> list[Line]:
-    from lightning_nerf.ops import _library
+    from lightning_nerf.ops import library
 
-    missing = [name for name in names if not _library.has_kernel(name, key)]
+    missing = [name for name in names if not library.has_kernel(name, key)]
     text = f"{key} kernels: {len(names) - len(missing)} of {len(names)} ops"
     if not missing:
         return [Line(text)]

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
-from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.frequency import MAX_FREQUENCIES, frequency
 from lightning_nerf.ops.hash_grid import hash_grid
+from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE, spherical_harmonics
 from lightning_nerf.optim.mirror import HalfMirror
 

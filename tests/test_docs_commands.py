@@ -17,7 +17,7 @@ import pytest
 
 from lightning_nerf import __main__ as command_line
 from lightning_nerf.data import SyntheticDynamicScene, SyntheticScene
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from tests.pages import PAGES, blocks, read
 from tests.test_docs_recipes import described
 
@@ -113,7 +113,7 @@ def lines(text: str) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not _library.loaded, reason="no compiled library")
+@pytest.mark.skipif(not library.loaded, reason="no compiled library")
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a test run has a folder of its own
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # where a W&B run goes on
 @pytest.mark.filterwarnings("ignore:.fit.ckpt_path=.last.. is set, but there is no last")  # a first start

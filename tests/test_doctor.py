@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from lightning_nerf import doctor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from tests.ops_table import CUDA_ONLY
 
-needs_library = pytest.mark.skipif(not _library.loaded, reason="no compiled library")
+needs_library = pytest.mark.skipif(not library.loaded, reason="no compiled library")
 
 
 def run(code: str | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -30,10 +30,10 @@ def test_a_good_installation() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for said in (
         "lightning-nerf: 0.", f"Python: {sys.version.split()[0]}", f"torch: {torch.__version__}", "lightning: 2.",
-        f"library: {_library.library_path()}, loaded", "CPU kernels: ", "CUDA kernels: ", "wandb: ", "imageio-ffmpeg: ",
+        f"library: {library.library_path()}, loaded", "CPU kernels: ", "CUDA kernels: ", "wandb: ", "imageio-ffmpeg: ",
     ):  # fmt: skip
         assert said in done.stdout, said
-    n = len(_library.schemas()) - len(CUDA_ONLY)
+    n = len(library.schemas()) - len(CUDA_ONLY)
     assert f"CPU kernels: {n} of {n} ops\n" in done.stdout
     assert "BROKEN" not in done.stdout
     assert done.stdout.splitlines()[-1] == "The installation is whole."
@@ -81,8 +81,8 @@ def one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Test GPU")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (7, 5))
-    monkeypatch.setattr(_library, "loaded", True)
-    monkeypatch.setattr(_library, "has_kernel", lambda name, key: True)
+    monkeypatch.setattr(library, "loaded", True)
+    monkeypatch.setattr(library, "has_kernel", lambda name, key: True)
 
 
 def failing(message: str):
@@ -122,17 +122,17 @@ def test_a_library_without_cuda_kernels_is_broken_where_there_is_a_gpu(
     gpu: bool, broken: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    monkeypatch.setattr(_library, "has_kernel", lambda name, key: key == "CPU")
+    monkeypatch.setattr(library, "has_kernel", lambda name, key: key == "CPU")
     lines = {line.text.split(":")[0]: line for line in doctor.library()}
-    assert lines["CUDA kernels"].text.startswith(f"CUDA kernels: 0 of {len(_library.schemas())} ops")
+    assert lines["CUDA kernels"].text.startswith(f"CUDA kernels: 0 of {len(library.schemas())} ops")
     assert lines["CUDA kernels"].broken is broken
     assert not lines["CPU kernels"].broken
 
 
 @needs_library
 def test_missing_kernels_and_other_signatures_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "has_kernel", lambda name, key: name != "scan")
-    monkeypatch.setattr(_library, "schemas", lambda: {"scan": "(Tensor x) -> Tensor", "pack_offsets": "() -> Tensor"})
+    monkeypatch.setattr(library, "has_kernel", lambda name, key: name != "scan")
+    monkeypatch.setattr(library, "schemas", lambda: {"scan": "(Tensor x) -> Tensor", "pack_offsets": "() -> Tensor"})
     lines = doctor.library()
     assert "CPU kernels: 1 of 2 ops; missing: scan" in [line.text for line in lines]
     assert lines[-1].broken

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import lightning_nerf
 from lightning_nerf import data
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from tests.ops_table import CUDA_ONLY, OPS
 from tests.wheel.audit import foreign_libraries, unstable_symbols
 
@@ -43,6 +45,18 @@ def test_backend_needs_no_lightning() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_what_other_packages_import_has_no_leading_underscore() -> None:
+    root = Path(lightning_nerf.__file__).parent
+    private = re.compile(r"(?:from|import) lightning_nerf\.(\w+)(?:\.\w+)*?(?:\._\w+| import (?:.*, )?_[a-z]\w*)")
+    found = [
+        f"{file.relative_to(root)}: {line}"
+        for file in sorted(root.rglob("*.py"))
+        for line in file.read_text().splitlines()
+        if (match := private.search(line)) and match[1] != file.relative_to(root).parts[0].removesuffix(".py")
+    ]
+    assert found == []
+
+
 def test_every_public_name_exists() -> None:
     for name in lightning_nerf.__all__:
         assert getattr(lightning_nerf, name) is not None
@@ -56,14 +70,14 @@ def test_every_data_module_is_a_name_of_the_package(name: str) -> None:
 
 
 def test_the_table_names_every_op() -> None:
-    assert set(OPS) == set(_library.schemas())
+    assert set(OPS) == set(library.schemas())
 
 
-@pytest.mark.skipif(not _library.loaded, reason="no compiled library")
+@pytest.mark.skipif(not library.loaded, reason="no compiled library")
 @pytest.mark.parametrize("op", OPS)
 def test_library_and_python_agree_on_the_schema(op: str) -> None:
     compiled = str(getattr(torch.ops.lightning_nerf, op).default._schema)
-    ours = str(torch._C.parse_schema(f"lightning_nerf::{op}{_library.schemas()[op]}"))
+    ours = str(torch._C.parse_schema(f"lightning_nerf::{op}{library.schemas()[op]}"))
     assert compiled == ours
 
 
@@ -75,18 +89,18 @@ REQUIRED = os.environ.get("LIGHTNING_NERF_REQUIRED_KERNELS", "").split()
 @pytest.mark.parametrize("op", OPS)
 def test_every_op_has_its_kernels(op: str) -> None:
     """Where nvcc built the library, CUDA kernels are registered on every torch, a CPU build of it included."""
-    assert _library.loaded, _library.load_error
+    assert library.loaded, library.load_error
     for backend in REQUIRED:
         if backend == "CPU" and op in CUDA_ONLY:
             continue
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"lightning_nerf::{op}", backend), backend
 
 
-@pytest.mark.skipif(not _library.loaded or shutil.which("nm") is None, reason="no compiled library, or no binutils")
+@pytest.mark.skipif(not library.loaded or shutil.which("nm") is None, reason="no compiled library, or no binutils")
 def test_the_library_needs_torchs_stable_abi_only() -> None:
-    library = _library.library_path()
-    assert unstable_symbols(library) == []
-    assert foreign_libraries(library) == []
+    path = library.library_path()
+    assert unstable_symbols(path) == []
+    assert foreign_libraries(path) == []
 
 
 USE_AN_OP_TWICE = (

@@ -5,7 +5,9 @@ All other arguments are the recipe's, as for `lightning-nerf test`; the weights 
     lightning-nerf bench frame -c blender/instant_ngp --data.root path/to/lego --steps 5000
 
 `ms` is device time on CUDA (median of the repeats), `wall_ms` the host's. `training_renderer_psnr` is that of the same
-weights rendered as a training step does: all samples of a ray at once, nothing left out.
+weights rendered as a training step does: all samples of a ray at once, nothing left out. `marched_per_ray` is how many
+samples the estimator places before it asks for densities. `--times N` renders the first view of a moving scene at N times
+back to back, and as often at each of three times alone.
 """
 
 from __future__ import annotations
@@ -38,13 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, metavar="N", help="without a checkpoint: train this many steps first")
     parser.add_argument("--views-every", type=int, default=8, metavar="K", help="render every k-th test view; default 8")
     parser.add_argument("--repeats", type=int, default=5, help="of each view")
+    parser.add_argument("--times", type=int, metavar="N", help="of a moving scene: also render N times back to back")
 
 
 def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
     """The report."""
     if (options.ckpt is None) == (options.steps is None):
         sys.exit("lightning-nerf bench frame: expected either --ckpt PATH or --steps N")
-    frames = FrameTimes(options.views_every, options.repeats)
+    frames = FrameTimes(options.views_every, options.repeats, options.times)
     rest = [*rest, "--trainer.limit_test_batches=1"]  # all happens in the hook of the first
     if options.steps is not None:
         rest += [f"--trainer.max_steps={options.steps}", "--trainer.enable_checkpointing=false"]
@@ -67,6 +70,8 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
         "training_renderer_psnr": training,
         "psnr_difference": own - training,
         "largest_psnr_difference": max(abs(row["psnr"] - row["training_renderer_psnr"]) for row in rows),
+        "marched_per_ray": statistics.mean(row["marched_per_ray"] for row in rows),
+        "moving": frames.moving,
         "peak_memory_gib": frames.peak_memory_gib,
     }
 
@@ -74,9 +79,10 @@ def run(options: argparse.Namespace, rest: Sequence[str]) -> Report:
 class FrameTimes(L.Callback):
     """Renders views again and again within a test, whose device, precision and weights it so has."""
 
-    def __init__(self, views_every: int, repeats: int) -> None:
-        self.views_every, self.repeats = views_every, repeats
+    def __init__(self, views_every: int, repeats: int, n_times: int | None = None) -> None:
+        self.views_every, self.repeats, self.n_times = views_every, repeats, n_times
         self.rows: list[Report] = []
+        self.moving: Report | None = None
         self.size = ""
         self.peak_memory_gib: float | None = None
         self.device = torch.device("cpu")
@@ -119,10 +125,43 @@ class FrameTimes(L.Callback):
                 wall = time.perf_counter() - begin
                 truth = scene.truth(chosen[i], background)
                 self.rows.append({"view": name, "ms": ms, "wall_ms": 1000 * wall, "psnr": float(psnr(render.rgb, truth))})
+                self.rows[-1]["marched_per_ray"] = marched_per_ray(module, cameras, i)
+            if self.n_times is not None and cameras.times is not None:
+                self.moving = frames_over_time(module, cameras, shapes[0], self.n_times)
             self.peak_memory_gib = peak_memory_gib(device)
             for i, row in enumerate(self.rows):
                 truth = scene.truth(chosen[i], background)
                 row["training_renderer_psnr"] = float(psnr(training_render(module, cameras, i, background), truth))
+
+
+def marched_per_ray(module: NeRFModule, cameras: Cameras, index: int, rays_at_once: int = 2**15) -> float:
+    """Samples that the estimator places before it asks for densities, per ray of one view."""
+    rays, count = image_rays(cameras, index), 0
+    for start in range(0, len(rays.origins), rays_at_once):
+        part = rays.map(lambda t, start=start: t[start : start + rays_at_once])
+        count += int(module.estimator.candidates(part).offsets[-1])
+    return count / len(rays.origins)
+
+
+def frames_over_time(module: NeRFModule, cameras: Cameras, shape: tuple[int, int], n: int) -> Report:
+    """Wall milliseconds per frame of the first camera at n times back to back, and at the first, middle and last alone."""
+    assert cameras.times is not None
+    device, background = module.device, module.eval_background()
+    span = torch.linspace(float(cameras.times.min()), float(cameras.times.max()), n, device=device)
+
+    def wall_ms(times: Tensor) -> float:
+        views = cameras.chosen([0] * n)._replace(times=times)
+        wait(device)
+        begin = time.perf_counter()
+        for i in range(n):
+            module.frames.frame(views, i, background, shape)
+        wait(device)
+        return 1000 * (time.perf_counter() - begin) / n
+
+    wall_ms(span)  # warm
+    alone = [wall_ms(span[i].expand(n)) for i in (0, n // 2, n - 1)]
+    each = wall_ms(span)
+    return {"times": n, "ms": each, "ms_at_one_time": alone, "ratio": each / statistics.mean(alone)}
 
 
 def training_render(

@@ -11,7 +11,7 @@ import torch
 
 import lightning_nerf
 from lightning_nerf.bench.table import Report
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 
 
 class Work(NamedTuple):
@@ -112,7 +112,7 @@ def environment(device: str | torch.device) -> Report:
     return {
         "device": torch.cuda.get_device_name() if cuda else f"{platform.machine()}, {torch.get_num_threads()} threads",
         "lightning_nerf": lightning_nerf.__version__,
-        "kernels": _library.loaded,
+        "kernels": library.loaded,
         "torch": torch.__version__,
         "cuda": torch.version.cuda if cuda else None,
         "python": platform.python_version(),

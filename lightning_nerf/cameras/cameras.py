@@ -16,9 +16,18 @@ from lightning_nerf.checks import REALS, BadArgument, check_instance, check_inte
 from lightning_nerf.ops.draw_rays import camera_rays, pixel_footprint
 from lightning_nerf.types import Rays
 
+LENS_MODELS = ("pinhole", "opencv", "fisheye", "equirectangular")
+"""How rays enter a camera, and its coefficients in ``Cameras.lens``, the rest being 0:
+
+- "pinhole": none.
+- "opencv": OpenCV's rational radial-tangential lens, k1, k2, p1, p2, k3, k4, k5, k6.
+- "fisheye": OpenCV's fisheye, k1, k2, k3, k4 of ``theta_d = theta (1 + k1 theta^2 + ... + k4 theta^8)``.
+- "equirectangular": none; columns are longitudes, rows latitudes, and focal lengths are pixels per radian.
+"""
+
 
 class Cameras(NamedTuple):
-    """V posed pinhole cameras, each with intrinsics, a size and bounds of its own.
+    """V posed cameras, each with intrinsics, a lens, a size and bounds of its own.
 
     >>> import torch
     >>> from lightning_nerf import Cameras
@@ -32,6 +41,8 @@ class Cameras(NamedTuple):
     size: Tensor  # [V, 2] int64: width, height in pixels
     bounds: Tensor | None = None  # [V, 2] float32: near and far of every ray; None: the data module's
     times: Tensor | None = None  # [V] float32
+    lens_model: Tensor | None = None  # [V] int64, index into LENS_MODELS; None: all are pinholes
+    lens: Tensor | None = None  # [V, 8] float32: coefficients of each lens, see LENS_MODELS
 
     @classmethod
     def of_one_size(

@@ -17,7 +17,7 @@ from lightning_nerf.ops.composite import composite_alphas
 from lightning_nerf.ops.random import key_from_torch
 from lightning_nerf.ops.visibility import prune
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import PackedSamples, Placement, Pruning, Query, Rays
+from lightning_nerf.types import Densities, PackedSamples, Placement, Pruning, Query, Rays
 
 SampleFn = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``fn(t_starts [N], t_ends [N], ray_indices [N] int64)`` gives densities or opacities [N]."""
@@ -127,12 +127,15 @@ class Estimator(Recorded, nn.Module, ABC):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Place samples on R rays and drop those that are transparent or hidden; plain tensors in and out, no gradient.
 
+        An estimator that places by densities, as :class:`Hierarchical`, gives what :meth:`place` gives by those of
+        ``sigma_fn``, its own thresholds applied; ``early_stop_eps`` and ``alpha_thre`` then drop more.
+
         Args:
             rays_o: [R, 3], origins.
             rays_d: [R, 3], directions; t is in units of their length.
             sigma_fn: ``sigma_fn(t_starts [N], t_ends [N], ray_indices [N])`` gives the densities that decide. Not called
                 where there are no samples, or where nothing can be dropped.
-            alpha_fn: in its place, gives opacities.
+            alpha_fn: in its place, gives opacities. Refused where the estimator asks for densities.
             near_plane, far_plane: interval of t for all rays.
             t_min, t_max: [R], further limits of each ray.
             render_step_size: between samples. None, here and below: the estimator's own setting.
@@ -149,9 +152,14 @@ class Estimator(Recorded, nn.Module, ABC):
         if sigma_fn is not None and alpha_fn is not None:
             raise BadArgument("sigma_fn, alpha_fn: expected at most one of them")
         key = key_from_torch(rays.origins.device) if stratified else None
-        samples = self.candidates(rays, key=key, step_size=render_step_size, cone_angle=cone_angle)
-        found = samples.ray_indices.long(), samples.t_starts, samples.t_ends
         name, function = ("sigma_fn", sigma_fn) if alpha_fn is None else ("alpha_fn", alpha_fn)
+        if function is None or has(self.place, "prunes") or render_step_size is not None or cone_angle is not None:
+            samples = self.candidates(rays, key=key, step_size=render_step_size, cone_angle=cone_angle)
+        else:
+            samples, is_chosen = self._chosen(rays, key, sigma_fn)
+            if is_chosen:  # by the estimator's thresholds; only the caller's are left
+                early_stop_eps, alpha_thre = early_stop_eps or 0.0, alpha_thre or 0.0
+        found = samples.ray_indices.long(), samples.t_starts, samples.t_ends
         if function is None or len(found[0]) == 0 or (early_stop_eps == 0 and alpha_thre == 0):
             return found
         eps, threshold = self.thresholds() or Pruning(
@@ -159,17 +167,29 @@ class Estimator(Recorded, nn.Module, ABC):
         )
         eps = eps if early_stop_eps is None else early_stop_eps
         threshold = threshold if alpha_thre is None else self.least_opacity(alpha_thre)
-        values = function(found[1], found[2], found[0])
-        check_returned(name, values, tuple(found[1].shape), device=found[1].device)
+        values = _values(name, function, samples)
         if alpha_fn is None:
-            pruned = prune(values.float(), samples, early_stop_eps=eps, alpha_thre=threshold)
+            pruned = prune(values, samples, early_stop_eps=eps, alpha_thre=threshold)
             return pruned.ray_indices.long(), pruned.t_starts, pruned.t_ends
-        values = values.float()
         nothing = values.new_empty(len(values), 0)
         trans = composite_alphas(values, nothing, None, None, samples.offsets, ts=samples.t_starts, return_trans=True).trans
         assert trans is not None
         index = ((trans >= eps) & (values >= threshold)).nonzero()[:, 0]
         return found[0][index], found[1][index], found[2][index]
+
+    def _chosen(self, rays: Rays, key: Tensor | None, sigma_fn: SampleFn | None) -> tuple[PackedSamples, bool]:
+        """The samples of :meth:`place` by densities of ``sigma_fn``, and whether densities had a part in them."""
+        is_asked = False
+
+        def query(rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+            nonlocal is_asked
+            is_asked = True
+            if sigma_fn is None:
+                raise BadArgument(f"alpha_fn: {type(self).__name__} asks for densities, expected sigma_fn in its place")
+            return Densities(_values("sigma_fn", sigma_fn, samples) if len(samples.t_starts) else samples.t_starts)
+
+        placement = self.place(rays, query, key=key)
+        return placement.samples, is_asked or len(placement.rounds) > 0  # rounds may come from a field of its own
 
     def occupied_share(self) -> Tensor | None:
         """Share of space that is looked into, 0-d float32, on the estimator's device; None: it keeps no account."""
@@ -210,6 +230,14 @@ def corners(scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[f
     if aabb.shape not in ((2, 3), (6,)) or aabb.is_complex():
         raise BadArgument(f"scene_box: expected corners of shape [2, 3] or [6], got {aabb.dtype} of {list(aabb.shape)}")
     return aabb.detach().to(torch.float32).reshape(2, 3)
+
+
+def _values(name: str, function: SampleFn, samples: PackedSamples) -> Tensor:
+    """What the function gives for N samples, checked, as float32."""
+    t_starts, t_ends, ray_indices = samples[:3]
+    values = function(t_starts, t_ends, ray_indices.long())
+    check_returned(name, values, tuple(t_starts.shape), device=t_starts.device)
+    return values.float()
 
 
 def _rays(

@@ -11,7 +11,7 @@ from lightning_nerf.checks import BadArgument, check_integer
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.estimators.time_bins import TimeBins, is_range
 from lightning_nerf.kept_dtypes import KeptDtypes
-from lightning_nerf.ops._memory import check_fits
+from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.occupancy import occupancy_update_
 
 _BYTES_OF_CELL = 5, 3  # occs and binaries: of one grid, of bins

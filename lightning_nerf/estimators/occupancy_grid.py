@@ -78,7 +78,8 @@ class OccupancyGrid(OccupancyCells):
         early_stop_eps: samples behind which less light than this remains are pruned, in [0, 1).
         steps_per_query: :meth:`place` asks for one density for so many steps of a ray, >= 1, and cuts what survives into
             single steps. For fields whose densities cost more than the samples that they spare; 2 halves that cost.
-            Renderers of frames prune single steps.
+            ``alpha_threshold`` stays that of a single step: s steps are pruned where their opacity is below
+            ``1 - (1 - alpha_threshold)^s``. Renderers of frames prune single steps.
         n_times: bins in time, >= 1. A cell takes 5 bytes with one, 3 per bin with several: 64 bins of 128^3 cells take
             403 MB, and 34 MB more while rays are marched and the grid is updated.
 
@@ -162,9 +163,12 @@ class OccupancyGrid(OccupancyCells):
             cone_angle=steps * self.cone_angle,
             capacity=march_capacity,
         )
+        pruning = self.thresholds()
         if steps == 1:
-            return prune_by(query, rays, samples, self.thresholds(), capacity)
-        placement = prune_by(query, rays, samples, self.thresholds(), None if capacity is None else capacity // steps)
+            return prune_by(query, rays, samples, pruning, capacity)
+        # A single step's threshold, as frames have it, would keep fog in training that frames do not show.
+        pruning = pruning._replace(alpha_thre=-torch.expm1(steps * torch.log1p(-pruning.alpha_thre)))
+        placement = prune_by(query, rays, samples, pruning, None if capacity is None else capacity // steps)
         return Placement(subdivided(placement.samples, steps, capacity))  # features of the whole are none of its parts'
 
     @torch.no_grad()
@@ -193,7 +197,7 @@ class OccupancyGrid(OccupancyCells):
         )
 
     def thresholds(self) -> Pruning:
-        """See :meth:`Estimator.thresholds`: ``early_stop_eps``, and ``alpha_threshold`` or less as the grid demands."""
+        """See :meth:`Estimator.thresholds`: ``early_stop_eps``, and ``alpha_threshold`` of single steps, or less."""
         return Pruning(self.early_stop_eps, self.least_opacity(self.alpha_threshold))
 
     def least_opacity(self, alpha_threshold: float) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._library import Context
+from lightning_nerf.ops.library import Context
 
 _LARGEST = 15.0
 _SATURATED = 6.1441368e-6  # the derivative of the sigmoid at 12 and at -12; what is below it counts as saturated

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import REALS, check_instance, check_integer, check_tensor
+from lightning_nerf.checks import REALS, check_instance, check_integer, check_number, check_tensor
 from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.base import WANTS, RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
@@ -48,6 +48,8 @@ class DeformedField(RadianceField):
         position_frequencies: L of the warp's encoding of positions, 1 to 16.
         time_frequencies: L of the warp's encoding of times, 1 to 16.
         identity_at_zero: at the first time of the data offsets are exactly 0, so that the canonical scene is the first one.
+        warp_rate_factor: learning rate of the warp as a multiple of the optimizer's, >= 0. A hash grid wants rates at which
+            a perceptron that moves all points loses its way: then a tenth.
         fused: under CUDA autocast, run the warp's layers in one kernel each way; False: layer by layer.
 
     The defaults are T-NeRF as in NerfAcc's example. D-NeRF is ``width=256, hidden_layers=8, skip=4,
@@ -72,6 +74,7 @@ class DeformedField(RadianceField):
         position_frequencies: int = 4,
         time_frequencies: int = 4,
         identity_at_zero: bool = False,
+        warp_rate_factor: float = 1.0,
         fused: bool = True,
     ) -> None:
         check_instance("canonical", canonical, RadianceField)
@@ -81,10 +84,13 @@ class DeformedField(RadianceField):
             check_integer(name, value, 1, MAX_FREQUENCIES)
         check_instance("identity_at_zero", identity_at_zero, bool)
         check_instance("fused", fused, bool)
-        self.free_arguments = ("fused", *(f"canonical.{name}" for name in canonical.free_arguments))
+        check_number("warp_rate_factor", warp_rate_factor, "[0, inf)")
+        self.free_arguments = ("fused", "warp_rate_factor", *(f"canonical.{name}" for name in canonical.free_arguments))
         self.canonical = canonical
         self.identity_at_zero = identity_at_zero
         self.warp = Warp(width, hidden_layers, skip, position_frequencies, time_frequencies, fused)
+        if warp_rate_factor != 1:  # else the warp is trained in the field's group, as in older checkpoints
+            self.warp.rate_factor = warp_rate_factor
 
     def bind(self, scene_box: SceneBox) -> None:
         """See :meth:`RadianceField.bind`; the canonical field is bound to the same box."""
@@ -163,6 +169,8 @@ def _counted(method: Callable[..., object], count: Tensor | None) -> dict[str, T
 
 class Warp(nn.Module):
     """Offsets of points in space and time: a perceptron on both encodings, which one layer may take once more."""
+
+    rate_factor: float | None = None  # of the learning rate, see modules.optimizers.parameter_groups
 
     def __init__(
         self,

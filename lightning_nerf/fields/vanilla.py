@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,16 @@ from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.activations import leaky_sigmoid
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
-from lightning_nerf.fields.wide_mlp import MAX_WIDTH, linear_layer, linear_layers, run, trunk_layers, weights_and_biases
+from lightning_nerf.fields.wide_mlp import (
+    MAX_WIDTH,
+    linear_layer,
+    linear_layers,
+    operands,
+    run,
+    trunk_layers,
+    weights_and_biases,
+)
+from lightning_nerf.kept_dtypes import KeptDtypes
 from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, key_from_torch, make_key, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
@@ -26,7 +36,7 @@ HALF_SIDE = 1.5  # of the scene's box, as positions are encoded: the box of the 
 DENSITY_ACTIVATIONS = ("relu", "softplus")
 
 
-class VanillaField(RadianceField):
+class VanillaField(KeptDtypes, RadianceField):
     """Density from the encoded position, color from that network's last hidden layer and the encoded direction.
 
     Position -> :class:`Frequency` -> eight layers of 256, of which the one behind ``skip`` takes the encoding once more ->
@@ -58,7 +68,7 @@ class VanillaField(RadianceField):
         fused: under CUDA autocast, run all layers in one kernel each way; False: layer by layer.
 
     Differentiable in all parameters and in positions; layer by layer also in directions. A direction that requires a
-    gradient is not sent to the kernels.
+    gradient is not sent to the kernels. Parameters are float32, or float64 after ``.double()``, which runs layer by layer.
 
     Source: Mildenhall et al., "NeRF: Representing Scenes as Neural Radiance Fields for View Synthesis", ECCV 2020,
     figure 7.
@@ -66,6 +76,8 @@ class VanillaField(RadianceField):
 
     free_arguments = ("fused", "density_noise")
     ends_at_box = True
+
+    DTYPES: ClassVar[dict[str, torch.dtype]] = dict.fromkeys(("aabb", "_affine", "_encoding_affine"), torch.float32)
 
     noise_key: Tensor  # [3] int64: seed, rank, number of the next draw; saved, so that a resumed run goes on
     _encoding_affine: Tensor  # [2, 3] factor and summand, from world positions to what is encoded
@@ -130,6 +142,7 @@ class VanillaField(RadianceField):
         """See :meth:`RadianceField.forward`; ``count`` as of :meth:`density`."""
         return self._output(self._encodable(positions), self._seen(directions), count)
 
+    @states("counted")
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """See :meth:`RadianceField.query`: from front to back, no further than light gets, where that matters."""
 
@@ -141,10 +154,16 @@ class VanillaField(RadianceField):
             return Densities(front_to_back(samples, densities_of, early_stop_eps))
         return Densities(densities_of(samples))
 
+    @states("counted")
     def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
         """See :meth:`RadianceField.at_samples`; directions are encoded once for each ray."""
         direction = self._seen(rays.directions, samples.ray_indices)
         return self._output(self._of_samples(rays, samples), direction, samples.offsets[-1:])
+
+    def ends_at_count(self, rays: Rays) -> bool:
+        """Whether :meth:`query` and :meth:`at_samples` do no work behind ``offsets[-1]``: where there is one kernel."""
+        weights, _ = weights_and_biases([*self.trunk, self.density_layer, self.view_layer, self.color_layer])
+        return self.fused and operands(self.network, [Input(rays.origins), Input(rays.directions)], weights) is not None
 
     # -- the layers --------------------------------------------------------------------------------------------------
 
@@ -194,6 +213,13 @@ class VanillaField(RadianceField):
 
     def _position(self, x: Tensor) -> tuple[Input, Tensor]:
         """Positions to be encoded, and whether they lie in what the field knows, [N] bool."""
+        dtype = self.density_layer.bias.dtype
+        if dtype not in (torch.float32, torch.float64):
+            raise BadArgument(
+                f"{type(self).__name__}: expected parameters of torch.float32 or torch.float64, got {dtype}; "
+                "for half precision, run a float32 field under torch.autocast"
+            )
+        x = x.to(torch.promote_types(x.dtype, dtype))
         return Input(x, _encoding(self.position_encoding)), x.abs().amax(-1) <= self._reach
 
     def _seen(self, directions: Tensor, index: Tensor | None = None) -> Input:

@@ -32,7 +32,7 @@ from lightning_nerf.modules.fitting_parts import check_parts
 from lightning_nerf.modules.optimizers import adam, configure, parameter_groups
 from lightning_nerf.modules.rendered import rendered, rendered_rounds
 from lightning_nerf.modules.times import bind_times, bind_unknown_times, complete_times, refuse_other_times
-from lightning_nerf.ops._placement import checked_placement
+from lightning_nerf.ops.placement import checked_placement
 from lightning_nerf.recorded import Plain
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.renderers.volume import VolumeRenderer

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import lightning as L
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.capabilities import states
-from lightning_nerf.checks import BadArgument
+from lightning_nerf.checks import BadArgument, check_number
 from lightning_nerf.modules.schedule import SpreadSchedule, WarmupDecay
 from lightning_nerf.optim import FusedAdam, StepGuard
 from lightning_nerf.recorded import Plain
@@ -33,12 +33,30 @@ def adam(params: Any) -> Optimizer:
 
 
 def parameter_groups(parts: Iterable[tuple[str, nn.Module]]) -> list[Plain]:
-    """A named group for each part that has something to train."""
-    return [
-        {"params": parameters, "name": name}
-        for name, part in parts
-        if (parameters := [p for p in part.parameters() if p.requires_grad])
-    ]
+    """A named group for each part that has something to train, and for each module in it that states a ``rate_factor``.
+
+    The factor holds for all parameters below the module that states it, but for those below a module that states another.
+    """
+    groups: dict[str, Plain] = {}
+    for name, part in parts:
+        seen: set[nn.Parameter] = set()
+        for owner, factor, parameter in _with_factors(part, name, name, 1.0):
+            if parameter.requires_grad and parameter not in seen:
+                seen.add(parameter)
+                groups.setdefault(owner, {"params": [], "name": owner, "rate_factor": factor})["params"].append(parameter)
+    return list(groups.values())
+
+
+def _with_factors(module: nn.Module, name: str, owner: str, factor: float) -> Iterator[tuple[str, float, nn.Parameter]]:
+    """All parameters below a module, with the rate factor that holds for them and the name of the module that states it."""
+    stated = getattr(module, "rate_factor", None)
+    if stated is not None:
+        check_number(f"{name}.rate_factor", stated, "[0, inf)")
+        owner, factor = name, float(stated)
+    for parameter in module.parameters(recurse=False):
+        yield owner, factor, parameter
+    for child_name, child in module.named_children():
+        yield from _with_factors(child, f"{name}.{child_name}", owner, factor)
 
 
 def configure(
@@ -52,6 +70,8 @@ def configure(
     An optimizer that does not state ``skips_bad_steps`` gets a :class:`StepGuard`.
     """
     optimizer = make_optimizer(groups)
+    for group in optimizer.param_groups:
+        group["lr"] = group["lr"] * group.get("rate_factor", 1.0)
     if not getattr(optimizer, "skips_bad_steps", False):
         StepGuard(optimizer)
     averages = any(group.get("ema_decay") is not None for group in optimizer.param_groups)

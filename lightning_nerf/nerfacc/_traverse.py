@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.nerfacc._nested import with_nesting
-from lightning_nerf.ops._memory import check_fits
 from lightning_nerf.ops.march import candidates, find_samples, lattice_of, march
+from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.types import PackedSamples, Rays
 

@@ -13,7 +13,7 @@ from lightning_nerf.nerfacc.data_specs import RayIntervals, RaySamples
 from lightning_nerf.nerfacc.errors import argument_errors
 from lightning_nerf.nerfacc.pack import pack_info
 from lightning_nerf.ops import importance
-from lightning_nerf.ops._segments import owners
+from lightning_nerf.ops.segments import owners
 
 
 @argument_errors

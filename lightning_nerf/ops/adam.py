@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 
 ENDED, NOW, BAD, SKIPPED = range(4)  # entries of `control`
 
@@ -216,13 +216,13 @@ def reference(
         control[SKIPPED].add_(skip)
 
 
-_library.define(
+library.define(
     "adam_begin_",
     "(Tensor[] grads, Tensor(a!)[] steps, Tensor(b!) control, bool check_grads) -> ()",
     begin_reference,
     lambda grads, steps, control, check_grads: None,
 )
-_library.define(
+library.define(
     "adam_",
     "(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] emas, "
     "Tensor(f!)[] halves, Tensor(g!)[] steps, Tensor(h!) control, Tensor? lr_tensor, Tensor? grad_scale, "

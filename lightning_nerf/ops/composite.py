@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops import library
 from lightning_nerf.ops.composite_reference import backward_reference, integrate, reference
+from lightning_nerf.ops.library import Context, Inputs
 from lightning_nerf.ops.transforms import is_transformed
 
 MAX_CHANNELS = 32  # per call of the op; the public functions take more in passes
@@ -269,7 +269,7 @@ def _backward_by_reference(ctx: Context, given: list[Tensor | None]) -> list[Ten
     return [None if t is None else next(found) for t in inputs]
 
 
-_library.define(
+library.define(
     "composite",
     "(Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, float early_stop_eps, "
     "bool alphas_given, bool deltas_given, bool return_weights, bool return_trans, bool return_alphas, "
@@ -277,7 +277,7 @@ _library.define(
     reference,
     _fake,
 )
-_library.define(
+library.define(
     "composite_backward",
     "(Tensor? grad_channels_out, Tensor? grad_opacity, Tensor? grad_depth, Tensor? grad_weights, Tensor? grad_trans, "
     "Tensor? grad_alphas, Tensor densities, Tensor channels, Tensor t_starts, Tensor t_ends, Tensor offsets, "
@@ -286,7 +286,7 @@ _library.define(
     backward_reference,
     _fake_backward,
 )
-_library.differentiable("composite", _setup_context, _backward)
-_library.once_differentiable(
+library.differentiable("composite", _setup_context, _backward)
+library.once_differentiable(
     "composite_backward", "lightning_nerf.ops.composite.composite is differentiable any number of times"
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops._segments import exclusive_sum
+from lightning_nerf.ops.segments import exclusive_sum
 
 _OPAQUE = 800.0  # exp(-800) is 0 in float64: a finite stand-in for infinite optical depth
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._memory import check_fits
+from lightning_nerf.ops import library
+from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
 from lightning_nerf.ops.random import reference as random_reference
 from lightning_nerf.types import RayBatch, Rays
@@ -231,7 +231,7 @@ def fake(
     )
 
 
-_library.define(
+library.define(
     "draw_rays",
     "(Tensor colors, Tensor offsets, Tensor? drawable, Tensor c2w, Tensor intrinsics, Tensor size, Tensor bounds, "
     "Tensor? times, Tensor key, Tensor? n_rays, int capacity) -> (Tensor origins, Tensor directions, Tensor near, "
@@ -239,7 +239,7 @@ _library.define(
     reference,
     fake,
 )
-_library.define(
+library.define(
     "draw_background",
     "(Tensor key, int n, int random_steps, float red, float green, float blue) -> Tensor",
     background_reference,

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import FLOATS, BadArgument, check_integer, check_number, check_same_device, check_tensor
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops import library
+from lightning_nerf.ops.library import Context, Inputs
 from lightning_nerf.ops.transforms import is_transformed
 
 MAX_FREQUENCIES = 64
@@ -99,7 +99,7 @@ def _second_backward(ctx: Context, grad: Tensor | None) -> tuple[Tensor | None, 
     return *pullback(grad), None, None, None, None
 
 
-_library.define(
+library.define(
     "frequency",
     "(Tensor x, int n_frequencies, bool include_input, float scale, Tensor? count) -> Tensor",
     reference,
@@ -107,11 +107,11 @@ _library.define(
         (x.shape[0], x.shape[1] * (2 * n_frequencies + include_input))
     ),
 )
-_library.define(
+library.define(
     "frequency_backward",
     "(Tensor grad, Tensor x, int n_frequencies, bool include_input, float scale, Tensor? count) -> Tensor",
     reference_backward,
     lambda grad, x, n_frequencies, include_input, scale, count: torch.empty_like(x),
 )
-_library.differentiable("frequency", _setup_context, _backward)
-_library.differentiable("frequency_backward", _setup_second_context, _second_backward)
+library.differentiable("frequency", _setup_context, _backward)
+library.differentiable("frequency_backward", _setup_second_context, _second_backward)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops import library
+from lightning_nerf.ops.library import Context, Inputs
 
 WIDTHS = (16, 32, 64, 128)
 MAX_HIDDEN_LAYERS = 4
@@ -78,7 +78,7 @@ def has_kernel(device: torch.device, n_inputs: int, width: int, hidden_layers: i
 @functools.cache
 def _shared_memory(device: int) -> int:
     """Bytes that a block may have on this GPU; 0 where no kernel runs."""
-    if not _library.has_kernel("fused_mlp", "CUDA"):
+    if not library.has_kernel("fused_mlp", "CUDA"):
         return 0
     properties = torch.cuda.get_device_properties(device)
     return properties.shared_memory_per_block_optin if properties.major >= 8 else 0
@@ -169,12 +169,12 @@ def _fake_backward(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]
 
 
 _ARGUMENTS = "Tensor x, Tensor weight1, Tensor weight2, Tensor? weight3, Tensor? weight4, Tensor? weight5, ScalarType dtype"
-_library.define("fused_mlp", f"({_ARGUMENTS}) -> Tensor", reference, _fake)
-_library.define(
+library.define("fused_mlp", f"({_ARGUMENTS}) -> Tensor", reference, _fake)
+library.define(
     "fused_mlp_backward",
     f"(Tensor grad, {_ARGUMENTS}, bool for_input, bool for_weights) -> (Tensor, Tensor)",
     reference_backward,
     _fake_backward,
 )
-_library.differentiable("fused_mlp", _setup_context, _backward)
-_library.once_differentiable("fused_mlp_backward", instead="build the perceptron with fused=False for second derivatives")
+library.differentiable("fused_mlp", _setup_context, _backward)
+library.once_differentiable("fused_mlp_backward", instead="build the perceptron with fused=False for second derivatives")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops import library
+from lightning_nerf.ops.library import Context, Inputs
 
 PRIMES = (1, 2654435761, 805459861, 3674653429)
 
@@ -187,20 +187,20 @@ def _backward(ctx: Context, grad: Tensor | None) -> tuple[Tensor | None, ...]:
     return grad_positions if for_positions else None, grad_table if for_table else None, None, None, None, None
 
 
-_library.define(
+library.define(
     "hash_grid",
     "(Tensor positions, Tensor table, Tensor levels, Tensor? working, ScalarType dtype, bool deterministic) -> Tensor",
     reference,
     _fake,
 )
-_library.define(
+library.define(
     "hash_grid_backward",
     "(Tensor grad, Tensor positions, Tensor table, Tensor levels, Tensor? working, "
     "bool for_positions, bool for_table, bool deterministic) -> (Tensor, Tensor)",
     reference_backward,
     _fake_backward,
 )
-_library.differentiable("hash_grid", _setup_context, _backward)
-_library.once_differentiable(
+library.differentiable("hash_grid", _setup_context, _backward)
+library.once_differentiable(
     "hash_grid_backward", instead="differentiate lightning_nerf.ops.hash_grid.reference for second derivatives"
 )

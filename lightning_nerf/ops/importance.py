@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._segments import check_packed_info, owners
+from lightning_nerf.ops import library
+from lightning_nerf.ops.segments import check_packed_info, owners
 
 
 class Resampled(NamedTuple):
@@ -263,14 +263,14 @@ def _fake_importance(edges: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
     return edges.new_empty(n_samples), edges.new_empty(n_edges)
 
 
-_library.define(
+library.define(
     "searchsorted",
     "(Tensor keys, Tensor? packed_info, int n_rays, Tensor queries, Tensor? query_rays, bool relative) "
     "-> (Tensor left, Tensor right)",
     searchsorted_reference,
     _fake_searchsorted,
 )
-_library.define(
+library.define(
     "importance_sampling",
     "(Tensor edges, Tensor cdfs, Tensor? packed_info, int n_rays, Tensor? sample_offsets, Tensor? edge_offsets, "
     "int n_samples, int n_edges, Tensor? jitter) -> (Tensor samples, Tensor new_edges)",

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops import library
 from lightning_nerf.ops.instant_ngp_reference import (
     ENCODED,
     SHAPES,
@@ -25,6 +24,7 @@ from lightning_nerf.ops.instant_ngp_reference import (
     ray_densities_reference,
     render_reference,
 )
+from lightning_nerf.ops.library import Context, Inputs
 from lightning_nerf.types import Evaluated, PackedSamples, Rays
 
 SHARED_BYTES = 106496  # of shared memory for a block of the backward kernel
@@ -37,7 +37,7 @@ def has_kernels(device: torch.device) -> bool:
     They need tensor cores that take bfloat16 and 104 KiB of shared memory a block: compute capability 8.0 and 8.7, 9.0 and
     10.x have it, 8.6, 8.9 and 12.0 have not.
     """
-    if device.type != "cuda" or not _library.has_kernel("instant_ngp_field", "CUDA"):
+    if device.type != "cuda" or not library.has_kernel("instant_ngp_field", "CUDA"):
         return False
     properties = torch.cuda.get_device_properties(device)
     return properties.major >= 8 and properties.shared_memory_per_block_optin >= SHARED_BYTES
@@ -287,35 +287,33 @@ def _fake_render(origins: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, T
 
 _WEIGHTS = ", ".join(f"Tensor {name}" for name in SHAPES)
 _PACKED = "Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor offsets"
-_library.define(
+library.define(
     "instant_ngp_field",
     "(Tensor positions, Tensor? directions, Tensor table, Tensor working, Tensor levels, Tensor? encoded, Tensor? sources, "
     f"{_WEIGHTS}, float density_bias, bool bfloat16, bool keep_features) -> (Tensor, Tensor, Tensor)",
     field_reference,
     _fake_field,
 )
-_library.define(
+library.define(
     "instant_ngp_field_backward",
     "(Tensor? grad_density, Tensor? grad_rgb, Tensor positions, Tensor? directions, Tensor features, Tensor? sources, "
     f"{_WEIGHTS}, float density_bias) -> (Tensor, Tensor)",
     field_backward_reference,
     _fake_field_backward,
 )
-_library.define(
+library.define(
     "instant_ngp_ray_densities",
     f"({_PACKED}, Tensor working, Tensor levels, Tensor density1, Tensor density2, Tensor to_unit, float density_bias, "
     "float early_stop_eps, bool bfloat16, bool keep_features) -> (Tensor, Tensor)",
     ray_densities_reference,
     _fake_ray_densities,
 )
-_library.define(
+library.define(
     "instant_ngp_render",
     f"({_PACKED}, Tensor working, Tensor levels, {_WEIGHTS}, Tensor to_unit, float density_bias, float early_stop_eps, "
     "Tensor alpha_thre, bool bfloat16) -> (Tensor, Tensor, Tensor, Tensor)",
     render_reference,
     _fake_render,
 )
-_library.differentiable("instant_ngp_field", _setup_context, _backward)
-_library.once_differentiable(
-    "instant_ngp_field_backward", instead="build the field with fused=False for second derivatives"
-)
+library.differentiable("instant_ngp_field", _setup_context, _backward)
+library.once_differentiable("instant_ngp_field_backward", instead="build the field with fused=False for second derivatives")

@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops._exact import write_exactly
-from lightning_nerf.ops._memory import check_capacity_fits, check_fits
 from lightning_nerf.ops.march_reference import candidates as candidates
 from lightning_nerf.ops.march_reference import count_reference, march_pack_reference, write_reference
 from lightning_nerf.ops.march_reference import find_samples as find_samples
 from lightning_nerf.ops.march_reference import lattice_of as lattice_of
+from lightning_nerf.ops.memory import check_capacity_fits, check_fits
 from lightning_nerf.ops.pack import MAX_COUNT, check_capacity, pack
 from lightning_nerf.types import PackedSamples, Rays
 
@@ -225,15 +225,15 @@ _ARGUMENTS = (
     "Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor? jitter, Tensor occupancy, Tensor aabb, "
     "float step_size, float cone_angle, Tensor? bins"
 )
-_library.define("march_count", f"({_ARGUMENTS}) -> (Tensor counts, Tensor plan)", count_reference, count_fake)
-_library.define(
+library.define("march_count", f"({_ARGUMENTS}) -> (Tensor counts, Tensor plan)", count_reference, count_fake)
+library.define(
     "march_write",
     f"({_ARGUMENTS}, Tensor counts, Tensor plan, Tensor offsets, int n) "
     "-> (Tensor t_starts, Tensor t_ends, Tensor ray_indices)",
     write_reference,
     write_fake,
 )
-_library.define(
+library.define(
     "march_pack",
     f"({_ARGUMENTS}, int capacity) -> (Tensor t_starts, Tensor t_ends, Tensor ray_indices, Tensor offsets, Tensor kept)",
     march_pack_reference,

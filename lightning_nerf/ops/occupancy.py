@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops.random import STREAM_CELL_POINTS, STREAM_CELLS, random_uniform
 
 
@@ -294,21 +294,21 @@ def update_reference(occs: Tensor, binaries: Tensor, mean: Tensor, newest: Tenso
 
 
 _SELECT = "(Tensor key, Tensor binaries, int n_uniform, int n_occupied) -> Tensor"
-_library.define("occupancy_select", _SELECT, select_reference, select_fake)
-_library.define("occupancy_cover", _SELECT, cover_reference, select_fake)
-_library.define(
+library.define("occupancy_select", _SELECT, select_reference, select_fake)
+library.define("occupancy_cover", _SELECT, cover_reference, select_fake)
+library.define(
     "occupancy_points",
     "(Tensor key, Tensor cells, Tensor aabb, int x, int y, int z) -> Tensor",
     points_reference,
     lambda key, cells, aabb, x, y, z: aabb.new_empty(cells.shape[0], 3),
 )
-_library.define(
+library.define(
     "occupancy_newest",
     "(Tensor cells, Tensor values, int n) -> Tensor",
     newest_reference,
     lambda cells, values, n: values.new_empty(n),
 )
-_library.define(
+library.define(
     "occupancy_update_",
     "(Tensor(a!) occs, Tensor(b!) binaries, Tensor(c!) mean, Tensor newest, float decay, float threshold) -> ()",
     update_reference,

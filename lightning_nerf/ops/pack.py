@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 
 MAX_COUNT = 2**31 - 1  # a count that stands for itself and all above: such a ray never fits
 
@@ -49,4 +49,4 @@ def fake(counts: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     return counts.new_empty(counts.shape[0] + 1), torch.empty_like(counts, dtype=torch.bool)
 
 
-_library.define("pack_offsets", "(Tensor counts, int capacity) -> (Tensor offsets, Tensor kept)", reference, fake)
+library.define("pack_offsets", "(Tensor counts, int capacity) -> (Tensor offsets, Tensor kept)", reference, fake)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 
 # One stream per purpose, so that two draws of one step never share numbers.
 STREAM_RAYS = 0  # which pixel of which image
@@ -94,7 +94,7 @@ def reference(key: Tensor, stream: int, n: int, k: int) -> Tensor:
     return (torch.stack(words[:k], -1) >> 8).to(torch.float32) * 2.0**-24
 
 
-_library.define(
+library.define(
     "random_uniform",
     "(Tensor key, int stream, int n, int k) -> Tensor",
     reference,

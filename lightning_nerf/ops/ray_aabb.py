@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import check_same_device, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 
 
 def ray_aabb(
@@ -70,7 +70,7 @@ def fake(origins: Tensor, directions: Tensor, aabbs: Tensor) -> tuple[Tensor, Te
     return t, torch.empty_like(t), torch.empty_like(t, dtype=torch.bool)
 
 
-_library.define(
+library.define(
     "ray_aabb",
     "(Tensor origins, Tensor directions, Tensor aabbs) -> (Tensor t_mins, Tensor t_maxs, Tensor hits)",
     reference,

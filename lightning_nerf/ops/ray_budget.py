@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -41,7 +41,7 @@ def reference(n_rays: Tensor, n_samples: Tensor, n_counted: Tensor, target: floa
     n_rays.copy_(wanted.double().clamp(1, max_rays))
 
 
-_library.define(
+library.define(
     "ray_budget_",
     "(Tensor(a!) n_rays, Tensor n_samples, Tensor n_counted, float target, int max_rays) -> ()",
     reference,

@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn.functional import huber_loss, mse_loss
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._library import Context, Inputs
+from lightning_nerf.ops import library
+from lightning_nerf.ops.library import Context, Inputs
 
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -138,12 +138,12 @@ def _backward(ctx: Context, grad_loss: Tensor | None, *_: object) -> tuple[Tenso
 
 
 _ARGUMENTS = "Tensor rgb, Tensor target, Tensor? alpha, Tensor? background, Tensor kept, Tensor? mask"
-_library.define("ray_loss", f"({_ARGUMENTS}, float delta) -> (Tensor loss, Tensor mse, Tensor n_rays)", reference, _fake)
-_library.define(
+library.define("ray_loss", f"({_ARGUMENTS}, float delta) -> (Tensor loss, Tensor mse, Tensor n_rays)", reference, _fake)
+library.define(
     "ray_loss_backward",
     f"(Tensor grad_loss, {_ARGUMENTS}, Tensor n_rays, float delta) -> Tensor",
     backward_reference,
     lambda grad_loss, rgb, *_: torch.empty_like(rgb),
 )
-_library.differentiable("ray_loss", _setup_context, _backward)
-_library.once_differentiable("ray_loss_backward", "lightning_nerf.ops.ray_loss.reference is differentiable twice")
+library.differentiable("ray_loss", _setup_context, _backward)
+library.once_differentiable("ray_loss_backward", "lightning_nerf.ops.ray_loss.reference is differentiable twice")

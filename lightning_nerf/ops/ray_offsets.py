@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 
 
 def ray_offsets(ray_indices: Tensor, n_rays: int) -> Tensor:
@@ -48,7 +48,7 @@ def reference(ray_indices: Tensor, n_rays: int) -> Tensor:
     return offsets
 
 
-_library.define(
+library.define(
     "ray_offsets",
     "(Tensor ray_indices, int n_rays) -> Tensor",
     reference,

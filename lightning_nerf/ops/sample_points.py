@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import check_same_device, check_tensor, needs_grad
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.types import PackedSamples, Rays
 
 
@@ -98,7 +98,7 @@ def fake(
     return origins.new_empty((n, 3)), origins.new_empty((n, 3)), origins.new_empty(0 if times is None else n)
 
 
-_library.define(
+library.define(
     "sample_points",
     "(Tensor origins, Tensor directions, Tensor? times, Tensor t_starts, Tensor t_ends, Tensor ray_indices, "
     "Tensor? to_unit) -> (Tensor positions, Tensor sample_directions, Tensor sample_times)",

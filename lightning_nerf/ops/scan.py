@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import FLOATS, BadArgument, check_same_device, check_tensor
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._library import Context, Inputs
-from lightning_nerf.ops._segments import check_packed_info, ranks
+from lightning_nerf.ops import library
+from lightning_nerf.ops.library import Context, Inputs
+from lightning_nerf.ops.segments import check_packed_info, ranks
 from lightning_nerf.ops.transforms import is_transformed
 
 
@@ -183,19 +183,19 @@ def _fake_backward(grad: Tensor, values: Tensor, *_: object) -> Tensor:
     return torch.empty_like(values)
 
 
-_library.define(
+library.define(
     "scan",
     "(Tensor values, Tensor segments, bool product, bool exclusive, bool reverse) -> Tensor",
     reference,
     _fake,
 )
-_library.define(
+library.define(
     "scan_product_backward",
     "(Tensor grad, Tensor values, Tensor products, Tensor segments, bool exclusive, bool reverse) -> Tensor",
     product_backward_reference,
     _fake_backward,
 )
-_library.differentiable("scan", _setup_context, _backward)
-_library.once_differentiable(
+library.differentiable("scan", _setup_context, _backward)
+library.once_differentiable(
     "scan_product_backward", "lightning_nerf.ops.scan.reference is differentiable any number of times"
 )

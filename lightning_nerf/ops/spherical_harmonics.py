@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_tensor
-from lightning_nerf.ops import _library
-from lightning_nerf.ops._library import Context
+from lightning_nerf.ops import library
+from lightning_nerf.ops.library import Context
 
 MAX_DEGREE = 5
 
@@ -87,20 +87,20 @@ def _backward(ctx: Context, grad: Tensor | None) -> tuple[Tensor | None, None]:
     return torch.ops.lightning_nerf.spherical_harmonics_backward(grad.contiguous(), directions, ctx.degree), None
 
 
-_library.define(
+library.define(
     "spherical_harmonics",
     "(Tensor directions, int degree) -> Tensor",
     reference,
     lambda directions, degree: directions.new_empty((directions.shape[0], degree**2)),
 )
-_library.define(
+library.define(
     "spherical_harmonics_backward",
     "(Tensor grad, Tensor directions, int degree) -> Tensor",
     reference_backward,
     lambda grad, directions, degree: torch.empty_like(directions),
 )
-_library.differentiable("spherical_harmonics", _setup_context, _backward)
-_library.once_differentiable(
+library.differentiable("spherical_harmonics", _setup_context, _backward)
+library.once_differentiable(
     "spherical_harmonics_backward",
     instead="differentiate lightning_nerf.ops.spherical_harmonics.reference for second derivatives",
 )

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import FLOATS, BadArgument, check_instance, check_same_device, check_tensor
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops._exact import write_exactly
-from lightning_nerf.ops._memory import check_capacity_fits
-from lightning_nerf.ops._segments import exclusive_sum
+from lightning_nerf.ops.memory import check_capacity_fits
 from lightning_nerf.ops.pack import check_capacity, pack
 from lightning_nerf.ops.pack import reference as pack_reference
+from lightning_nerf.ops.segments import exclusive_sum
 from lightning_nerf.types import Densities, Evaluated, PackedSamples, Placement, Pruning, Query, Rays
 
 ALL = (0, 2**31 - 1)  # samples of a ray
@@ -225,14 +225,14 @@ def pack_visible_fake(
 _WINDOW = "float early_stop_eps, Tensor alpha_thre, int first, int last"
 _ARGUMENTS = f"Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, {_WINDOW}"
 _SURVIVORS = "Tensor t_starts, Tensor t_ends, Tensor ray_indices"
-_library.define("visibility_count", f"({_ARGUMENTS}) -> Tensor", count_reference, count_fake)
-_library.define(
+library.define("visibility_count", f"({_ARGUMENTS}) -> Tensor", count_reference, count_fake)
+library.define(
     "visibility_write",
     f"({_ARGUMENTS}, Tensor new_offsets, int n) -> ({_SURVIVORS}, Tensor sources)",
     write_reference,
     write_fake,
 )
-_library.define(
+library.define(
     "visibility_pack",
     f"(Tensor densities, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor kept, {_WINDOW}, int capacity) -> "
     f"({_SURVIVORS}, Tensor new_offsets, Tensor new_kept, Tensor sources)",

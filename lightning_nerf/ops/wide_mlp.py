@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lightning_nerf.checks import BadArgument, check_integer, check_same_device, check_tensor, needs_grad
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops import wide_mlp_layout as layout
-from lightning_nerf.ops._library import Context, Inputs
 from lightning_nerf.ops.frequency import frequency
+from lightning_nerf.ops.library import Context, Inputs
 from lightning_nerf.ops.wide_mlp_layout import Network, has_input_gradient
 from lightning_nerf.ops.wide_mlp_pieces import gradient_pieces
 from lightning_nerf.ops.wide_mlp_reference import reference, reference_backward
@@ -114,8 +114,8 @@ def wide_mlp(
     to_input = needs_grad(first.rows)
     if (to_input and not has_input_gradient(network)) or (second is not None and needs_grad(second.rows)):
         raise NotImplementedError(
-            "wide_mlp has a derivative in its first input alone, which only hidden layers may take; run layer_by_layer for "
-            "others"
+            "wide_mlp has a derivative in its first input alone, and that only where has_input_gradient(network); run "
+            "layer_by_layer for others"
         )
     save = torch.is_grad_enabled() and (parameters.requires_grad or to_input)
     plan = _plan_on(network, parameters.device, to_input)
@@ -164,22 +164,22 @@ def has_kernel(device: torch.device, network: Network) -> bool:
 
 def _check_device(device: torch.device) -> None:
     """Refuse another GPU than Hopper, if the library has kernels for CUDA: there they would compute nothing."""
-    if device.type == "cuda" and _library.has_kernel("wide_mlp", "CUDA") and not _is_hopper(device.index or 0):
+    if device.type == "cuda" and library.has_kernel("wide_mlp", "CUDA") and not _is_hopper(device.index or 0):
         raise BadArgument(f"inputs: expected a GPU of compute capability 9.0, got {device}; run layer_by_layer there")
 
 
 @functools.cache
 def _is_hopper(device: int) -> bool:
-    return _library.has_kernel("wide_mlp", "CUDA") and torch.cuda.get_device_capability(device) == (9, 0)
+    return library.has_kernel("wide_mlp", "CUDA") and torch.cuda.get_device_capability(device) == (9, 0)
 
 
 @functools.lru_cache(maxsize=32)
 def _plan_on(network: Network, device: torch.device, input_gradient: bool = False) -> tuple[Any, ...]:
     """What the ops take of a plan, on a device. On a CPU, where a reference serves, with one piece for each product."""
     cuda = device.type == "cuda"
-    plan = layout.plan(network, input_gradient)
-    pieces = gradient_pieces(network, torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1)
-    with torch.inference_mode(False):  # a validation may come first
+    n_processors = torch.cuda.get_device_properties(device).multi_processor_count if cuda else 1
+    with torch.inference_mode(False):  # a validation may come first, and what it caches serves training
+        plan, pieces = layout.plan(network, input_gradient), gradient_pieces(network, n_processors)
         tensors = [*plan[:5], pieces.items, pieces.sources]
         return *(t.to(device) for t in tensors), network.n_outputs, plan.saved_blocks, pieces.n_pieces
 
@@ -238,7 +238,7 @@ def _fake_backward(
     return torch.empty_like(parameters), grad.new_empty(grad.shape[0], input_columns)
 
 
-_library.define(
+library.define(
     "wide_mlp",
     "(Tensor x, Tensor? x2, Tensor? index2, Tensor parameters, Tensor? count, Tensor links, Tensor index, Tensor "
     "bias_index, Tensor backward_links, Tensor backward_index, Tensor items, Tensor sources, int n_outputs, int "
@@ -247,7 +247,7 @@ _library.define(
     reference,
     _fake,
 )
-_library.define(
+library.define(
     "wide_mlp_backward",
     "(Tensor grad, Tensor inputs, Tensor hidden, Tensor signs, Tensor parameters, Tensor? count, Tensor backward_links, "
     "Tensor backward_index, Tensor items, Tensor sources, int n_pieces, int input_columns, ScalarType dtype) -> "
@@ -255,5 +255,5 @@ _library.define(
     reference_backward,
     _fake_backward,
 )
-_library.differentiable("wide_mlp", _setup_context, _backward)
-_library.once_differentiable("wide_mlp_backward", instead="run layer_by_layer for second derivatives")
+library.differentiable("wide_mlp", _setup_context, _backward)
+library.once_differentiable("wide_mlp_backward", instead="run layer_by_layer for second derivatives")

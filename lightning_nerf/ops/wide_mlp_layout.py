@@ -15,6 +15,7 @@ from torch import Tensor
 
 BLOCK = 64  # rows and columns
 WIDTHS = (8, 64, 128, 256)  # of results, padded
+MAX_LINKS = 24  # products that a chain holds, each way: kMaxLayers of csrc/wide_mlp.cuh
 
 
 class Layer(NamedTuple):
@@ -224,7 +225,7 @@ def fits(network: Network) -> bool:
     return (
         len(hidden) >= 1
         and all(columns > 0 for _, columns in network.sizes())
-        and len(network.layers) <= 24
+        and len(network.layers) <= MAX_LINKS  # the backward chain without input gradient is no longer
         and contiguous
         and 1 <= sum(map(blocks, network.inputs)) <= 4
         and all(1 <= layer.outputs <= 256 for layer in network.layers)
@@ -234,5 +235,10 @@ def fits(network: Network) -> bool:
 
 
 def has_input_gradient(network: Network) -> bool:
-    """Whether the kernels' backward pass can go on to input 0: hidden layers alone take it."""
-    return fits(network) and not any(0 in layer.takes_inputs for layer in network.layers if layer.is_head)
+    """Whether the kernels' backward pass can go on to input 0.
+
+    Hidden layers alone take it, and there is room for a link for each of these besides those of the hidden layers.
+    """
+    takers = [layer for layer in network.layers if 0 in layer.takes_inputs]
+    n_hidden = sum(not layer.is_head for layer in network.layers)
+    return fits(network) and not any(layer.is_head for layer in takers) and n_hidden + len(takers) <= MAX_LINKS

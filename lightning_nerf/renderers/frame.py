@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.cameras.cameras import Cameras, image_rays
+from lightning_nerf.capabilities import has
 from lightning_nerf.checks import FLOATS, check_instance, check_integer, check_tensor
-from lightning_nerf.ops._placement import checked_placement
+from lightning_nerf.ops.placement import checked_placement
 from lightning_nerf.ops.visibility import prune_by
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.types import (
@@ -31,11 +33,25 @@ BAND_RAYS = 2**20  # rays of a frame that exist at once, at most: some 150 bytes
 CPU_BAND_RAYS = 2**10
 
 
+@runtime_checkable
+class CountedField(Protocol):
+    """A field whose work may end at a number of samples that the device alone knows.
+
+    Its ``query`` and ``at_samples`` state ``@states("counted")``, so that an override has to state it again.
+    """
+
+    def ends_at_count(self, rays: Rays) -> bool:
+        """Whether ``query`` and ``at_samples`` of rays like these, here and now, do no work behind ``offsets[-1]``."""
+        ...
+
+
 class FrameRenderer:
     """Renders any number of rays, and whole frames, exactly: no ray is left out. No gradient.
 
     In one kernel where the field has one and estimator and renderer do what it does (see ``frame_kernel``, ``pruning`` and
-    ``is_plain``), with at most 400 MB of marched samples at once; else with at most ``max_samples`` of them.
+    ``is_plain``), with at most 400 MB of marched samples at once; else with at most ``max_samples`` of them. The host waits
+    for a CUDA device to learn how many rays fit at once, and without kernel also how many samples are left of them, unless
+    the field's work ends by itself at that number (see :class:`CountedField`).
 
     >>> import torch
     >>> from lightning_nerf import Cameras, FrameRenderer, InstantNGPField, OccupancyGrid, SceneBox, VolumeRenderer
@@ -68,7 +84,7 @@ class FrameRenderer:
         n, start = _checked_count(rays), 0
         if background is not None:
             check_tensor("background", background, (n, 3) if getattr(background, "ndim", 1) == 2 else (3,), FLOATS)
-        kernel, pruning = self.kernel(rays), self.estimator.pruning
+        kernel, pruning, counted = self.kernel(rays), self.estimator.pruning, self._is_counted(rays)
         capacity = self.max_samples
         if kernel is not None:  # frames find tens of samples a ray; rays with more take another round
             capacity = min(FUSED_SAMPLES, max(capacity, 64 * n))
@@ -84,7 +100,7 @@ class FrameRenderer:
             if kernel is not None and pruning is not None and candidates is not None:
                 parts.append(_fused(kernel, chunk, candidates, pruning, behind))
             else:
-                parts.append(self._op_by_op(chunk, candidates, behind))
+                parts.append(self._op_by_op(chunk, candidates, behind, counted))
             start += max(1, count)
             if self.estimator.fixed_count is None:
                 size = min(capacity, count + count // 2 + 1)
@@ -145,33 +161,43 @@ class FrameRenderer:
         if self.estimator.fixed_count is not None:  # the number of rays says it already
             return rays, None
         samples = self._placed(rays, capacity=capacity).samples
-        fit = int(samples.kept.sum())  # a march of fixed capacity says how many rays fit
-        if fit == n:
-            return rays, samples
-        rays = rays.map(lambda t: t[: max(1, fit)])
-        if fit == 0:  # a ray with more samples than that is taken by itself
+        # A march of fixed capacity says how many rays fit, and how many samples they have.
+        fit, count = _read(torch.stack([samples.kept.sum(), samples.offsets[-1].long()]))
+        if fit == 0 < n:  # a ray with more samples than that is taken by itself
+            rays = rays.map(lambda t: t[:1])
             return rays, self._placed(rays).samples
-        return rays, samples._replace(offsets=samples.offsets[: fit + 1], kept=samples.kept[:fit])
+        t_starts, t_ends, ray_indices, offsets, kept = samples
+        samples = PackedSamples(t_starts[:count], t_ends[:count], ray_indices[:count], offsets[: fit + 1], kept[:fit])
+        return rays if fit == n else rays.map(lambda t: t[:fit]), samples
+
+    def _is_counted(self, rays: Rays) -> bool:
+        field = self.field
+        stated = has(field.query, "counted") and has(field.at_samples, "counted")
+        return stated and isinstance(field, CountedField) and field.ends_at_count(rays)
 
     def _placed(self, rays: Rays, query: Query | None = None, capacity: int | None = None) -> Placement:
         placement = self.estimator.place(rays, query, capacity=capacity)
         return checked_placement(placement, len(rays.origins), type(self.estimator).__name__)
 
-    def _pruned(self, rays: Rays, candidates: PackedSamples, pruning: Pruning) -> Placement:
-        n = int(candidates.offsets[-1])  # not every field leaves out the unused end of a capacity
-        t_starts, t_ends, ray_indices = (t[:n] for t in candidates[:3])
-        candidates = candidates._replace(t_starts=t_starts, t_ends=t_ends, ray_indices=ray_indices)
-        return prune_by(self.field.query, rays, candidates, pruning)
+    def _op_by_op(self, rays: Rays, candidates: PackedSamples | None, background: Tensor | None, counted: bool) -> Render:
+        """As in training: place, evaluate, composite. Candidates are not placed once more where pruning them is all.
 
-    def _op_by_op(self, rays: Rays, candidates: PackedSamples | None, background: Tensor | None) -> Render:
-        """As in training: place, evaluate, composite. Candidates are not placed once more where pruning them is all."""
-        pruning = self.estimator.pruning
+        ``counted``: lists are as long as can be, and nothing waits for the number of samples that are left.
+        """
+        pruning, each = self.estimator.pruning, self.estimator.fixed_count
         if candidates is not None and pruning is not None:
-            placement = self._pruned(rays, candidates, pruning)
+            capacity = len(candidates.t_starts) if counted else None
+            placement = prune_by(self.field.query, rays, candidates, pruning, capacity)
         else:
-            placement = self._placed(rays, self.field.query)
+            capacity = len(rays.origins) * each if counted and each is not None else None
+            placement = self._placed(rays, self.field.query, capacity)
         output = self.field.at_samples(rays, placement.samples, placement.evaluated)
         return self.renderer(output, placement.samples, background=background)
+
+
+def _read(numbers: Tensor) -> list[int]:
+    """Numbers for the host, which waits for them."""
+    return numbers.tolist()
 
 
 def _checked_count(rays: Rays) -> int:

@@ -146,7 +146,8 @@ def test_frame_after_a_fit_and_of_a_checkpoint(scene_cache: Path, tmp_path: Path
     report = main(["frame", *recipe(scene_cache), "--steps=4", "--repeats=1", "--views-every=2"])
     assert [row["view"] for row in report["views"]] == ["r_0", "r_2"]
     assert report["size"] == "24 x 24"
-    numbers(report, "median_ms", "mean_ms", "psnr")
+    numbers(report, "median_ms", "mean_ms", "psnr", "marched_per_ray")
+    assert report["moving"] is None
     assert report["largest_psnr_difference"] < 0.02
 
     cli = build(recipe(scene_cache, "--trainer.max_steps=4", "--trainer.enable_checkpointing=false"))
@@ -157,6 +158,17 @@ def test_frame_after_a_fit_and_of_a_checkpoint(scene_cache: Path, tmp_path: Path
 
     with pytest.raises(SystemExit, match="either --ckpt PATH or --steps N"):
         main(["frame", *recipe(scene_cache)])
+
+
+@pytest.mark.filterwarnings("ignore:`trainer.test:UserWarning")
+def test_frames_at_several_times_beside_frames_at_one(tmp_path: Path) -> None:
+    scene = [f"--data.cache_dir={tmp_path}", "--data.resolution=16", "--data.n_train=4", "--data.n_test=2"]
+    small = ["--model.field.log2_table_size=10", "--model.samples_per_step=1024", "--trainer.logger=false"]
+    moving = ["frame", "-c", "synthetic/dynamic", *scene, *small, "--steps=2", "--repeats=1", "--times=3"]
+    report = main([*moving, "--trainer.callbacks=[{class_path: lightning_nerf.callbacks.EMAWeights}]"])["moving"]
+    assert report["times"] == 3
+    assert len(report["ms_at_one_time"]) == 3
+    numbers(report, "ms", "ratio")
 
 
 def test_help_names_every_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from lightning_nerf import OccupancyGrid, SceneBox, rendering
+from lightning_nerf.estimators import Hierarchical, Uniform
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.random import key_from_torch, make_key
-from lightning_nerf.types import PackedSamples, Placement, Rays
+from lightning_nerf.types import Densities, PackedSamples, Placement, Rays
+from tests.executors.fits import PlainField
 from tests.ops.harness import DEVICES, rand
 
 BOX = [-1.0, -1.0, -1.0, 1.0, 1.0, 1.0]
@@ -188,6 +190,77 @@ def test_an_estimator_of_ones_own_needs_only_place() -> None:
     assert kept[1].tolist() == [0.5] * 3
     with pytest.raises(ValueError, match="render_step_size: EveryHalf has no such setting"):
         estimator.sampling(*rays, render_step_size=0.1)
+
+
+WALL, VEIL = 2.3, 0.3  # begins at this t; density in front of it
+
+
+def wall(t_starts: Tensor, t_ends: Tensor, ray_indices: Tensor) -> Tensor:
+    """A veil on the first rays, nothing on the last ones, and a wall behind."""
+    veil = torch.where(ray_indices < 20, VEIL, 0.0)
+    return torch.where(0.5 * (t_starts + t_ends) > WALL, 200.0, veil)
+
+
+def wall_of_samples(rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+    return Densities(wall(samples.t_starts, samples.t_ends, samples.ray_indices))
+
+
+class Fog(PlainField):
+    """A coarse field that is densest at the middle of the box."""
+
+    def density(self, positions: Tensor) -> Tensor:
+        return 4 * (1 - positions.norm(dim=-1)).clamp(min=0)
+
+
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("own_field", [False, True])
+@pytest.mark.parametrize("thresholds", [{}, {"alpha_threshold": 0.005, "early_stop_eps": 0.01}])
+def test_an_estimator_that_places_by_densities_gives_what_it_places(
+    thresholds: dict[str, float], own_field: bool, stratified: bool
+) -> None:
+    estimator = Hierarchical(16, 12, field=Fog() if own_field else None, **thresholds).bind(BOX)
+    origins, directions = rays_of(40)
+    rays = Rays(origins, directions, torch.zeros(40), torch.full((40,), 1e10))
+    torch.manual_seed(3)
+    found = estimator.sampling(origins, directions, wall, stratified=stratified)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        placed = estimator.place(rays, wall_of_samples, key=key_from_torch("cpu") if stratified else None).samples
+    for mine, theirs in zip(found, (placed.ray_indices.long(), placed.t_starts, placed.t_ends), strict=True):
+        assert torch.equal(mine, theirs)
+    everything = 28 * int(estimator.place(rays).samples.offsets.diff().bool().sum())
+    assert 0 < len(found[0]) < everything if thresholds else len(found[0]) == everything
+
+
+def test_thresholds_of_the_caller_drop_more_of_what_is_placed_by_densities() -> None:
+    estimator, rays = Hierarchical(16, 12).bind(BOX), rays_of(40)
+    everything = estimator.sampling(*rays, wall)
+    kept = visible_by_hand(everything, wall(everything[1], everything[2], everything[0]), 0.1, 0.005, alphas=False)
+    assert 0 < len(kept) < len(everything[0]) / 2
+    found = estimator.sampling(*rays, wall, early_stop_eps=0.1, alpha_thre=0.005)
+    for mine, whole in zip(found, everything, strict=True):
+        assert torch.equal(mine, whole[kept])
+    for nothing in (estimator.sampling(rays[0], -rays[1], wall), estimator.sampling(rays[0][:0], rays[1][:0], wall)):
+        assert [len(t) for t in nothing] == [0, 0, 0]
+
+
+def test_opacities_are_refused_where_densities_decide() -> None:
+    def opacities(t_starts: Tensor, *_: Tensor) -> Tensor:
+        return torch.full_like(t_starts, 0.5)
+
+    rays = rays_of(4)
+    with pytest.raises(ValueError, match="alpha_fn: Hierarchical asks for densities, expected sigma_fn in its place"):
+        Hierarchical(4, 3).bind(BOX).sampling(*rays, alpha_fn=opacities)
+    with pytest.raises(ValueError, match=r"sigma_fn: expected values of shape \[\d+\], got \[\]"):
+        Hierarchical(4, 3).bind(BOX).sampling(*rays, sigma_fn=lambda *_: torch.ones(()))
+    with pytest.raises(ValueError, match="render_step_size: Hierarchical has no such setting"):
+        Hierarchical(4, 3).bind(BOX).sampling(*rays, sigma_fn=wall, render_step_size=0.1)
+    coarse = Hierarchical(4, 3, field=Fog()).bind(BOX)  # whose densities decide, and no thresholds
+    hit = len(coarse.sampling(*rays)[0]) // 7
+    assert len(coarse.sampling(*rays, alpha_fn=opacities)[0]) == 7 * hit > 0
+    assert len(coarse.sampling(*rays, alpha_fn=opacities, early_stop_eps=0.2)[0]) == 3 * hit
+    kept = Uniform(8).bind(BOX).sampling(*rays, alpha_fn=opacities, early_stop_eps=0.2)
+    assert len(kept[0]) == 3 * hit
 
 
 def test_binding_takes_a_box_a_tensor_or_six_numbers() -> None:

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf import Densities, OccupancyGrid, PackedSamples, Rays
+from lightning_nerf import (
+    Densities,
+    FieldOutput,
+    FrameRenderer,
+    OccupancyGrid,
+    PackedSamples,
+    RadianceField,
+    Rays,
+    SceneBox,
+    VolumeRenderer,
+)
 from lightning_nerf.estimators.subdivided import subdivided
 from tests.ops.harness import DEVICES, generator
 
@@ -68,6 +80,37 @@ def test_what_survives_is_what_a_march_of_longer_steps_keeps(device: str, steps:
     assert several.evaluated is None
     assert all(torch.equal(a, b) for a, b in zip(several.samples, subdivided(longer.samples, steps), strict=True))
     assert len(several.samples.t_starts) > 100
+
+
+class Fog(RadianceField):
+    """The same opacity in each single step."""
+
+    def __init__(self, opacity: float, step_size: float) -> None:
+        super().__init__()
+        self.value = -math.log1p(-opacity) / step_size
+        self.bind(SceneBox(torch.tensor(BOX).view(2, 3)))
+
+    def density(self, positions: Tensor) -> Tensor:
+        return torch.full_like(positions[:, 0], self.value)
+
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        return FieldOutput(self.density(positions), torch.ones_like(positions))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+@pytest.mark.parametrize(("opacity", "is_seen"), [(0.003, False), (0.0049, False), (0.0051, True), (0.3, True)])
+def test_fog_is_placed_where_frames_show_it(device: str, steps: int, opacity: float, is_seen: bool) -> None:
+    """The threshold is that of a single step: what frames, which prune single steps, never show is not trained."""
+    field = Fog(opacity, step_size=0.05).to(device)
+    estimator = OccupancyGrid(resolution=16, step_size=0.05, alpha_threshold=0.005, steps_per_query=steps)
+    estimator.bind(BOX).to(device)
+    estimator.mean.fill_(1.0)  # no young grid, which would lower the threshold
+    count = int(estimator.place(rays(50, device), field.query).samples.offsets[-1])
+    assert (count > 100) == is_seen
+    assert count == 0 or is_seen
+    render = FrameRenderer(field, estimator, VolumeRenderer()).rays(rays(50, device))
+    assert bool(render.opacity.any()) == is_seen
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from lightning_nerf.fields import VanillaField
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import PackedSamples, Rays
-from tests.ops.harness import generator
+from tests.ops.harness import DEVICES, generator
 
 BOX = torch.tensor([[-1.0, -2.0, -1.0], [1.0, 2.0, 3.0]])
 
@@ -77,14 +78,20 @@ def test_the_unit_does_not_matter() -> None:
     assert torch.equal(larger.density(1024 * positions) * 1024, made.density(positions))
 
 
-def test_samples_are_what_points_are() -> None:
-    made = field()
+def three_samples() -> tuple[Rays, PackedSamples, Tensor]:
+    """On three rays, before two unused places; and where they are."""
     rays = Rays(*points(3), near=torch.zeros(3), far=torch.ones(3))
     t = torch.tensor([0.1, 0.2, 0.5, 0.0, 0.0])
     indices = torch.tensor([0, 0, 2, 0, 0], dtype=torch.int32)
     offsets = torch.tensor([0, 2, 2, 3], dtype=torch.int32)
     samples = PackedSamples(t, t + 0.1, indices, offsets, torch.ones(3, dtype=torch.bool))
-    at = rays.origins[indices.long()] + (t + 0.05)[:, None] * rays.directions[indices.long()]
+    return rays, samples, rays.origins[indices.long()] + (t + 0.05)[:, None] * rays.directions[indices.long()]
+
+
+def test_samples_are_what_points_are() -> None:
+    made = field()
+    rays, samples, at = three_samples()
+    t, _, indices, offsets, _ = samples
     output, expected = made.at_samples(rays, samples), made(at, rays.directions[indices.long()])
     torch.testing.assert_close(output.density[:3], expected.density[:3])
     torch.testing.assert_close(output.rgb[:3], expected.rgb[:3])
@@ -92,6 +99,41 @@ def test_samples_are_what_points_are() -> None:
     none = Rays(*points(0), near=torch.zeros(0), far=torch.zeros(0))
     empty = PackedSamples(t[:0], t[:0], indices[:0], offsets[:1], torch.ones(0, dtype=torch.bool))
     assert made.at_samples(none, empty).rgb.shape == (0, 3)
+
+
+@pytest.mark.parametrize("contraction", ["none", "l2"])
+def test_a_field_in_float64_computes_in_it(contraction: str) -> None:
+    # A position's last bit in float32 is 2^-23, times 2^9 in the fastest sine.
+    near = {"rtol": 1e-4, "atol": 2.0**-13}
+    rays, samples, at = three_samples()
+    single, double = field(contraction), field(contraction).double()
+    directions = rays.directions[samples.ray_indices.long()]
+    expected = single(at, directions)
+    for output in (double(at, directions), double(at.double(), directions.double()), double.at_samples(rays, samples)):
+        assert output.density.dtype is torch.float64
+        torch.testing.assert_close(output.density[:3].float(), expected.density[:3], **near)
+        torch.testing.assert_close(output.rgb[:3].float(), expected.rgb[:3], **near)
+    for values in (double.density(at), double.query(rays, samples).values):
+        assert values.dtype is torch.float64
+        torch.testing.assert_close(values[:3].float(), expected.density[:3], **near)
+    assert torch.equal(double.float().query(rays, samples).values, single.query(rays, samples).values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_field_in_half_precision_is_refused_by_its_dtype(dtype: torch.dtype) -> None:
+    rays, samples, at = three_samples()
+    made = field().to(dtype)
+    calls: list[Callable[[], object]] = [
+        lambda: made.density(at),
+        lambda: made(at, at),
+        lambda: made.query(rays, samples),
+        lambda: made.at_samples(rays, samples),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=rf"VanillaField: expected parameters of torch\.float32 .*, got {dtype}"):
+            call()
+    assert torch.equal(made.float().aabb, BOX)
+    assert made.density(at).isfinite().all()
 
 
 def test_noise_is_drawn_in_training_only_and_named_by_its_key() -> None:
@@ -150,6 +192,19 @@ def test_one_kernel_and_layers_agree() -> None:
     torch.testing.assert_close(outputs[0].density, outputs[1].density, rtol=0.05, atol=0.02)
     for mine, wanted in zip(*grads, strict=True):
         assert (mine - wanted).norm() < 0.05 * wanted.norm()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_work_ends_at_a_count_where_there_is_one_kernel(device: str) -> None:
+    made, wide = field().to(device), field(width=512).to(device)
+    rays = Rays(*points(3), near=torch.zeros(3), far=torch.ones(3)).map(lambda t: t.to(device))
+    has_kernel = device == "cuda" and torch.cuda.get_device_capability() == (9, 0)
+    assert not made.ends_at_count(rays), "no autocast"
+    with torch.autocast(device, torch.bfloat16), torch.no_grad():
+        assert made.ends_at_count(rays) == has_kernel
+        assert not wide.ends_at_count(rays), "no kernel is so wide"
+        made.fused = False
+        assert not made.ends_at_count(rays)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops.adam import BAD, ENDED, NOW, SKIPPED, adam_, adam_begin_, begin_reference, make_control, reference
 from tests.ops.harness import DEVICES, assert_detected, rand
 
@@ -251,7 +251,7 @@ def test_bad_arguments_are_named() -> None:
         adam_begin_([torch.zeros(4)], [torch.zeros(1)], make_control())
 
 
-@pytest.mark.skipif(not _library.loaded, reason="no compiled library")
+@pytest.mark.skipif(not library.loaded, reason="no compiled library")
 def test_the_launcher_checks_too() -> None:
     p = problem([4], "cpu")
     with pytest.raises(RuntimeError, match="exp_avgs has 3 elements, not 4"):

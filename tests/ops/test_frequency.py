@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.encodings import Frequency
-from lightning_nerf.ops._library import has_kernel
 from lightning_nerf.ops.frequency import MAX_FREQUENCIES, frequency, reference, reference_backward
+from lightning_nerf.ops.library import has_kernel
 from tests.ops.harness import DEVICES, assert_detected, check_op, poison_tail, rand
 
 EPS = 2.0**-24

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops import _library, hash_grid, instant_ngp, spherical_harmonics
+from lightning_nerf.ops import hash_grid, instant_ngp, library, spherical_harmonics
 from lightning_nerf.ops.instant_ngp import Weights, field
 from tests.ops.harness import DEVICES, assert_detected, generator
 from tests.ops.ngp import FORWARD, HALVES, LAYOUTS, OPS, ROUNDOFF, Net, distance, field_arguments, net, normal, points
@@ -247,7 +247,7 @@ def test_bad_arguments_are_named() -> None:
         field(x, d, *p, density_bias=-1.0, dtype=torch.float32)
 
 
-@pytest.mark.skipif(not _library.has_kernel("instant_ngp_field", "CUDA"), reason="the library has no CUDA kernels")
+@pytest.mark.skipif(not library.has_kernel("instant_ngp_field", "CUDA"), reason="the library has no CUDA kernels")
 @pytest.mark.parametrize(
     ("major", "shared", "expected"), [(9, 232448, True), (8, 166912, True), (8, 101376, False), (7, 232448, False)]
 )

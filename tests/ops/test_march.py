@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops.march import count_reference, lattice_of, march, march_pack_reference, reference, write_reference
 from lightning_nerf.ops.pack import pack
 from lightning_nerf.types import PackedSamples, Rays
@@ -19,7 +19,7 @@ from tests.ops.harness import DEVICES, assert_detected, check_op, rand, tensors,
 AABB = torch.tensor([[-1.0, -1.5, -0.7], [1.0, 1.5, 0.9]])
 INF, NAN = math.inf, math.nan
 # What the kernels do in no time takes the reference for ever: it visits each lattice point.
-kernels_only = pytest.mark.skipif(not _library.loaded, reason="no compiled library")
+kernels_only = pytest.mark.skipif(not library.loaded, reason="no compiled library")
 
 
 def random_rays(n: int, seed: int = 0) -> Rays:

@@ -12,7 +12,7 @@ import torch
 
 from lightning_nerf import HashGrid, OccupancyGrid, Rays, nerfacc
 from lightning_nerf.checks import BadArgument
-from lightning_nerf.ops import _exact, _library, _memory
+from lightning_nerf.ops import _exact, library, memory
 from lightning_nerf.ops.march import march
 from lightning_nerf.ops.pack import pack
 from lightning_nerf.ops.random import make_key
@@ -30,7 +30,7 @@ def rays(n: int) -> Rays:
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A machine with a gigabyte, and the lengths of the lists that are asked for on it."""
-    monkeypatch.setattr(_memory, "_system_memory", lambda: GIGABYTE)
+    monkeypatch.setattr(memory, "_system_memory", lambda: GIGABYTE)
     lengths: list[int] = []
     write_exactly = _exact.write_exactly
 
@@ -103,8 +103,8 @@ def test_rays_that_do_not_fit_are_refused(asked: list[int], scene_cache: Path) -
 def test_samples_of_boxes_that_are_not_nested_are_counted_as_they_are_found(
     asked: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_memory, "SMALL", 2**10)
-    monkeypatch.setattr(_memory, "_system_memory", lambda: 2**20)
+    monkeypatch.setattr(memory, "SMALL", 2**10)
+    monkeypatch.setattr(memory, "_system_memory", lambda: 2**20)
     boxes = torch.tensor([[-1.0, -1, -1, 1, 1, 1], [0.5, -1, -1, 3, 1, 1]])
     full, one = torch.ones(2, 4, 4, 4, dtype=torch.bool), rays(1)
     nerfacc.traverse_grids(one.origins, one.directions, full, boxes, step_size=1e-3)
@@ -113,20 +113,20 @@ def test_samples_of_boxes_that_are_not_nested_are_counted_as_they_are_found(
 
 
 def test_this_machine_knows_what_it_has_left() -> None:
-    left = _memory.available_bytes(torch.device("cpu"))
+    left = memory.available_bytes(torch.device("cpu"))
     assert left is None or 2**20 < left < 2**50
-    assert _memory.available_bytes(torch.device("meta")) is None
+    assert memory.available_bytes(torch.device("meta")) is None
 
 
 def test_a_container_bounds_what_its_machine_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit, used = tmp_path / "memory.max", tmp_path / "memory.current"
-    monkeypatch.setattr(_memory, "_system_memory", lambda: GIGABYTE)
-    monkeypatch.setattr(_memory, "_LIMITS", ((str(limit), str(used)),))
+    monkeypatch.setattr(memory, "_system_memory", lambda: GIGABYTE)
+    monkeypatch.setattr(memory, "_LIMITS", ((str(limit), str(used)),))
     cases = {"max": GIGABYTE, "1000": 900, "50": 0, str(2**60): GIGABYTE}
     used.write_text("100\n")
     for content, left in cases.items():
         limit.write_text(content + "\n")
-        assert _memory.available_bytes(torch.device("cpu")) == left
+        assert memory.available_bytes(torch.device("cpu")) == left
 
 
 def test_a_check_comes_between_the_number_and_the_lists() -> None:
@@ -141,7 +141,7 @@ def test_a_check_comes_between_the_number_and_the_lists() -> None:
     assert order == [(7, True), 7]
 
 
-@pytest.mark.skipif(not _library.loaded, reason="the kernels' own message")
+@pytest.mark.skipif(not library.loaded, reason="the kernels' own message")
 def test_an_allocation_that_fails_says_so_in_words() -> None:
     """In a process of its own, which may have two gigabytes more than it has."""
     program = (

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lightning_nerf.cpu_threads import usable_cpus
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops.march import march
 from lightning_nerf.types import PackedSamples, Rays
 
@@ -44,7 +44,7 @@ def marched(rays: Rays) -> PackedSamples:
     return march(rays, cells, torch.tensor(BOX), step_size=0.002)
 
 
-@pytest.mark.skipif(not _library.loaded, reason="no compiled library")
+@pytest.mark.skipif(not library.loaded, reason="no compiled library")
 @pytest.mark.skipif(usable_cpus() < 2, reason="one CPU")
 def test_two_threads_share_the_march_of_the_active_rays() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}

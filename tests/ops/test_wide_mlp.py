@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops import _library
+from lightning_nerf.ops import library
 from lightning_nerf.ops.frequency import frequency
-from lightning_nerf.ops.wide_mlp import Encoding, Input, _check_device, has_kernel, layer_by_layer, wide_mlp
-from lightning_nerf.ops.wide_mlp_layout import Layer, Network, fits
+from lightning_nerf.ops.wide_mlp import Encoding, Input, _check_device, _plan_on, has_kernel, layer_by_layer, wide_mlp
+from lightning_nerf.ops.wide_mlp_layout import MAX_LINKS, Layer, Network, fits, has_input_gradient, plan
+from lightning_nerf.ops.wide_mlp_pieces import gradient_pieces
 from lightning_nerf.ops.wide_mlp_reference import to_blocks, to_rows
 from tests.ops.harness import DEVICES, generator
 
@@ -213,6 +214,18 @@ def test_bits_are_the_same_in_every_run_and_without_gradients(device: str) -> No
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_training_may_follow_a_validation_in_inference_mode(device: str) -> None:
+    case = reals(NETWORKS["smallest"], 10, device)
+    for cached in (_plan_on, plan, gradient_pieces):
+        cached.cache_clear()
+    with torch.inference_mode():
+        expected = wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.bfloat16)
+    y, grads = both_ways(case, torch.bfloat16, torch.ones(10, 1, device=device))
+    assert torch.equal(y, expected)
+    assert all(bool(grad.any()) for grad in grads)
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_nan_stays_in_its_row(device: str) -> None:
     case = reals(NETWORKS["vanilla"], 200, device)
     case.inputs[0][77] = float("nan")
@@ -313,7 +326,9 @@ def test_inputs_without_a_derivative_that_need_gradients_are_refused(device: str
     of_a_head, second = reals(NETWORKS["odd"], 10, device), reals(NETWORKS["vanilla"], 10, device)
     of_a_head.inputs[0].requires_grad_()
     second.inputs[1].requires_grad_()
-    for case in (of_a_head, second):
+    many_links = reals(deep(22, 4, 8, 12), 10, device)
+    many_links.inputs[0].requires_grad_()
+    for case in (of_a_head, second, many_links):
         with pytest.raises(NotImplementedError, match="a derivative in its first input alone"):
             wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.float16)
 
@@ -329,8 +344,6 @@ def test_second_derivatives_are_refused(device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device: str) -> None:
-    from lightning_nerf.ops.wide_mlp import _plan_on
-
     case = reals(NETWORKS["narrow"], 40, device)
     parameters = torch.cat([t.detach().flatten() for pair in zip(case.weights, case.biases, strict=True) for t in pair])
     plan = _plan_on(case.network, parameters.device)
@@ -355,6 +368,12 @@ def test_bad_arguments_are_named(name: str) -> None:
         wide_mlp(case.network, case.given(), case.weights, case.biases, dtype=torch.float16)
 
 
+def deep(hidden_layers: int, *skips: int) -> Network:
+    """Hidden layers of 64, of which those behind ``skips`` take the inputs once more."""
+    taken = [Layer(64, i > 0, (0,) if i == 0 or i - 1 in skips else ()) for i in range(hidden_layers)]
+    return Network((3,), (*taken, head(1)))
+
+
 def test_no_kernel_where_there_is_none() -> None:
     assert not has_kernel(torch.device("cpu"), NETWORKS["vanilla"])
     assert all(fits(network) for network in NETWORKS.values())
@@ -364,10 +383,17 @@ def test_no_kernel_where_there_is_none() -> None:
     assert not fits(Network((3,), (Layer(64, True), head(1)))), "a layer that takes nothing"
     assert not fits(Network((3,), (Layer(64, False, (0,)), Layer(64, False, (0,)), head(1)))), "taken by no layer"
     assert not fits(Network((3,), (Layer(64, False, (0,)), head(1), Layer(64, True)))), "taken by no layer"
+    assert not fits(deep(24)), "25 layers"
+    for hidden, skips, links in [(22, (4, 8, 12), 26), (23, (4,), 25), (23, (), 24), (21, (4, 8), 24)]:
+        network = deep(hidden, *skips)
+        assert fits(network)
+        assert len(plan(network, input_gradient=False).backward_links) <= MAX_LINKS
+        assert len(plan(network, input_gradient=True).backward_links) == links
+        assert has_input_gradient(network) == (links <= MAX_LINKS), "a backward chain with more links than the kernels hold"
 
 
 def test_another_gpu_than_hopper_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_library, "has_kernel", lambda name, key: True)
+    monkeypatch.setattr(library, "has_kernel", lambda name, key: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device == 98 else (9, 0))
     _check_device(torch.device("cuda", 99))
     with pytest.raises(ValueError, match=r"inputs: expected a GPU of compute capability 9\.0, got cuda:98"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import warnings
 from typing import Any
 
 import pytest
@@ -11,14 +12,27 @@ from torch import Tensor
 
 from lightning_nerf.cameras import Cameras
 from lightning_nerf.cameras.cameras import image_rays
-from lightning_nerf.estimators import Estimator, OccupancyGrid
-from lightning_nerf.fields import RadianceField
+from lightning_nerf.capabilities import states
+from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid
+from lightning_nerf.fields import RadianceField, VanillaField
+from lightning_nerf.ops import visibility
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import prune
 from lightning_nerf.renderers import FrameRenderer, VolumeRenderer, frame
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import FieldOutput, FrameKernel, PackedSamples, Placement, Pruning, Query, Rays, Render
+from lightning_nerf.types import (
+    Densities,
+    Evaluated,
+    FieldOutput,
+    FrameKernel,
+    PackedSamples,
+    Placement,
+    Pruning,
+    Query,
+    Rays,
+    Render,
+)
 from tests.ops.harness import rand
 
 BOX = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
@@ -183,6 +197,109 @@ def test_a_kernel_is_left_where_parts_do_something_else(count: int | None) -> No
     assert frames.kernel(rays_of(3)) is None
     frames.rays(rays_of(3))
     assert not kernel.calls
+
+
+# -- a field whose work ends at a count ---------------------------------------------------------------------------------
+
+
+class Ending(Ball):
+    """Gives NaN behind the number of samples that the device knows, as a kernel that stops there may."""
+
+    def __init__(self, ends: bool = True) -> None:
+        super().__init__()
+        self.ends = ends
+        self.lists: list[tuple[int, int]] = []  # their length, and how many samples they hold
+
+    def ends_at_count(self, rays: Rays) -> bool:
+        return self.ends
+
+    @states("counted")
+    def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
+        return super().query(rays, samples, early_stop_eps)
+
+    @states("counted")
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        density, rgb, extras, _ = super().at_samples(rays, samples, evaluated)
+        n = int(samples.offsets[-1])
+        self.lists.append((len(density), n))
+        for values in (density, rgb, *extras.values()):
+            values[n:] = float("nan")
+        return FieldOutput(density, rgb, extras)
+
+
+class Overriding(Ending):
+    """Knows nothing of counts."""
+
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        return super().at_samples(rays, samples, evaluated)
+
+
+def pruning_hierarchical() -> Estimator:
+    return Hierarchical(6, 4, alpha_threshold=0.01, early_stop_eps=0.01).bind(BOX)
+
+
+@pytest.mark.parametrize(("make", "max_samples"), [(m, s) for m in (grid, pruning_hierarchical) for s in (150, 500, 2**21)])
+def test_the_host_waits_once_for_each_chunk_where_work_ends_at_a_count(
+    monkeypatch: pytest.MonkeyPatch, make: Any, max_samples: int
+) -> None:
+    waits = {"fit": 0, "left": 0}
+    read, write_exactly = frame._read, visibility.write_exactly
+
+    def counted(name: str, function: Any) -> Any:
+        def call(*args: Any) -> Any:
+            waits[name] += 1
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(frame, "_read", counted("fit", read))
+    monkeypatch.setattr(visibility, "write_exactly", counted("left", write_exactly))
+    renders = []
+    for ending, is_counted in [(Ending(), True), (Ending(ends=False), False), (Overriding(), False)]:
+        ending.bind(BOX)
+        estimator, rays = make(), rays_of(100)
+        waits.update(fit=0, left=0)
+        renders.append(FrameRenderer(ending, estimator, VolumeRenderer(), max_samples).rays(rays))
+        chunks = len(ending.lists)
+        assert (chunks == 1) == (max_samples == 2**21)
+        assert waits == {"fit": chunks if make is grid else 0, "left": 0 if is_counted else chunks}
+        assert all(n <= length <= max_samples for length, n in ending.lists)
+        assert any(n < length for length, n in ending.lists) == is_counted
+        assert_same(renders[-1], at_once(estimator, rays, None))
+    for other in renders[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(renders[0][:4], other[:4], strict=True))
+        assert torch.equal(renders[0].extras["height"], other.extras["height"])
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_nothing_else_waits_for_a_wide_field(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    wide = VanillaField(density_activation="softplus").cuda().eval()
+    wide.bind(BOX)
+    rays, chunks = rays_of(100).map(Tensor.cuda), 0
+    read = frame._read
+
+    def counted(numbers: Tensor) -> list[int]:
+        nonlocal chunks
+        chunks += 1
+        return read(numbers)
+
+    monkeypatch.setattr(frame, "_read", counted)
+    frames = FrameRenderer(wide, grid().cuda(), VolumeRenderer(), max_samples=1000)
+    with torch.autocast("cuda", torch.bfloat16), warnings.catch_warnings(record=True) as caught:
+        if not wide.ends_at_count(rays):
+            pytest.skip("no kernel for this GPU")
+        warnings.simplefilter("always")
+        frames.rays(rays)  # what is made once is made here
+        caught.clear()
+        chunks = 0
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            frames.rays(rays)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert chunks > 1
+    assert sum("synchroniz" in str(warning.message) for warning in caught) <= chunks
 
 
 # -- whole frames -----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from lightning_nerf.nerfacc.estimators._limits import per_ray
 from lightning_nerf.nerfacc.estimators._visible import SampleFn, visible_samples
 from lightning_nerf.nerfacc.estimators.base import AbstractEstimator
 from lightning_nerf.nerfacc.grid import _enlarge_aabb
-from lightning_nerf.ops._memory import check_fits
+from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.occupancy import cell_points, occupancy_cover, occupancy_newest, occupancy_update_
 from lightning_nerf.types import Rays
 
