@@ -67,7 +67,9 @@ _HOME = {
     "UnboundedNeRF": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
+    "DNeRFData": "data",
     "SyntheticScene": "data",
+    "SyntheticDynamicScene": "data",
     "Images": "data",
     "Scene": "data",
     "Source": "data",
@@ -79,7 +81,16 @@ if TYPE_CHECKING:
     from lightning_nerf.cameras import Cameras
     from lightning_nerf.capabilities import states
     from lightning_nerf.checks import BadArgument
-    from lightning_nerf.data import BlenderData, Images, NeRFDataModule, Scene, Source, SyntheticScene
+    from lightning_nerf.data import (
+        BlenderData,
+        DNeRFData,
+        Images,
+        NeRFDataModule,
+        Scene,
+        Source,
+        SyntheticDynamicScene,
+        SyntheticScene,
+    )
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
     from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Proposal, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram

@@ -149,9 +149,12 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the splits of a stage; None: all."""
+        """Read the splits of a stage; None: all. Before a fit, check also what describes the test views."""
         if stage and stage not in _SPLITS_OF_STAGE:
             raise BadArgument(f"stage: expected one of {', '.join(_SPLITS_OF_STAGE)}, got {stage!r}")
+        if stage == "fit":
+            self.source.prepare()
+            self.source.check()
         for split in _SPLITS_OF_STAGE[stage] if stage else SPLITS:
             self.scene(split)
 
