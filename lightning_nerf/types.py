@@ -9,7 +9,7 @@ Protocols at the end say what parts ask of each other. Shape letters, here and e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from io import BytesIO
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -302,6 +302,22 @@ class WarpedField(Protocol):
 
     def offsets(self, positions: Tensor, times: Tensor) -> Tensor:
         """What the warp adds to positions [N, 3] at times [N]: [N, 3], in thirds of the box's longest side."""
+        ...
+
+
+@runtime_checkable
+class NoisyField(Protocol):
+    """A field that can have noise on what rays see of its density. A field that does not state ``is_noisy`` has none."""
+
+    wants: Collection[str]
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether, now, densities along rays have noise that those of :meth:`density` have not."""
+        ...
+
+    def density(self, positions: Tensor, **wanted: Tensor) -> Tensor:
+        """Density [N] without noise at positions [N, 3], given by keyword what the field wants."""
         ...
 
 

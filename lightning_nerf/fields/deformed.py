@@ -18,7 +18,7 @@ from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Rays
+from lightning_nerf.types import Densities, Evaluated, FieldOutput, NoisyField, PackedSamples, Rays
 
 FIRST_WEIGHTS = 1e-4  # largest weight of the last layer of a new warp, up to a width of 256
 
@@ -96,6 +96,11 @@ class DeformedField(RadianceField):
         super().bind_times(first, last)
         self.canonical.bind_times(first, last)
 
+    @property
+    def is_noisy(self) -> bool:
+        """See :class:`~lightning_nerf.types.NoisyField`; as the canonical field is."""
+        return isinstance(self.canonical, NoisyField) and self.canonical.is_noisy
+
     def offsets(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
         """Offsets [N, 3] float32 of positions [N, 3] at times [N], in thirds of the box's longest side.
 
@@ -145,13 +150,15 @@ class DeformedField(RadianceField):
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """See :meth:`RadianceField.query`; in evaluation from the front to the back of each ray, if that saves work."""
+        if self.is_noisy:  # the noise is in what the canonical field shows to rays, not in its density
+            return Densities(self.at_samples(rays, samples).density.float())
 
         def densities_of(samples: PackedSamples) -> Tensor:
             positions, _, times = sample_points(rays, samples)
             more = self._wanted(rays, samples, times, ("times", "footprints"))
             return self.density(positions, **more, **_counted(self.density, samples.offsets[-1:])).float()
 
-        if early_stop_eps > 0 and not self.training and _counted(self.canonical.density, samples.offsets):
+        if early_stop_eps > 0 and not self.training and has(self.canonical.density, "counted"):
             return Densities(front_to_back(samples, densities_of, early_stop_eps))
         return Densities(densities_of(samples))
 

@@ -178,6 +178,11 @@ class VanillaField(RadianceField):
             return weight, torch.addmv(view_bias, features, feature_bias)
 
     @property
+    def is_noisy(self) -> bool:
+        """See :class:`~lightning_nerf.types.NoisyField`."""
+        return self.density_noise > 0 and self.training
+
+    @property
     def _reach(self) -> float:
         """Where the unit cube ends in positions as they are encoded."""
         return HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE

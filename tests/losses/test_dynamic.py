@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.checks import BadArgument, BadType
-from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField
+from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, VanillaField
 from lightning_nerf.losses import Loss, PerturbationTV, TemporalSmoothness, WarpSize
 from lightning_nerf.ops.random import make_key
 from lightning_nerf.scene_box import SceneBox
@@ -163,6 +163,22 @@ def test_times_of_rays_that_do_not_count_change_nothing(make: Any) -> None:
         assert all(p.grad is None or p.grad.isfinite().all() for p in field.parameters())
     assert values[0] > 0
     assert values[0] == values[1] == values[2]
+
+
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_smoothness_in_time_does_not_measure_noise(noise: float) -> None:
+    torch.manual_seed(0)
+    field = DeformedField(VanillaField(16, 2, None, 16, density_activation="softplus", density_noise=noise))
+    with torch.no_grad():
+        field.warp.layers[-1].weight.mul_(1000)
+    step = one_step(field, n=200)
+    steps = [step._replace(key=make_key(seed)) for seed in range(5)]  # some shifts are cut off at the first or last time
+    still = torch.stack([TemporalSmoothness(max_shift=1e-6)(step) for step in steps])
+    assert float(still.detach().max()) < 1e-12
+    moving = torch.stack([TemporalSmoothness(max_shift=1.0)(step) for step in steps]).sum()
+    assert moving > 1e-8
+    moving.backward()
+    assert all(p.grad is not None and p.grad.any() for p in field.warp.parameters())
 
 
 # -- perturbations -----------------------------------------------------------------------------------------------------
