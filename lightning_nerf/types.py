@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from io import BytesIO
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -333,6 +333,11 @@ class EncodedField(Protocol):
     def encoded(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Features [N, F] of positions [N, 3] in world space, at times [N]; differentiable in the encoding's parameters."""
         ...
+
+
+def has_encoding(field: object) -> TypeGuard[EncodedField]:
+    """Whether a bound field is an :class:`EncodedField`. A field that hands on another's encoding states ``is_encoded``."""
+    return isinstance(field, EncodedField) and bool(getattr(field, "is_encoded", True))
 
 
 class Placer(Protocol):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import REALS, check_instance, check_integer, check_tensor
+from lightning_nerf.checks import REALS, BadArgument, BadType, check_instance, check_integer, check_tensor
 from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.base import WANTS, RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
@@ -18,7 +18,7 @@ from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import Densities, Evaluated, FieldOutput, NoisyField, PackedSamples, Rays
+from lightning_nerf.types import Densities, Evaluated, FieldOutput, NoisyField, PackedSamples, Rays, has_encoding
 
 FIRST_WEIGHTS = 1e-4  # largest weight of the last layer of a new warp, up to a width of 256
 
@@ -116,6 +116,25 @@ class DeformedField(RadianceField):
     def warped(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
         """World positions [N, 3] in the canonical scene for positions [N, 3] at times [N]."""
         return torch.add(positions, self.offsets(positions, times, count=count), alpha=self.unit_length)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the canonical field has an encoding, see :func:`~lightning_nerf.types.has_encoding`."""
+        return has_encoding(self.canonical)
+
+    def encoded(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        """The canonical field's features [N, F] at warped positions, see :class:`~lightning_nerf.types.EncodedField`.
+
+        Raises:
+            BadArgument: there are no times.
+            BadType: the canonical field has no encoding.
+        """
+        if times is None:
+            raise BadArgument(f"times: expected one for each of {len(positions)} positions, got None")
+        if not has_encoding(self.canonical):
+            name = type(self.canonical).__name__
+            raise BadType(f"canonical: expected a field with encoded(positions, times), got {name}")
+        return self.canonical.encoded(self.warped(positions, times), times)
 
     @states("counted")
     def density(  # type: ignore[override]

@@ -215,12 +215,13 @@ class Static(Growing):
         return FieldOutput(self.density(positions), positions.sigmoid())
 
 
-def test_the_variation_of_a_hash_grid_reaches_its_table() -> None:
-    field = InstantNGPField(n_levels=2, log2_table_size=8, max_resolution=32)
-    loss = PerturbationTV(n_points=100)(one_step(field, timed=False))
+@pytest.mark.parametrize("moves", [False, True])
+def test_the_variation_of_a_hash_grid_reaches_its_table(moves: bool) -> None:
+    grid = InstantNGPField(n_levels=2, log2_table_size=8, max_resolution=32)
+    loss = PerturbationTV(n_points=100)(one_step(DeformedField(grid) if moves else grid, timed=moves))
     loss.backward()
     assert loss > 0
-    grad = field.position_encoding.table.grad
+    grad = grid.position_encoding.table.grad
     assert grad is not None
     assert grad.any()
 
@@ -255,6 +256,7 @@ def test_they_are_0_where_no_ray_counts_and_draw_by_the_key_alone(make: Any) -> 
         (TemporalSmoothness("offset"), Growing(), True, BadType, "'temporal_smoothness' needs one that moves points"),
         (TemporalSmoothness(), Static(), False, BadArgument, "needs rays with times"),
         (PerturbationTV(), PlainField(), False, BadType, r"'perturbation_tv' needs one with encoded\(positions, times\)"),
+        (PerturbationTV(), DeformedField(PlainField()), True, BadType, r"needs one with encoded\(positions, times\)"),
     ],
 )
 def test_a_step_that_lacks_what_they_need_is_refused(
