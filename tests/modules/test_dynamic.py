@@ -14,10 +14,10 @@ from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.cameras.poses import spiral_poses
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data import Images, NeRFDataModule, Scene, Source
-from lightning_nerf.estimators import OccupancyGrid
+from lightning_nerf.estimators import Hierarchical, OccupancyGrid
 from lightning_nerf.fields import DeformedField, VanillaField
 from lightning_nerf.losses import PerturbationTV, Photometric, TemporalSmoothness, WarpSize
-from lightning_nerf.modules import DynamicNeRF, WarmupDecay
+from lightning_nerf.modules import DynamicNeRF, NeRFModule, WarmupDecay
 from tests.executors.fits import PlainField
 from tests.fields.test_deformed import D_NERF
 from tests.scenes import tiny_scene, trainer
@@ -213,3 +213,10 @@ def test_wrong_arguments_are_refused(options: Any, message: str) -> None:
 def test_data_without_times_are_refused(tmp_path: Path, scene_cache: Path) -> None:
     with pytest.raises(BadArgument, match="data: DeformedField wants times, but these training views have none"):
         trainer(tmp_path, max_steps=1).fit(module(), tiny_scene(scene_cache))
+
+
+def test_data_without_the_times_that_a_coarse_field_wants_are_refused(tmp_path: Path, scene_cache: Path) -> None:
+    static = NeRFModule(PlainField(), Hierarchical(8, 8, field=DeformedField(PlainField())), max_rays=64, initial_rays=16)
+    message = r"data: DeformedField \(estimator\.field\) wants times, but these training views have none"
+    with pytest.raises(BadArgument, match=message):
+        trainer(tmp_path, max_steps=1).fit(static, tiny_scene(scene_cache))
