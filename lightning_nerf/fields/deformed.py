@@ -12,12 +12,11 @@ from lightning_nerf.checks import REALS, BadArgument, BadType, check_instance, c
 from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.base import WANTS, RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
-from lightning_nerf.fields.vanilla import HALF_SIDE
 from lightning_nerf.fields.wide_mlp import linear_layers, run, trunk_layers, weights_and_biases
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
-from lightning_nerf.scene_box import SceneBox
+from lightning_nerf.scene_box import SceneBox, encodable
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, NoisyField, PackedSamples, Rays, has_encoding
 
 FIRST_WEIGHTS = 1e-4  # largest weight of the last layer of a new warp, up to a width of 256
@@ -106,11 +105,10 @@ class DeformedField(RadianceField):
 
         ``count`` [1] int32: positions from this index on need no offset, and get any finite one.
         """
-        reach = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
         unit = self.unit_positions(positions)
         check_tensor("times", times, (len(unit),), REALS)
         unit_times = self.unit_times(times).to(unit.dtype)
-        offsets = self.warp(2 * reach * unit - reach, unit_times, count)
+        offsets = self.warp(encodable(unit, self.scene_box.contraction), unit_times, count)
         return torch.where(unit_times[:, None] == 0, 0.0, offsets) if self.identity_at_zero else offsets
 
     def warped(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
