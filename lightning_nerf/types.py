@@ -9,9 +9,9 @@ Protocols at the end say what parts ask of each other. Shape letters, here and e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from io import BytesIO
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -311,6 +311,22 @@ class WarpedField(Protocol):
 
 
 @runtime_checkable
+class NoisyField(Protocol):
+    """A field that can have noise on what rays see of its density. A field that does not state ``is_noisy`` has none."""
+
+    wants: Collection[str]
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether, now, densities along rays have noise that those of :meth:`density` have not."""
+        ...
+
+    def density(self, positions: Tensor, **wanted: Tensor) -> Tensor:
+        """Density [N] without noise at positions [N, 3], given by keyword what the field wants."""
+        ...
+
+
+@runtime_checkable
 class MeasuredField(Protocol):
     """A field that knows how large its scene is; every ``RadianceField`` is one."""
 
@@ -327,6 +343,11 @@ class EncodedField(MeasuredField, Protocol):
     def encoded(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Features [N, F] of positions [N, 3] in world space, at times [N]; differentiable in the encoding's parameters."""
         ...
+
+
+def has_encoding(field: object) -> TypeGuard[EncodedField]:
+    """Whether a bound field is an :class:`EncodedField`. A field that hands on another's encoding states ``is_encoded``."""
+    return isinstance(field, EncodedField) and bool(getattr(field, "is_encoded", True))
 
 
 class Placer(Protocol):

@@ -41,9 +41,12 @@ class TimeStrip(WritesRunFiles):
         self.view = view
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See before the training whether there is such a view, if the fit validates."""
+        """See before the training whether there is such a view, to validate on if the fit does, and to test on."""
         if trainer.limit_val_batches and _is_dynamic(pl_module, "val"):
             self._check_view(pl_module, "val")
+        # The first view needs no look; reading the test views only for that would cost a fit time and memory.
+        if self.view > 0 and trained(pl_module).datamodule.source.has_test_views() and _is_dynamic(pl_module, "test"):
+            self._check_view(pl_module, "test")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See before the first test view is rendered whether there is such a view."""
