@@ -70,6 +70,7 @@ _HOME = {
     "DNeRFData": "data",
     "SyntheticScene": "data",
     "SyntheticDynamicScene": "data",
+    "SyntheticUnboundedScene": "data",
     "Images": "data",
     "Scene": "data",
     "Source": "data",
@@ -90,6 +91,7 @@ if TYPE_CHECKING:
         Source,
         SyntheticDynamicScene,
         SyntheticScene,
+        SyntheticUnboundedScene,
     )
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
     from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Proposal, Uniform, as_query
