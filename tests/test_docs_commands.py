@@ -31,6 +31,7 @@ TINY_FIELDS = {
 }
 TINY_ESTIMATORS = {
     "hierarchical": {"n_coarse": 8, "n_fine": 8},
+    "unbounded": {"n_fine": 8},
     "grid": {"resolution": 16, "step_size": 0.05},
 }
 STEPS = 6
@@ -40,7 +41,7 @@ FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 def tiny_model(recipe: str) -> dict[str, Any]:
     """Arguments of the module of a recipe that make it small."""
     field = TINY_FIELDS[next((kind for kind in TINY_FIELDS if kind in recipe), "instant_ngp")]
-    estimator = TINY_ESTIMATORS["hierarchical" if "hierarchical" in recipe else "grid"]
+    estimator = TINY_ESTIMATORS[next((kind for kind in TINY_ESTIMATORS if kind in recipe), "grid")]
     parts = {"field": field, "estimator": estimator}
     return TINY_MODEL | {f"{part}.init_args.{k}": v for part, values in parts.items() for k, v in values.items()}
 
@@ -57,7 +58,7 @@ def smaller(words: list[str]) -> list[str]:
         end += [f"--model.init_args.{name}={value}" for name, value in tiny_model(recipe).items()]
     if "--data" in words:  # of another class, whose pictures have the size that they have
         end += [f"--data.{name}={value}" for name, value in TINY_SCENE.items() if name != "resolution"]
-    elif {"synthetic/dynamic", "synthetic/instant_ngp", "synthetic/vanilla"} & {*words}:
+    elif any(word.startswith("synthetic/") for word in words):
         end += [f"--data.{name}={value}" for name, value in TINY_SCENE.items()]
     if command == "render":
         end += ["--n_frames=2", "--resolution", "32", "18"]

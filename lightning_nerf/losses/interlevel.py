@@ -92,7 +92,7 @@ def _excess(edges: Tensor, fine: Tensor, each: Round, width: float | None) -> Te
     """Terms [K, n] of the histogram loss, or [K, m] of the spline on the round's m intervals."""
     coarse_edges = each.edges
     assert coarse_edges is not None
-    coarse = each.weights.view(len(coarse_edges), -1)
+    coarse = each.weights.view(len(coarse_edges), coarse_edges.shape[1] - 1)
     if width is None:
         return (fine - outer_bound(edges, coarse_edges, coarse)).clamp(min=0).square() / (fine + _EPS)
     found = resampled(*blurred(edges, fine, width), coarse_edges)
