@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +50,15 @@ class Estimator(Recorded, nn.Module, ABC):
 
     n_levels: int = 1
     """Nested boxes that :meth:`place` looks into, each twice as large as the one before, the first being the scene's."""
+
+    @property
+    def variant(self) -> Hashable:
+        """Which of a few kinds of :meth:`place` the present step takes: those of one kind do the same, in Python too. An
+        executor records each kind once."""
+        return None
+
+    def begin_step(self, update: int) -> None:
+        """Learn which update of training is next, from 0, before :meth:`place`: for schedules in Python."""
 
     @abstractmethod
     def bind(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Estimator:

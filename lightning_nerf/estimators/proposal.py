@@ -55,6 +55,8 @@ class Proposal(StratifiedEstimator):
         padding: added to each weight, so that every interval may get samples, >= 0.
         anneal_steps: steps in which a grows to 1, >= 0.
         anneal_slope: b, > 0.
+        learn_every: fields learn in one step of so many, >= 1; in the first ``anneal_steps`` steps in more, beginning with
+            all. Without their backward pass a step is cheaper, and they follow the module's field fast enough.
 
     Raises:
         BadArgument: an argument, a capacity or near is out of range.
@@ -74,6 +76,7 @@ class Proposal(StratifiedEstimator):
         padding: float = 0.01,
         anneal_steps: int = 1000,
         anneal_slope: float = 10.0,
+        learn_every: int = 1,
     ) -> None:
         super().__init__(spacing, clip_to_box)
         check_instance("fields", fields, list, tuple)
@@ -91,11 +94,14 @@ class Proposal(StratifiedEstimator):
         check_number("padding", padding, "[0, inf)")
         check_integer("anneal_steps", anneal_steps, 0)
         check_number("anneal_slope", anneal_slope, "(0, inf)")
+        check_integer("learn_every", learn_every, 1, 2**20)
         self.fields = nn.ModuleList(fields)  # type: ignore[arg-type]
         self.counts = tuple(counts)
         self.n_rounds = len(self.counts)
         self.n_fine = self.fixed_count = n_fine
         self.padding, self.anneal_steps, self.anneal_slope = padding, anneal_steps, anneal_slope
+        self.learn_every = learn_every
+        self.is_learning = True  # in this step
 
     def bind(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Proposal:
         """See :meth:`Estimator.bind`; binds the fields too."""
@@ -104,6 +110,16 @@ class Proposal(StratifiedEstimator):
             assert isinstance(field, RoundField)
             field.bind(scene_box if isinstance(scene_box, SceneBox) else SceneBox(self.aabb.clone()))
         return self
+
+    @property
+    def variant(self) -> bool:
+        """See :attr:`Estimator.variant`: whether fields learn in this step."""
+        return self.is_learning
+
+    def begin_step(self, update: int) -> None:
+        """See :meth:`Estimator.begin_step`; a function of ``update`` alone, so that a resumed fit goes on alike."""
+        warm = min(update / self.anneal_steps, 1.0) if self.anneal_steps > 0 else 1.0
+        self.is_learning = update % (1 + int(warm * (self.learn_every - 1))) == 0
 
     def place(
         self,
@@ -146,7 +162,8 @@ class Proposal(StratifiedEstimator):
         samples: PackedSamples = packed(chosen, self.at_shares(chosen, edges))
         field = self.fields[i]
         assert isinstance(field, RoundField)
-        output = field.at_samples(rays, samples)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_learning):
+            output = field.at_samples(rays, samples)
         nothing = samples.t_starts.new_empty(len(samples.t_starts), 0)
         weights = composite(
             output.density.float(), nothing, samples.t_starts, samples.t_ends, samples.offsets, return_weights=True

@@ -193,8 +193,26 @@ def test_frames_are_as_dense_samples_see_them() -> None:
         ({"anneal_steps": -1}, BadArgument, "anneal_steps: expected"),
         ({"anneal_slope": 0.0}, BadArgument, "anneal_slope: expected"),
         ({"spacing": "cubic"}, BadArgument, "spacing: expected"),
+        ({"learn_every": 0}, BadArgument, "learn_every: expected"),
     ],
 )
 def test_bad_arguments_are_named(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         Proposal(**{"fields": [Wall(), Wall()], "counts": (8, 8), **arguments})
+
+
+def test_fields_rest_in_most_steps_once_they_are_warm() -> None:
+    estimator = bound(anneal_steps=100, learn_every=5)
+
+    def learns(update: int) -> bool:
+        estimator.begin_step(update)
+        (weights, _) = (each.weights for each in estimator.place(rays_of(5), key=make_key(0)).rounds)
+        assert estimator.variant == weights.requires_grad
+        return weights.requires_grad
+
+    assert [learns(update) for update in range(8)] == [True] * 8
+    late = [learns(update) for update in range(100, 115)]
+    assert late == [update % 5 == 0 for update in range(100, 115)]
+    shares = [sum(learns(update) for update in range(begin, begin + 25)) for begin in (0, 30, 60, 100)]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[-1] == 5
