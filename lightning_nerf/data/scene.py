@@ -109,6 +109,8 @@ class Scene(NamedTuple):
             cameras.size,
             checked_bounds(cameras),
             cameras.times,
+            cameras.lens_model,
+            cameras.lens,
         )
 
     def picture(self, index: int) -> Tensor:

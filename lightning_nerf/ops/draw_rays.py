@@ -9,6 +9,8 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import library
+from lightning_nerf.ops.lens_rays import lens_rays, lens_view
+from lightning_nerf.ops.lenses import Lens
 from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
 from lightning_nerf.ops.random import reference as random_reference
@@ -31,6 +33,8 @@ class Pixels(NamedTuple):
     size: Tensor  # [V, 2] int64: width, height
     bounds: Tensor  # [V, 2] float32: near, far, finite
     times: Tensor | None  # [V] float32
+    lens_model: Tensor | None = None  # [V] int64, index into cameras.LENS_MODELS; None: all are pinholes
+    lens: Tensor | None = None  # [V, 8] float32, coefficients; drawable must leave out pixels that the lens does not see
 
 
 def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None = None) -> RayBatch:
@@ -53,23 +57,23 @@ def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None 
         R rays with ``rgb`` (not yet composited) and ``alpha`` where the images have it; rays know their camera and
         footprint.
 
-    The kernels have no derivative. Where ``c2w``, ``intrinsics`` or ``times`` require a gradient, as for cameras that are
-    learned, :func:`reference` computes the same, differentiable any number of times and slower.
+    The kernels have no derivative. Where ``c2w``, ``intrinsics``, ``lens`` or ``times`` require a gradient, as for cameras
+    that are learned, :func:`reference` computes the same, slower, and differentiable any number of times (through a lens:
+    three times).
     """
     _check(pixels, key, n_rays, capacity)
     if n_rays is not None and n_rays.dtype is not torch.int32:
         n_rays = n_rays.clamp(0, capacity).int()
-    op = reference if needs_grad(pixels.c2w, pixels.intrinsics, pixels.times) else torch.ops.lightning_nerf.draw_rays
+    learned = needs_grad(pixels.c2w, pixels.intrinsics, pixels.times, pixels.lens)
+    op = reference if learned else torch.ops.lightning_nerf.draw_rays
     p = Pixels(*(None if value is None else value.contiguous() for value in pixels))  # type: ignore[arg-type]
-    origins, directions, near, far, times, footprint, rgb, alpha, mask, cameras = op(
-        p.colors, p.offsets, p.drawable, p.c2w, p.intrinsics, p.size, p.bounds, p.times, key.contiguous(), n_rays, capacity
-    )
+    origins, directions, near, far, times, footprint, rgb, alpha, mask, cameras = op(*p, key.contiguous(), n_rays, capacity)
     rays = Rays(origins, directions, near, far, None if pixels.times is None else times, cameras, footprint)
     return RayBatch(rays, rgb, None if pixels.colors.shape[1] == 3 else alpha, None if n_rays is None else mask)
 
 
 def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) -> None:
-    colors, offsets, drawable, c2w, intrinsics, size, bounds, times = pixels
+    colors, offsets, drawable, c2w, intrinsics, size, bounds, times, lens_model, lens = pixels
     check_tensor("colors", colors, ("P", "C"), torch.uint8)
     if colors.shape[1] not in (3, 4):
         raise BadArgument(f"colors: expected 3 or 4 channels, got {colors.shape[1]}")
@@ -84,6 +88,11 @@ def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) ->
     check_tensor("key", key, (3,), torch.int64)
     if times is not None:
         check_tensor("times", times, (n_views,), torch.float32)
+    if (lens_model is None) != (lens is None):
+        raise BadArgument("lens_model, lens: expected both or none")
+    if lens_model is not None:
+        check_tensor("lens_model", lens_model, (n_views,), torch.int64)
+        check_tensor("lens", lens, (n_views, 8), torch.float32)
     if drawable is not None:
         check_tensor("drawable", drawable, ("M",), torch.int64)
     if n_rays is not None:
@@ -120,8 +129,8 @@ def draw_background(key: Tensor, n: int, *, color: tuple[float, float, float] | 
     return torch.ops.lightning_nerf.draw_background(key.contiguous(), n, random_steps, *map(float, color))
 
 
-def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Origins and unit directions [R, 3] of the rays of pinhole cameras through the centers of pixels.
+def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor, lens: Lens | None = None) -> tuple[Tensor, Tensor]:
+    """Origins and unit directions [R, 3] of the rays of cameras through the centers of pixels.
 
     Cameras follow OpenGL: x right, y up, looking along -z. The pixel in column x and row y covers [x, x + 1) x [y, y + 1).
 
@@ -129,19 +138,27 @@ def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[
         c2w: [R, 3, 4], camera to world: rotation | position.
         intrinsics: [R, 4]: fx, fy, cx, cy in pixels.
         x, y: [R] column and row, integers; a fraction moves the ray off the pixel's center.
+        lens: of each ray, or one for all, see :func:`~lightning_nerf.ops.lens_rays.lens_rays`; None: a pinhole.
     """
+    origins = c2w[:, :, 3].clone(memory_format=torch.contiguous_format)
+    if lens is not None:
+        return origins, lens_rays(c2w, intrinsics, lens, x, y).directions
     u, v = _slopes(intrinsics, x, y)
     camera = torch.stack([u, v, torch.full_like(u, -1.0)], -1)
     directions = (c2w[:, :, :3] * camera[:, None, :]).sum(-1)  # no matmul: TF32 would cost a thousandth of a radian
-    return c2w[:, :, 3].clone(memory_format=torch.contiguous_format), directions / directions.norm(dim=-1, keepdim=True)
+    return origins, directions / directions.norm(dim=-1, keepdim=True)
 
 
-def pixel_footprint(intrinsics: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def pixel_footprint(intrinsics: Tensor, x: Tensor, y: Tensor, lens: Lens | None = None) -> Tensor:
     """Side of a pixel [R] at distance 1 along its ray, in units of that distance; the arguments of :func:`camera_rays`.
 
     The geometric mean of the pixel's width and height on a plane parallel to the picture, where the ray crosses that plane:
     ``1 / sqrt(fx fy (1 + u^2 + v^2))``, u and v being the ray's slopes against the axis. At distance t it is t times that.
+    For lenses see :func:`~lightning_nerf.ops.lens_rays.lens_rays`.
     """
+    if lens is not None:
+        c2w = torch.eye(4, dtype=intrinsics.dtype, device=intrinsics.device)[None, :3]
+        return lens_rays(c2w, intrinsics, lens, x, y).footprint
     u, v = _slopes(intrinsics, x, y)
     return (intrinsics[..., 0] * intrinsics[..., 1] * (1 + u * u + v * v)).abs().rsqrt()
 
@@ -172,6 +189,8 @@ def reference(
     size: Tensor,
     bounds: Tensor,
     times: Tensor | None,
+    lens_model: Tensor | None,
+    lens: Tensor | None,
     key: Tensor,
     n_rays: Tensor | None,
     capacity: int,
@@ -182,14 +201,18 @@ def reference(
     width, inside = size[camera, 0], pixel - offsets[camera]
     y = torch.div(inside, width, rounding_mode="floor")
     x = inside - y * width
-    origins, directions = camera_rays(c2w[camera], intrinsics[camera], x, y)
+    if lens_model is None or lens is None:
+        origins, directions = camera_rays(c2w[camera], intrinsics[camera], x, y)
+        footprint = pixel_footprint(intrinsics[camera], x, y)
+    else:
+        origins = c2w[camera][:, :, 3].contiguous()
+        directions, footprint = lens_view(c2w[camera], intrinsics[camera], Lens(lens_model[camera], lens[camera]), x, y)
     near, far = bounds[camera].unbind(-1)
     mask = torch.empty(0, dtype=torch.bool, device=key.device)
     if n_rays is not None:
         mask = torch.arange(capacity, device=key.device) < n_rays
         near, far = near * mask, far * mask  # finite: inf * 0 would be NaN
     ray_times = c2w.new_empty(0) if times is None else times[camera]
-    footprint = pixel_footprint(intrinsics[camera], x, y)
     drawn = colors[pixel].float()
     rgb = drawn[:, :3] / 255
     alpha = drawn[:, 3] / 255 if colors.shape[1] == 4 else rgb.new_empty(0)
@@ -210,6 +233,8 @@ def fake(
     size: Tensor,
     bounds: Tensor,
     times: Tensor | None,
+    lens_model: Tensor | None,
+    lens: Tensor | None,
     key: Tensor,
     n_rays: Tensor | None,
     capacity: int,
@@ -234,8 +259,9 @@ def fake(
 library.define(
     "draw_rays",
     "(Tensor colors, Tensor offsets, Tensor? drawable, Tensor c2w, Tensor intrinsics, Tensor size, Tensor bounds, "
-    "Tensor? times, Tensor key, Tensor? n_rays, int capacity) -> (Tensor origins, Tensor directions, Tensor near, "
-    "Tensor far, Tensor ray_times, Tensor footprint, Tensor rgb, Tensor alpha, Tensor mask, Tensor camera)",
+    "Tensor? times, Tensor? lens_model, Tensor? lens, Tensor key, Tensor? n_rays, int capacity) "
+    "-> (Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor ray_times, "
+    "Tensor footprint, Tensor rgb, Tensor alpha, Tensor mask, Tensor camera)",
     reference,
     fake,
 )
