@@ -6,7 +6,7 @@ namespace lightning_nerf::lens_rays {
 
 enum Model : int64_t { kPinhole, kOpenCV, kFisheye, kEquirectangular };  // places in cameras.LENS_MODELS
 
-constexpr int kRadialSteps = 12, kSteps = 3;  // those of lenses.py; the last step is in float64
+constexpr int kRadialSteps = 12;  // that of lenses.py
 constexpr double kPi = 3.14159265358979323846, kFlat = 1e-6, kSmall = 1e-7, kTolerance = 1e-5;
 
 struct Lens {
@@ -55,12 +55,14 @@ LN_HD Shift<T> shift_at(T a, T b, const Lens& l) {
   return d;
 }
 
-// The least radius whose distorted one is `target`: Newton's steps, halving where one leaves what is known.
-LN_HD float radius_of(float target, const Lens& l) {
+// The least radius whose distorted one is `target`: Newton's steps, halving where one leaves what is known. `bend`: what the
+// tangential part adds to the radius, per square of it, in the pixel's direction.
+LN_HD float radius_of(float target, float bend, const Lens& l) {
   float r = target, low = 0.0f, high = INFINITY;
   for (int i = 0; i < kRadialSteps; ++i) {
     const Radial<float> f = radial(r * r, l);
-    const float slope = 1 + f.excess + 2 * (r * r) * f.slope, miss = (r - target) + r * f.excess;
+    const float slope = 1 + f.excess + 2 * (r * r) * f.slope + 2 * bend * r;
+    const float miss = (r - target) + r * (f.excess + bend * r);
     const bool rises = slope > 0 && f.pole > 0;
     if (miss > 0 || !rises) high = r;
     else low = r;
@@ -96,12 +98,13 @@ LN_HD Place place_of(const float* intrinsics, float x, float y, const Lens& l) {
   p.b = p.v;
   if (l.model != kOpenCV && l.model != kFisheye) return p;
   const float u = float(p.u), v = float(p.v), target = sqrtf(u * u + v * v);
-  const float factor = target > 0 ? radius_of(target, l) / target : 1.0f;
+  const float bend = target > 0 ? 3 * (l.p1 * v + l.p2 * u) / target : 0.0f;
+  const float factor = target > 0 ? radius_of(target, bend, l) / target : 1.0f;
   float a = u * factor, b = v * factor;
-  for (int i = 0; i < kSteps - 1; ++i) newton(a, b, u, v, l);
+  newton(a, b, u, v, l);
   p.a = a;
   p.b = b;
-  newton(p.a, p.b, p.u, p.v, l);
+  for (int i = 0; i < 2; ++i) newton(p.a, p.b, p.u, p.v, l);
   return p;
 }
 
@@ -164,9 +167,11 @@ struct Out {
 LN_HD void lens_ray(const Rays& r, const Out& out, int64_t ray) {
   const float* intrinsics = r.intrinsics + ray * r.intrinsics_stride;
   const Lens lens = lens_of(r.model[ray * r.model_stride], r.lens + ray * r.lens_stride);
-  const Place place = place_of(intrinsics, r.x[ray], r.y[ray], lens);
+  Place place = place_of(intrinsics, r.x[ray], r.y[ray], lens);
+  const bool valid = is_valid(intrinsics, place, lens, r.limit[ray * r.limit_stride]);
+  if (!valid) place.a = place.b = 0.0;
+  out.valid[ray] = valid;
   out.footprint[ray] = world_ray(r.c2w + ray * r.pose_stride, intrinsics, place, lens, out.directions + 3 * ray);
-  out.valid[ray] = is_valid(intrinsics, place, lens, r.limit[ray * r.limit_stride]);
 }
 
 }  // namespace lightning_nerf::lens_rays

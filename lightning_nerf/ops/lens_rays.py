@@ -46,7 +46,7 @@ def lens_rays(c2w: Tensor, intrinsics: Tensor, lens: Lens, x: Tensor, y: Tensor,
         limit: [R] or [1], :func:`~lightning_nerf.ops.lenses.radius_limit` of the lenses, where the caller knows it.
 
     Returns:
-        In the dtype of ``c2w``. A ray without meaning (not valid) has a finite direction. Directions are computed in
+        In the dtype of ``c2w``. A ray that is not valid is the one along the camera's axis. Directions are computed in
         float64 and rounded once, so that in pictures of 2000 pixels they hit their pixel to 1e-4 of its side.
 
     The kernels have no derivative. Where an argument requires a gradient, :func:`reference` computes the same,
@@ -111,12 +111,9 @@ def reference(
     lenses = Lens(lens_model, lens)
     u, v = offsets_of(intrinsics, x, y)
     a, b = undistort(u, v, lenses)
-    focal = intrinsics[:, :2].double().abs().amax(-1)
-    return (
-        _directions(c2w, a, b, lenses),
-        _footprint(intrinsics, a, b, lenses).to(c2w.dtype),
-        is_valid(u, v, a, b, focal, lenses, limit),
-    )
+    valid = is_valid(u, v, a, b, intrinsics[:, :2].double().abs().amax(-1), lenses, limit)
+    a, b = torch.where(valid, a, 0), torch.where(valid, b, 0)
+    return _directions(c2w, a, b, lenses), _footprint(intrinsics, a, b, lenses).to(c2w.dtype), valid
 
 
 def fake(

@@ -65,7 +65,9 @@ def undistort(u: Tensor, v: Tensor, lens: Lens) -> tuple[Tensor, Tensor]:
         t = _terms(lens.model, lens.coefficients.float())
         u32, v32 = u.float(), v.float()
         target = (u32 * u32 + v32 * v32).sqrt()
-        factor = torch.where(target > 0, _radius(target, t) / torch.where(target > 0, target, 1), 1)
+        divisor = torch.where(target > 0, target, 1)
+        bend = 3 * (t.p1 * v32 + t.p2 * u32) / divisor
+        factor = torch.where(target > 0, _radius(target, bend, t) / divisor, 1)
         a, b = _newton(u32 * factor, v32 * factor, u32, v32, t)
         a, b = a.to(u), b.to(v)
     # Two steps carry the first three derivatives, whatever they begin with: each step doubles the order that is right.
@@ -204,13 +206,17 @@ def _shift(a: Tensor, b: Tensor, t: _Terms) -> tuple[Tensor, Tensor, Tensor, Ten
     return u, v, by_a, across, by_b
 
 
-def _radius(target: Tensor, t: _Terms) -> Tensor:
-    """The least radius whose distorted one is ``target``: Newton's steps, halving where one leaves what is known."""
+def _radius(target: Tensor, bend: Tensor, t: _Terms) -> Tensor:
+    """The least radius whose distorted one is ``target``: Newton's steps, halving where one leaves what is known.
+
+    ``bend``: what the tangential part adds to the radius, per square of it, in the pixel's direction. Near a fold it moves
+    the place by many times as much.
+    """
     r, low, high = target, torch.zeros_like(target), torch.full_like(target, torch.inf)
     for _ in range(_RADIAL_STEPS):
         excess, by_s, pole = _radial(r * r, t)
-        slope = 1 + excess + 2 * (r * r) * by_s
-        miss = (r - target) + r * excess
+        slope = 1 + excess + 2 * (r * r) * by_s + 2 * bend * r
+        miss = (r - target) + r * (excess + bend * r)
         rises = (slope > 0) & (pole > 0)
         past = (miss > 0) | ~rises
         low, high = torch.where(past, low, r), torch.where(past, r, high)
