@@ -313,3 +313,19 @@ def test_directions_behind_a_lens_with_a_plane_have_no_pixel() -> None:
         column, row = project(intrinsics_of(CAMERAS[name]), lens_of(CAMERAS[name]), behind)
         assert bool(column.isnan())
         assert bool(row.isnan())
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3, 1e12, 3e38])
+def test_no_coefficient_makes_a_direction_that_is_not_finite(scale: float) -> None:
+    n = 5000
+    model = (rand(n, seed=1) * 4).long()
+    coefficients = rand(n, 8, seed=2, low=-1) * scale
+    intrinsics = torch.cat([10 ** rand(n, 2, seed=3, low=-2, high=6), rand(n, 2, seed=4, low=-5e3, high=5e3)], 1)
+    x, y = rand(n, seed=5, high=1e4), rand(n, seed=6, high=1e4)
+    c2w, lens = torch.eye(4)[:3].expand(n, 3, 4), Lens(model, coefficients)
+    rays = lens_rays(c2w, intrinsics, lens, x, y)
+    torch.testing.assert_close(rays.directions.norm(dim=-1), torch.ones(n))
+    assert bool(rays.footprint.isfinite().all())
+    expected = reference(c2w, intrinsics, *lens, radius_limit(lens), x, y)
+    assert torch.equal(rays.valid, expected[2])
+    torch.testing.assert_close(rays.directions, expected[0], **TOLERANCE)
