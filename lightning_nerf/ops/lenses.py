@@ -136,6 +136,7 @@ def is_valid(u: Tensor, v: Tensor, a: Tensor, b: Tensor, focal: Tensor, lens: Le
     """
     back_u, back_v = distort(a, b, lens)
     miss = torch.maximum((back_u - u).abs(), (back_v - v).abs()) * focal
+    limit = limit.to(a)
     found = (miss <= _TOLERANCE) & (density(a, b, lens) > 0) & (a * a + b * b <= limit * limit)
     on_sphere = (a.abs() <= math.pi) & (b.abs() <= math.pi / 2)
     return torch.where(lens.model == EQUIRECTANGULAR, on_sphere, found)
