@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import REALS, BadArgument, check_instance, check_integer, check_number, check_tensor
-from lightning_nerf.ops.draw_rays import camera_rays, pixel_footprint
+from lightning_nerf.ops.camera_rays import camera_rays, pixel_footprint
 from lightning_nerf.ops.lens_rays import lens_rays
 from lightning_nerf.ops.lenses import Lens, radius_limit
 from lightning_nerf.types import Rays

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +10,8 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import library
-from lightning_nerf.ops.lens_rays import lens_rays, lens_view
+from lightning_nerf.ops.camera_rays import camera_rays, pixel_footprint
+from lightning_nerf.ops.lens_rays import lens_view
 from lightning_nerf.ops.lenses import Lens
 from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
@@ -27,7 +29,7 @@ class Pixels(NamedTuple):
 
     colors: Tensor  # [P, C] uint8, contiguous; C = 3 (rgb) or 4 (rgb and straight alpha)
     offsets: Tensor  # [V + 1] int64: view v owns the pixels offsets[v] to offsets[v + 1], row by row
-    drawable: Tensor | None  # [M] int64, indices of the pixels that may be drawn, which are not checked; None: all
+    drawable: Tensor | None  # [M] int64, ascending indices of the pixels that may be drawn, not checked; None: all
     c2w: Tensor  # [V, 3, 4] float32, camera to world
     intrinsics: Tensor  # [V, 4] float32: fx, fy, cx, cy in pixels
     size: Tensor  # [V, 2] int64: width, height
@@ -37,13 +39,15 @@ class Pixels(NamedTuple):
     lens: Tensor | None = None  # [V, 8] float32, coefficients; drawable must leave out pixels that the lens does not see
 
 
-def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None = None) -> RayBatch:
-    """Rays through pixels drawn uniformly, with replacement, from all drawable pixels of all views.
+def draw_rays(
+    pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None = None, open_views: Tensor | None = None
+) -> RayBatch:
+    """Rays through pixels drawn uniformly, with replacement, from all drawable pixels of all views, or of open ones.
 
     Ray i goes through pixel ``floor(M * f_i)`` of the drawable ones, where f_i is the 48-bit fraction of the first two
     numbers in row i of :func:`~lightning_nerf.ops.random.random_uniform`'s stream ``STREAM_RAYS``: a function of ``key``
     alone. A smaller ``n_rays`` or ``capacity`` gives the first rays of the larger draw. No integer is favored by more than
-    M / 2^48. See :func:`camera_rays` for the geometry; directions have unit length.
+    M / 2^48. See :func:`~lightning_nerf.ops.camera_rays.camera_rays` for the geometry; directions have unit length.
 
     Args:
         pixels: see :class:`Pixels`.
@@ -52,6 +56,8 @@ def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None 
         capacity: R, 0 <= R < 2^31.
         n_rays: [] int32 or int64: rays from this one on are inactive (``near = far = 0``) and False in ``mask``. None: all
             are active, and the batch has no mask.
+        open_views: [V] bool, the views to draw from; read on the device. M is then their number of drawable pixels. If they
+            have none, all rays are inactive; the batch has a mask. None: all views.
 
     Returns:
         R rays with ``rgb`` (not yet composited) and ``alpha`` where the images have it; rays know their camera and
@@ -59,20 +65,22 @@ def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None 
 
     The kernels have no derivative. Where ``c2w``, ``intrinsics``, ``lens`` or ``times`` require a gradient, as for cameras
     that are learned, :func:`reference` computes the same, slower, and differentiable any number of times (through a lens:
-    three times).
+    three times). Likewise for ``open_views``, which the kernels do not know.
     """
-    _check(pixels, key, n_rays, capacity)
+    _check(pixels, key, n_rays, capacity, open_views)
     if n_rays is not None and n_rays.dtype is not torch.int32:
         n_rays = n_rays.clamp(0, capacity).int()
-    learned = needs_grad(pixels.c2w, pixels.intrinsics, pixels.times, pixels.lens)
-    op = reference if learned else torch.ops.lightning_nerf.draw_rays
     p = Pixels(*(None if value is None else value.contiguous() for value in pixels))  # type: ignore[arg-type]
+    op = torch.ops.lightning_nerf.draw_rays
+    if open_views is not None or needs_grad(pixels.c2w, pixels.intrinsics, pixels.times, pixels.lens):
+        op = partial(reference, open_views=open_views)
     origins, directions, near, far, times, footprint, rgb, alpha, mask, cameras = op(*p, key.contiguous(), n_rays, capacity)
+    has_mask = n_rays is not None or open_views is not None
     rays = Rays(origins, directions, near, far, None if pixels.times is None else times, cameras, footprint)
-    return RayBatch(rays, rgb, None if pixels.colors.shape[1] == 3 else alpha, None if n_rays is None else mask)
+    return RayBatch(rays, rgb, None if pixels.colors.shape[1] == 3 else alpha, mask if has_mask else None)
 
 
-def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) -> None:
+def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int, open_views: Tensor | None) -> None:
     colors, offsets, drawable, c2w, intrinsics, size, bounds, times, lens_model, lens = pixels
     check_tensor("colors", colors, ("P", "C"), torch.uint8)
     if colors.shape[1] not in (3, 4):
@@ -97,7 +105,9 @@ def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) ->
         check_tensor("drawable", drawable, ("M",), torch.int64)
     if n_rays is not None:
         check_tensor("n_rays", n_rays, (), (torch.int32, torch.int64))
-    check_same_device(key=key, n_rays=n_rays, **pixels._asdict())
+    if open_views is not None:
+        check_tensor("open_views", open_views, (n_views,), torch.bool)
+    check_same_device(key=key, n_rays=n_rays, open_views=open_views, **pixels._asdict())
     if not 0 <= capacity < 2**31:
         raise BadArgument(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
     if key.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -129,55 +139,27 @@ def draw_background(key: Tensor, n: int, *, color: tuple[float, float, float] | 
     return torch.ops.lightning_nerf.draw_background(key.contiguous(), n, random_steps, *map(float, color))
 
 
-def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor, lens: Lens | None = None) -> tuple[Tensor, Tensor]:
-    """Origins and unit directions [R, 3] of the rays of cameras through the centers of pixels.
-
-    Cameras follow OpenGL: x right, y up, looking along -z. The pixel in column x and row y covers [x, x + 1) x [y, y + 1).
-
-    Args:
-        c2w: [R, 3, 4], camera to world: rotation | position.
-        intrinsics: [R, 4]: fx, fy, cx, cy in pixels.
-        x, y: [R] column and row, integers; a fraction moves the ray off the pixel's center.
-        lens: of each ray, or one for all, see :func:`~lightning_nerf.ops.lens_rays.lens_rays`; None: a pinhole.
-    """
-    origins = c2w[:, :, 3].clone(memory_format=torch.contiguous_format)
-    if lens is not None:
-        return origins, lens_rays(c2w, intrinsics, lens, x, y).directions
-    u, v = _slopes(intrinsics, x, y)
-    camera = torch.stack([u, v, torch.full_like(u, -1.0)], -1)
-    directions = (c2w[:, :, :3] * camera[:, None, :]).sum(-1)  # no matmul: TF32 would cost a thousandth of a radian
-    return origins, directions / directions.norm(dim=-1, keepdim=True)
-
-
-def pixel_footprint(intrinsics: Tensor, x: Tensor, y: Tensor, lens: Lens | None = None) -> Tensor:
-    """Side of a pixel [R] at distance 1 along its ray, in units of that distance; the arguments of :func:`camera_rays`.
-
-    The geometric mean of the pixel's width and height on a plane parallel to the picture, where the ray crosses that plane:
-    ``1 / sqrt(fx fy (1 + u^2 + v^2))``, u and v being the ray's slopes against the axis. At distance t it is t times that.
-    For lenses see :func:`~lightning_nerf.ops.lens_rays.lens_rays`.
-    """
-    if lens is not None:
-        c2w = torch.eye(4, dtype=intrinsics.dtype, device=intrinsics.device)[None, :3]
-        return lens_rays(c2w, intrinsics, lens, x, y).footprint
-    u, v = _slopes(intrinsics, x, y)
-    return (intrinsics[..., 0] * intrinsics[..., 1] * (1 + u * u + v * v)).abs().rsqrt()
-
-
-def _slopes(intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the rays against the axis, to the right and upwards."""
-    fx, fy, cx, cy = intrinsics.unbind(-1)
-    x = x if x.is_floating_point() else x.to(cx)  # an integer plus 0.5 has torch's default dtype
-    return (x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy
-
-
-def draw_index(key: Tensor, n: int, size: int) -> Tensor:
-    """n uniform integers in [0, size), [n] int64.
+def draw_index(key: Tensor, n: int, size: int | Tensor) -> Tensor:
+    """n uniform integers in [0, size), [n] int64; ``size`` [] int64 stays on its device.
 
     One float32 has 2^24 values, fewer than the pixels of many scenes; two make a 48-bit fraction, exact in float64. Its
     largest value, 1 - 2^-48, times size stays below size after rounding.
     """
     high, low = random_uniform(key, STREAM_RAYS, n, 2).double().unbind(-1)
     return torch.add(high, low, alpha=2.0**-24).mul_(size).long()
+
+
+def draw_from_views(pixels: Pixels, key: Tensor, capacity: int, open_views: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels [R] int64 drawn uniformly from the drawable ones of open views, and whether there are any, [] bool."""
+    offsets, drawable = pixels.offsets, pixels.drawable
+    starts = offsets if drawable is None else torch.searchsorted(drawable, offsets)  # of each view in the list to draw from
+    counts = starts.diff() * open_views
+    ends = counts.cumsum(0)  # of open views' pixels, closed views left out
+    index = draw_index(key, capacity, ends[-1])
+    view = torch.searchsorted(ends, index, right=True).clamp(max=len(counts) - 1)  # without open pixels it is past the last
+    place = starts[view] + index - (ends - counts)[view]
+    listed = place.clamp(max=(len(pixels.colors) if drawable is None else len(drawable)) - 1)
+    return listed if drawable is None else drawable[listed], ends[-1] > 0
 
 
 def reference(
@@ -194,9 +176,16 @@ def reference(
     key: Tensor,
     n_rays: Tensor | None,
     capacity: int,
+    open_views: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    index = draw_index(key, capacity, colors.shape[0] if drawable is None else drawable.shape[0])
-    pixel = index if drawable is None else drawable[index]
+    is_active: Tensor | None = None
+    if open_views is None or capacity == 0:
+        index = draw_index(key, capacity, colors.shape[0] if drawable is None else drawable.shape[0])
+        pixel = index if drawable is None else drawable[index]
+    else:
+        pixels = Pixels(colors, offsets, drawable, c2w, intrinsics, size, bounds, times)
+        pixel, found = draw_from_views(pixels, key, capacity, open_views)
+        is_active = found.expand(capacity)
     camera = torch.searchsorted(offsets, pixel, right=True) - 1
     width, inside = size[camera, 0], pixel - offsets[camera]
     y = torch.div(inside, width, rounding_mode="floor")
@@ -208,10 +197,12 @@ def reference(
         origins = c2w[camera][:, :, 3].contiguous()
         directions, footprint = lens_view(c2w[camera], intrinsics[camera], Lens(lens_model[camera], lens[camera]), x, y)
     near, far = bounds[camera].unbind(-1)
-    mask = torch.empty(0, dtype=torch.bool, device=key.device)
     if n_rays is not None:
-        mask = torch.arange(capacity, device=key.device) < n_rays
-        near, far = near * mask, far * mask  # finite: inf * 0 would be NaN
+        wanted = torch.arange(capacity, device=key.device) < n_rays
+        is_active = wanted if is_active is None else wanted & is_active
+    if is_active is not None:
+        near, far = near * is_active, far * is_active  # finite: inf * 0 would be NaN
+    mask = torch.empty(0, dtype=torch.bool, device=key.device) if is_active is None else is_active.contiguous()
     ray_times = c2w.new_empty(0) if times is None else times[camera]
     drawn = colors[pixel].float()
     rgb = drawn[:, :3] / 255

@@ -8,14 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops.draw_rays import (
-    Pixels,
-    camera_rays,
-    draw_index,
-    draw_rays,
-    pixel_footprint,
-    reference,
-)
+from lightning_nerf.ops.camera_rays import camera_rays, pixel_footprint
+from lightning_nerf.ops.draw_rays import Pixels, draw_index, draw_rays, reference
 from lightning_nerf.ops.lenses import EQUIRECTANGULAR, FISHEYE, OPENCV, PINHOLE, Lens
 from lightning_nerf.ops.random import STREAM_RAYS, make_key, random_uniform
 from lightning_nerf.types import RayBatch
