@@ -6,7 +6,7 @@ namespace lightning_nerf::lens_rays {
 
 enum Model : int64_t { kPinhole, kOpenCV, kFisheye, kEquirectangular };  // places in cameras.LENS_MODELS
 
-constexpr int kRadialSteps = 12;  // that of lenses.py
+constexpr int kRadialSteps = 16;  // that of lenses.py
 constexpr double kPi = 3.14159265358979323846, kFlat = 1e-6, kSmall = 1e-7, kTolerance = 1e-5;
 
 struct Lens {
@@ -18,6 +18,11 @@ LN_HD Lens lens_of(int64_t model, const float* k) {
   if (model == kOpenCV) return {model, {k[0], k[1], k[4], 0.0f}, {k[5], k[6], k[7]}, k[2], k[3]};
   if (model == kFisheye) return {model, {k[0], k[1], k[2], k[3]}, {0.0f, 0.0f, 0.0f}, 0.0f, 0.0f};
   return {model, {0.0f, 0.0f, 0.0f, 0.0f}, {0.0f, 0.0f, 0.0f}, 0.0f, 0.0f};
+}
+
+template <typename T>
+LN_HD T magnitude(T x) {
+  return x < 0 ? -x : x;
 }
 
 template <typename T>
@@ -81,7 +86,7 @@ LN_HD void newton(T& a, T& b, T u, T v, const Lens& l) {
   if (!(d.determinant > T(kFlat))) return;
   const T step_a = (d.bb * miss_u - d.ab * miss_v) / d.determinant,
           step_b = (d.aa * miss_v - d.ab * miss_u) / d.determinant;
-  if (!(fabs(step_a) + fabs(step_b) <= 1 + fabs(a) + fabs(b))) return;
+  if (!(magnitude(step_a) + magnitude(step_b) <= 1 + magnitude(a) + magnitude(b))) return;
   a -= step_a;
   b -= step_b;
 }

@@ -27,7 +27,7 @@ from torch import Tensor
 
 PINHOLE, OPENCV, FISHEYE, EQUIRECTANGULAR = range(4)  # places in cameras.LENS_MODELS
 
-_RADIAL_STEPS = 12  # for the radius; near a fold, where Newton's steps only halve the error, 2^-12 of it squares to nothing
+_RADIAL_STEPS = 16  # for the radius; near a fold, where Newton's steps only halve the error, 2^-16 of it squares to nothing
 _FLAT = 1e-6  # a determinant below which the picture has a fold
 _SMALL = 1e-7  # of theta^2: series of two terms are exact in float64 below
 _TOLERANCE = 1e-5  # pixels by which a found place, in float64, may miss its pixel
