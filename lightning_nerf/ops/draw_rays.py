@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import library
 from lightning_nerf.ops.camera_rays import camera_rays, pixel_footprint
-from lightning_nerf.ops.lens_rays import lens_view
+from lightning_nerf.ops.lens_rays import learned_lens_view, lens_view
 from lightning_nerf.ops.lenses import Lens
 from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
@@ -73,7 +74,7 @@ def draw_rays(
     p = Pixels(*(None if value is None else value.contiguous() for value in pixels))  # type: ignore[arg-type]
     op = torch.ops.lightning_nerf.draw_rays
     if open_views is not None or needs_grad(pixels.c2w, pixels.intrinsics, pixels.times, pixels.lens):
-        op = partial(reference, open_views=open_views)
+        op = partial(reference, open_views=open_views, view=learned_lens_view)
     origins, directions, near, far, times, footprint, rgb, alpha, mask, cameras = op(*p, key.contiguous(), n_rays, capacity)
     has_mask = n_rays is not None or open_views is not None
     rays = Rays(origins, directions, near, far, None if pixels.times is None else times, cameras, footprint)
@@ -177,6 +178,7 @@ def reference(
     n_rays: Tensor | None,
     capacity: int,
     open_views: Tensor | None = None,
+    view: Callable[[Tensor, Tensor, Lens, Tensor, Tensor], tuple[Tensor, Tensor]] = lens_view,
 ) -> tuple[Tensor, ...]:
     is_active: Tensor | None = None
     if open_views is None or capacity == 0:
@@ -195,7 +197,7 @@ def reference(
         footprint = pixel_footprint(intrinsics[camera], x, y)
     else:
         origins = c2w[camera][:, :, 3].contiguous()
-        directions, footprint = lens_view(c2w[camera], intrinsics[camera], Lens(lens_model[camera], lens[camera]), x, y)
+        directions, footprint = view(c2w[camera], intrinsics[camera], Lens(lens_model[camera], lens[camera]), x, y)
     near, far = bounds[camera].unbind(-1)
     if n_rays is not None:
         wanted = torch.arange(capacity, device=key.device) < n_rays

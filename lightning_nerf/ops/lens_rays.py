@@ -49,15 +49,28 @@ def lens_rays(c2w: Tensor, intrinsics: Tensor, lens: Lens, x: Tensor, y: Tensor,
         In the dtype of ``c2w``. A ray that is not valid is the one along the camera's axis. Directions are computed in
         float64 and rounded once, so that in pictures of 2000 pixels they hit their pixel to 1e-4 of its side.
 
-    The kernels have no derivative. Where an argument requires a gradient, :func:`reference` computes the same,
-    differentiable three times.
+    The kernels have no derivative. Where ``c2w`` alone requires a gradient, as for learned poses, kernels find the rays in
+    the camera and torch turns them. Where another argument does, :func:`reference` computes the same, differentiable three
+    times.
     """
     x, y = (t if t.is_floating_point() else t.to(c2w) for t in (x, y))
     limit = radius_limit(lens) if limit is None else limit
-    args = c2w, intrinsics, lens.model, lens.coefficients, limit, x, y
+    args = intrinsics, lens.model, lens.coefficients, limit, x, y
     if needs_grad(*args) or c2w.dtype is not torch.float32 or x.dtype is not torch.float32:
-        return LensRays(*reference(*args))
-    return LensRays(*torch.ops.lightning_nerf.lens_rays(*(t.contiguous() for t in args)))
+        return LensRays(*reference(c2w, *args))
+    is_posed = needs_grad(c2w)
+    pose = torch.eye(4, device=c2w.device)[None, :3] if is_posed else c2w
+    rays = LensRays(*torch.ops.lightning_nerf.lens_rays(*(t.contiguous() for t in (pose, *args))))
+    if not is_posed:
+        return rays
+    world = (c2w[:, :, :3] * rays.directions[:, None, :]).sum(-1)
+    return rays._replace(directions=world / world.norm(dim=-1, keepdim=True))
+
+
+def learned_lens_view(c2w: Tensor, intrinsics: Tensor, lens: Lens, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions and footprints of :func:`lens_rays` for pixels that are known to be valid; by kernels where it can."""
+    rays = lens_rays(c2w, intrinsics, lens, x, y, intrinsics.new_full((1,), torch.inf))
+    return rays.directions, rays.footprint
 
 
 def lens_view(c2w: Tensor, intrinsics: Tensor, lens: Lens, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:

@@ -267,13 +267,19 @@ def test_the_reference_passes_gradcheck(name: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["all pixels", "mixed sizes"])
+@pytest.mark.parametrize("name", ["all pixels", "mixed sizes", "lenses of mixed sizes"])
 def test_cameras_that_require_a_gradient_get_it(device: str, name: str) -> None:
     args = list(to(device, arguments(name)))
     expected = public(*args)
     args[C2W] = args[C2W].clone().requires_grad_()
     batch = public(*args)
     torch.testing.assert_close(batch.rays.directions, expected.rays.directions, **TOLERANCE)
+    torch.testing.assert_close(batch.rays.footprint, expected.rays.footprint, **TOLERANCE)
+    by_reference = args[C2W].detach().clone().requires_grad_()
+    weights = rand(*batch.rays.directions.shape, seed=9).to(device)
+    (reference(*args[:C2W], by_reference, *args[C2W + 1 :])[1] * weights).sum().backward()
+    (grad,) = torch.autograd.grad((batch.rays.directions * weights).sum(), args[C2W], retain_graph=True)
+    torch.testing.assert_close(grad, by_reference.grad, rtol=1e-5, atol=1e-4)  # sums of 200 terms
     batch.rays.origins.sum().backward()
     drawn = torch.bincount(batch.rays.cameras, minlength=len(args[C2W])).float()
     assert torch.equal(args[C2W].grad[:, :, 3], drawn[:, None].expand(-1, 3))
