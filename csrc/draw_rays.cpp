@@ -4,7 +4,8 @@ namespace lightning_nerf::draw_rays {
 namespace {
 
 void run_rays(const Tensor&, const Pixels& pixels, const Draw& draw, const Drawn& drawn, int64_t capacity) {
-  parallel_for_rays(capacity, 128, [&](int64_t ray) { draw_ray(pixels, draw, drawn, ray); });
+  if (pixels.model) parallel_for_rays(capacity, 128, [&](int64_t ray) { draw_ray<true>(pixels, draw, drawn, ray); });
+  else parallel_for_rays(capacity, 128, [&](int64_t ray) { draw_ray<false>(pixels, draw, drawn, ray); });
 }
 
 void run_background(const Tensor&, const Background& background, int64_t n) {
@@ -18,7 +19,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
       "draw_rays(Tensor colors, Tensor offsets, Tensor? drawable, Tensor c2w, Tensor intrinsics, Tensor size, Tensor "
       "bounds, "
-      "Tensor? times, Tensor key, Tensor? n_rays, int capacity) "
+      "Tensor? times, Tensor? lens_model, Tensor? lens, Tensor key, Tensor? n_rays, int capacity) "
       "-> (Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor ray_times, Tensor footprint, Tensor rgb, "
       "Tensor alpha, Tensor mask, Tensor camera)");
   m.def("draw_background(Tensor key, int n, int random_steps, float red, float green, float blue) -> Tensor");

@@ -5,15 +5,17 @@ namespace lightning_nerf::draw_rays {
 namespace {
 
 // A thread per ray: the time is that of one gather each of pixel, pose and color; the stores merge in the L2 cache.
+template <bool has_lenses>
 __global__ void draw_rays_kernel(Pixels pixels, Draw draw, Drawn drawn, int64_t capacity) {
   const int64_t ray = blockIdx.x * int64_t(blockDim.x) + threadIdx.x;
-  if (ray < capacity) draw_ray(pixels, draw, drawn, ray);
+  if (ray < capacity) draw_ray<has_lenses>(pixels, draw, drawn, ray);
 }
 
 void run_rays(const Tensor& like, const Pixels& pixels, const Draw& draw, const Drawn& drawn, int64_t capacity) {
   if (capacity == 0) return;
   const Launch launch(like);
-  draw_rays_kernel<<<blocks(capacity, 128), 128, 0, launch.stream>>>(pixels, draw, drawn, capacity);
+  const auto kernel = pixels.model ? draw_rays_kernel<true> : draw_rays_kernel<false>;
+  kernel<<<blocks(capacity, 128), 128, 0, launch.stream>>>(pixels, draw, drawn, capacity);
   STD_CUDA_KERNEL_LAUNCH_CHECK();
 }
 

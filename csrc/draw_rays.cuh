@@ -1,5 +1,6 @@
-// One ray through one random pixel: the words behind the index, the pinhole camera, the pixel's color. And what is behind it.
+// One ray through one random pixel: the words behind the index, the camera, the pixel's color. And what is behind it.
 #pragma once
+#include "lens_rays.cuh"
 #include "random.cuh"
 
 namespace lightning_nerf::draw_rays {
@@ -15,6 +16,8 @@ struct Pixels {
   const int64_t* size;      // [V, 2] width, height
   const float* bounds;      // [V, 2] near, far
   const float* times;       // [V] or null
+  const int64_t* model;     // [V] or null: all are pinholes
+  const float* lens;        // [V, 8] or null
   int64_t n_views, n_channels;
   int64_t n_drawable;  // M, or P
 };
@@ -55,6 +58,20 @@ LN_HD int64_t view_of(const int64_t* offsets, int64_t n_views, int64_t pixel) {
   return low;
 }
 
+// Direction and footprint of a pinhole's ray.
+LN_HD float pinhole_ray(const float* pose, const float* intrinsics, float x, float y, float* out) {
+  const float u = (x + 0.5f - intrinsics[2]) / intrinsics[0], v = (intrinsics[3] - 0.5f - y) / intrinsics[1];
+  float direction[3], squared = 0.0f;
+  for (int a = 0; a < 3; ++a) {
+    direction[a] = pose[4 * a] * u + pose[4 * a + 1] * v - pose[4 * a + 2];
+    squared += direction[a] * direction[a];
+  }
+  const float length = sqrtf(squared);
+  for (int a = 0; a < 3; ++a) out[a] = direction[a] / length;
+  return 1.0f / sqrtf(fabsf(intrinsics[0] * intrinsics[1] * (1.0f + u * u + v * v)));
+}
+
+template <bool has_lenses>
 LN_HD void draw_ray(const Pixels& p, const Draw& draw, const Drawn& out, int64_t ray) {
   const int64_t index = draw_index(draw.key, ray, p.n_drawable);
   const int64_t pixel = p.drawable ? p.drawable[index] : index;
@@ -62,20 +79,17 @@ LN_HD void draw_ray(const Pixels& p, const Draw& draw, const Drawn& out, int64_t
   const int64_t inside = pixel - p.offsets[view], width = p.size[2 * view], row = inside / width;
   const float x = float(inside - row * width), y = float(row);
 
-  const float* lens = p.intrinsics + 4 * view;
+  const float* intrinsics = p.intrinsics + 4 * view;
   const float* pose = p.c2w + 12 * view;
-  const float u = (x + 0.5f - lens[2]) / lens[0], v = (lens[3] - 0.5f - y) / lens[1];
-  float direction[3], squared = 0.0f;
-  for (int a = 0; a < 3; ++a) {
-    direction[a] = pose[4 * a] * u + pose[4 * a + 1] * v - pose[4 * a + 2];
-    squared += direction[a] * direction[a];
+  for (int a = 0; a < 3; ++a) out.origins[3 * ray + a] = pose[4 * a + 3];
+  float* direction = out.directions + 3 * ray;
+  if constexpr (has_lenses) {
+    const lens_rays::Lens lens = lens_rays::lens_of(p.model[view], p.lens + 8 * view);
+    const lens_rays::Place place = lens_rays::place_of(intrinsics, x, y, lens);
+    out.footprint[ray] = lens_rays::world_ray(pose, intrinsics, place, lens, direction);
+  } else {
+    out.footprint[ray] = pinhole_ray(pose, intrinsics, x, y, direction);
   }
-  const float length = sqrtf(squared);
-  for (int a = 0; a < 3; ++a) {
-    out.origins[3 * ray + a] = pose[4 * a + 3];
-    out.directions[3 * ray + a] = direction[a] / length;
-  }
-  out.footprint[ray] = 1.0f / sqrtf(fabsf(lens[0] * lens[1] * (1.0f + u * u + v * v)));
 
   const bool active = !draw.n_rays || ray < *draw.n_rays;
   out.near[ray] = active ? p.bounds[2 * view] : 0.0f;

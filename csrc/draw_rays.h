@@ -10,7 +10,8 @@ template <void (*run)(const Tensor& like, const Pixels&, const Draw&, const Draw
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> draw_rays(
     const Tensor& colors, const Tensor& offsets, const std::optional<Tensor>& drawable, const Tensor& c2w,
     const Tensor& intrinsics, const Tensor& size, const Tensor& bounds, const std::optional<Tensor>& times,
-    const Tensor& key, const std::optional<Tensor>& n_rays, int64_t capacity) {
+    const std::optional<Tensor>& lens_model, const std::optional<Tensor>& lens, const Tensor& key,
+    const std::optional<Tensor>& n_rays, int64_t capacity) {
   check(colors, ScalarType::Byte, "colors");
   STD_TORCH_CHECK(colors.dim() == 2 && (colors.size(1) == 3 || colors.size(1) == 4), "colors must be [P, 3 or 4]");
   check(offsets, ScalarType::Long, "offsets");
@@ -20,10 +21,16 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
   check(size, ScalarType::Long, "size");
   check_float(bounds, "bounds");
   if (times.has_value()) check_float(*times, "times");
+  STD_TORCH_CHECK(lens_model.has_value() == lens.has_value(), "lens_model and lens must be given both or not at all");
+  if (lens_model.has_value()) check(*lens_model, ScalarType::Long, "lens_model");
+  if (lens.has_value()) check_float(*lens, "lens");
   check(key, ScalarType::Long, "key");
   if (n_rays.has_value()) check_int(*n_rays, "n_rays");
   const int64_t n_views = c2w.size(0), n_channels = colors.size(1);
   STD_TORCH_CHECK(offsets.numel() == n_views + 1, "offsets must be [V + 1]");
+  STD_TORCH_CHECK(
+      !lens.has_value() || (lens->numel() == 8 * n_views && lens_model->numel() == n_views),
+      "lens_model and lens must be [V] and [V, 8]");
   const int64_t n_drawable = drawable.has_value() ? drawable->size(0) : colors.size(0);
   STD_TORCH_CHECK(capacity == 0 || (n_drawable > 0 && colors.numel() > 0 && n_views > 0), "there is no pixel to draw");
 
@@ -36,6 +43,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
       data<int64_t>(size),
       data<float>(bounds),
       times.has_value() ? data<float>(*times) : nullptr,
+      lens_model.has_value() ? data<int64_t>(*lens_model) : nullptr,
+      lens.has_value() ? data<float>(*lens) : nullptr,
       n_views,
       n_channels,
       n_drawable};

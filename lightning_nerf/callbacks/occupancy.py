@@ -11,6 +11,7 @@ from torch import Tensor
 from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.trained import TrainedModule, trained
 from lightning_nerf.cameras.cameras import checked_bounds
+from lightning_nerf.cameras.frusta import frustum_intrinsics
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import check_integer
 from lightning_nerf.estimators.base import Estimator
@@ -69,9 +70,10 @@ class OccupancyGridUpdate(L.Callback):
             return
         cameras = module.datamodule.scene("train").cameras.to(module.device)
         width, height = cameras.size.unbind(-1)
-        grid.mark_invisible_cells(
-            cameras.c2w, cameras.intrinsics, width, height, near=checked_bounds(cameras)[:, 0].double()
-        )
+        intrinsics = frustum_intrinsics(cameras)
+        if intrinsics is None:  # a fisheye that sees nearly everything
+            return
+        grid.mark_invisible_cells(cameras.c2w, intrinsics, width, height, near=checked_bounds(cameras)[:, 0].double())
 
     def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int) -> None:
         """Update the grid where it is due."""

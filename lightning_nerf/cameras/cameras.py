@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import REALS, BadArgument, check_instance, check_integer, check_number, check_tensor
-from lightning_nerf.ops.draw_rays import camera_rays, pixel_footprint
+from lightning_nerf.ops.camera_rays import camera_rays, pixel_footprint
+from lightning_nerf.ops.lens_rays import lens_rays
+from lightning_nerf.ops.lenses import Lens, radius_limit
 from lightning_nerf.types import Rays
 
 LENS_MODELS = ("pinhole", "opencv", "fisheye", "equirectangular")
@@ -111,19 +113,27 @@ def pixel_rays(cameras: Cameras, index: Tensor, x: Tensor, y: Tensor) -> Rays:
 
     Returns:
         R rays with directions of unit length, so t is a distance (to the camera, not along its axis). Differentiable in
-        poses and intrinsics. Indices are not checked on a GPU.
+        poses, intrinsics and lenses. Indices are not checked on a GPU. Where the lens sees nothing, a ray is inactive:
+        ``near = far = 0``.
     """
     near, far = checked_bounds(cameras)[index].unbind(-1)
-    intrinsics = cameras.intrinsics[index]
-    origins, directions = camera_rays(cameras.c2w[index], intrinsics, x, y)
+    c2w, intrinsics = cameras.c2w[index], cameras.intrinsics[index]
     times = None if cameras.times is None else cameras.times[index]
-    return Rays(origins, directions, near, far, times, index, pixel_footprint(intrinsics, x, y))
+    if cameras.lens_model is None or cameras.lens is None:
+        origins, directions = camera_rays(c2w, intrinsics, x, y)
+        return Rays(origins, directions, near, far, times, index, pixel_footprint(intrinsics, x, y))
+    limit = radius_limit(Lens(cameras.lens_model, cameras.lens))[index]
+    lens = Lens(cameras.lens_model[index], cameras.lens[index])
+    directions, footprint, valid = lens_rays(c2w, intrinsics, lens, x, y, limit)
+    return Rays(c2w[:, :, 3].contiguous(), directions, near * valid, far * valid, times, index, footprint)
 
 
 def image_rays(
     cameras: Cameras, index: int, start: int = 0, stop: int | None = None, shape: tuple[int, int] | None = None
 ) -> Rays:
     """The rays of one camera's pixels ``start`` to ``stop`` (by default all), row by row: [stop - start].
+
+    Pixels where the lens sees nothing have inactive rays, ``near = far = 0``, and show the background.
 
     ``shape``: the picture's height and width, where the caller knows them; reading them from a GPU waits for it. The rays
     name no training view: they are -1 in ``cameras``.
@@ -146,13 +156,20 @@ def image_rays(
     pixel = torch.arange(start, stop, device=cameras.c2w.device)
     y = torch.div(pixel, width, rounding_mode="floor")
     x, n = pixel - y * width, len(pixel)
-    # One camera for all pixels: a gathered copy of it per ray would be most of the time.
-    intrinsics = cameras.intrinsics[index].expand(n, 4)
-    origin, directions = camera_rays(cameras.c2w[index, None], intrinsics, x, y)
     times = None if cameras.times is None else cameras.times[index].expand(n)
     camera = torch.full((), -1, device=pixel.device).expand(n)
-    footprint = pixel_footprint(intrinsics, x, y)
-    return Rays(origin.expand_as(directions), directions, near.expand(n), far.expand(n), times, camera, footprint)
+    near, far = near.expand(n), far.expand(n)
+    # One camera for all pixels: a gathered copy of it per ray would be most of the time.
+    c2w, intrinsics = cameras.c2w[index, None], cameras.intrinsics[index, None]
+    if cameras.lens_model is None or cameras.lens is None:
+        intrinsics = intrinsics.expand(n, 4)
+        origin, directions = camera_rays(c2w, intrinsics, x, y)
+        footprint = pixel_footprint(intrinsics, x, y)
+    else:
+        lens = Lens(cameras.lens_model[index, None], cameras.lens[index, None])
+        directions, footprint, valid = lens_rays(c2w, intrinsics, lens, x, y)
+        origin, near, far = c2w[:, :, 3], near * valid, far * valid
+    return Rays(origin.expand_as(directions), directions, near, far, times, camera, footprint)
 
 
 def checked_cameras(name: str, cameras: Cameras) -> Cameras:
@@ -170,13 +187,18 @@ def checked_cameras(name: str, cameras: Cameras) -> Cameras:
         check_tensor(f"{name}.bounds", cameras.bounds, (n, 2), torch.float32)
     if cameras.times is not None:
         check_tensor(f"{name}.times", cameras.times, (n,), torch.float32)
+    if (cameras.lens_model is None) != (cameras.lens is None):
+        raise BadArgument(f"{name}.lens_model, {name}.lens: expected both or none")
+    if cameras.lens_model is not None:
+        check_tensor(f"{name}.lens_model", cameras.lens_model, (n,), torch.int64)
+        check_tensor(f"{name}.lens", cameras.lens, (n, 8), torch.float32)
     return cameras
 
 
 def check_values(name: str, cameras: Cameras) -> None:
     """Raise a BadArgument where a number in cameras on the CPU makes rays of no meaning, naming the first such view.
 
-    Poses must be finite and invertible, focal lengths positive, 0 <= near < far, times finite.
+    Poses must be finite and invertible, focal lengths positive, 0 <= near < far, times finite, lenses known and finite.
     """
     rotation, (fx, fy, _, _) = cameras.c2w[:, :, :3].double(), cameras.intrinsics.unbind(-1)
     axes = torch.nn.functional.normalize(rotation, dim=1, eps=0.0)  # a pose may be scaled
@@ -188,6 +210,10 @@ def check_values(name: str, cameras: Cameras) -> None:
         check_bounds(f"{name}.bounds", cameras.bounds)
     if cameras.times is not None:
         _refuse(f"{name}.times", "finite numbers", cameras.times, ~cameras.times.isfinite())
+    if cameras.lens_model is not None and cameras.lens is not None:
+        model, known = cameras.lens_model, f"0 to {len(LENS_MODELS) - 1}, a place in LENS_MODELS"
+        _refuse(f"{name}.lens_model", known, model, (model < 0) | (model >= len(LENS_MODELS)))
+        _refuse(f"{name}.lens", "finite numbers", cameras.lens, ~cameras.lens.isfinite().all(1))
 
 
 def check_bounds(name: str, bounds: Tensor) -> None:

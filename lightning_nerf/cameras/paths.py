@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.cameras.cameras import Cameras
+from lightning_nerf.cameras.frusta import as_pinholes
 from lightning_nerf.cameras.poses import helix_poses, turntable_poses
 from lightning_nerf.checks import BadArgument
 
@@ -16,8 +17,9 @@ def orbit(train: Cameras, aabb: Tensor, n_frames: int, elevation: float = 30.0, 
     """A full turn around the middle of the scene's box, in even steps: after the last frame comes the first.
 
     The distance is the training cameras' mean, or greater where ``framed`` needs it; intrinsics, size and bounds are those
-    of the first of them, the far bound moved by as much as the distance. Where they have times, the time passes once from
-    their first to their last, forward alone: a motion that is shown backwards may be one that never was.
+    of the first of them as a pinhole (:func:`~lightning_nerf.cameras.frusta.as_pinholes`), the far bound moved by as much
+    as the distance. Where they have times, the time passes once from their first to their last, forward alone: a motion
+    that is shown backwards may be one that never was.
 
     Args:
         train: the training cameras.
@@ -80,7 +82,7 @@ def _around(train: Cameras, aabb: Tensor) -> tuple[Tensor, Tensor]:
 
 def _step_back(train: Cameras, poses: Tensor, center: Tensor, framed: Tensor) -> float:
     """How much farther from ``center`` cameras at ``poses`` must be, so that all corners of a box are in their pictures."""
-    fx, fy, cx, cy = train.intrinsics[0].cpu().double().tolist()
+    fx, fy, cx, cy = as_pinholes(train.chosen(slice(0, 1))).intrinsics[0].cpu().double().tolist()
     width, height = train.size[0].tolist()
     corners = torch.cartesian_prod(*framed.cpu().double().unbind(1)) - center.double()
     x, y, back = torch.einsum("nij,ki->jnk", poses[:, :, :3].double(), corners)
@@ -96,7 +98,7 @@ def _as_training(train: Cameras, poses: Tensor, step_back: float) -> Cameras:
     n, times = len(poses), None
     if train.times is not None:
         times = torch.linspace(float(train.times.min()), float(train.times.max()), n, dtype=torch.float32)
-    first = train.chosen(slice(0, 1))
+    first = as_pinholes(train.chosen(slice(0, 1)))
     cameras = first.map(lambda t: t.expand(n, *t.shape[1:]))
     if step_back > 0:
         poses = poses.clone()

@@ -17,6 +17,7 @@ from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.checks import BadArgument, check_instance, check_number
 from lightning_nerf.data.loaders import StepNumbers, ViewIndices
 from lightning_nerf.data.scene import Scene, checked_scene
+from lightning_nerf.data.seen_pixels import without_unseen_pixels
 from lightning_nerf.data.source import Source
 from lightning_nerf.ops.draw_rays import draw_background, draw_rays
 from lightning_nerf.scene_box import SceneBox, check_box, check_contraction, check_corners
@@ -165,6 +166,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         if split not in self._scenes:
             self.source.prepare()
             scene = checked_scene(f"{type(self.source).__name__}.read({split!r})", self.source.read(split))
+            scene = without_unseen_pixels(scene)
             self._scenes[split] = scene  # where the box comes from, if it is not given
             if scene.cameras.bounds is None:
                 near, far = self.near, self.far

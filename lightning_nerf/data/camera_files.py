@@ -1,15 +1,25 @@
-"""Cameras from a file, to render with."""
+"""Cameras from a file, to render with, and to a file."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from lightning_nerf.cameras.cameras import Cameras
+from lightning_nerf.cameras.cameras import LENS_MODELS, Cameras
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.frame_times import near_miss
 from lightning_nerf.data.frames import MAX_FRAMES, Transforms
 from lightning_nerf.data.json_file import read_json_object
+from lightning_nerf.files import whole_file
+
+_COEFFICIENTS = {
+    "OPENCV": ("k1", "k2", "p1", "p2", "k3"),
+    "FULL_OPENCV": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
+    "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
+}
 
 
 def read_cameras(path: Path, train: Cameras, reads_times: bool = True) -> Cameras:
@@ -40,3 +50,51 @@ def time_hint(path: Path) -> str:
     entries = read_json_object(path, "transform_matrix", MAX_FRAMES).get("frames")
     hints = (near_miss(f"frame {i}", entry, "time") for i, entry in enumerate(entries if isinstance(entries, list) else []))
     return next(filter(None, hints), "")
+
+
+def write_cameras(path: Path, cameras: Cameras, names: Sequence[str]) -> None:
+    """Write cameras as a ``transforms.json`` of nerfstudio, each frame with intrinsics, size, lens and time of its own.
+
+    Args:
+        path: the file; it is there in full or not at all.
+        cameras: V of them.
+        names: V paths of pictures, from the file's folder.
+    """
+    if len(names) != cameras.n_views:
+        raise BadArgument(f"names: expected {cameras.n_views}, one of each camera, got {len(names)}")
+    cameras = cameras.to("cpu")
+    frames = [{"file_path": name, **camera_entry(cameras, i)} for i, name in enumerate(names)]
+    with whole_file(path) as file:
+        file.write(json.dumps({"frames": frames}, indent=2).encode())
+
+
+def camera_entry(cameras: Cameras, index: int) -> dict[str, object]:
+    """What a frame of a ``transforms.json`` states of one camera, its lens by nerfstudio's names.
+
+    A lens whose coefficients k4, k5 or k6 are not 0 has COLMAP's name FULL_OPENCV: nerfstudio's k4 of an OPENCV camera is
+    another coefficient.
+    """
+    width, height = cameras.size[index].tolist()
+    fx, fy, cx, cy = cameras.intrinsics[index].tolist()
+    matrix = [*cameras.c2w[index].tolist(), [0.0, 0.0, 0.0, 1.0]]
+    time = {} if cameras.times is None else {"time": cameras.times[index].item()}
+    return {
+        "fl_x": fx,
+        "fl_y": fy,
+        "cx": cx,
+        "cy": cy,
+        "w": width,
+        "h": height,
+        **_lens_keys(cameras, index),
+        **time,
+        "transform_matrix": matrix,
+    }
+
+
+def _lens_keys(cameras: Cameras, index: int) -> dict[str, object]:
+    if cameras.lens_model is None or cameras.lens is None:
+        return {"camera_model": "PINHOLE"}
+    model, values = LENS_MODELS[int(cameras.lens_model[index])], cameras.lens[index].tolist()
+    names = {"pinhole": "PINHOLE", "fisheye": "OPENCV_FISHEYE", "equirectangular": "EQUIRECTANGULAR"}
+    name = names.get(model) or ("FULL_OPENCV" if any(values[5:]) else "OPENCV")
+    return {"camera_model": name, **dict(zip(_COEFFICIENTS.get(name, ()), values, strict=False))}

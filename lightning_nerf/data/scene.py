@@ -98,7 +98,11 @@ class Scene(NamedTuple):
         return self.map(move)
 
     def pixels(self) -> Pixels:
-        """What :func:`~lightning_nerf.ops.draw_rays.draw_rays` reads."""
+        """What :func:`~lightning_nerf.ops.draw_rays.draw_rays` reads.
+
+        Pixels that a lens does not see are left out where a data module read the scene, else by
+        :func:`~lightning_nerf.data.seen_pixels.without_unseen_pixels`.
+        """
         cameras, images = self.cameras, self.images
         return Pixels(
             images.colors,
@@ -109,6 +113,8 @@ class Scene(NamedTuple):
             cameras.size,
             checked_bounds(cameras),
             cameras.times,
+            cameras.lens_model,
+            cameras.lens,
         )
 
     def picture(self, index: int) -> Tensor:

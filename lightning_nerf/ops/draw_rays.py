@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import library
+from lightning_nerf.ops.camera_rays import camera_rays, pixel_footprint
+from lightning_nerf.ops.lens_rays import learned_lens_view, lens_view
+from lightning_nerf.ops.lenses import Lens
 from lightning_nerf.ops.memory import check_fits
 from lightning_nerf.ops.random import STREAM_BACKGROUND, STREAM_RAYS, random_uniform
 from lightning_nerf.ops.random import reference as random_reference
@@ -32,6 +36,8 @@ class Pixels(NamedTuple):
     size: Tensor  # [V, 2] int64: width, height
     bounds: Tensor  # [V, 2] float32: near, far, finite
     times: Tensor | None  # [V] float32
+    lens_model: Tensor | None = None  # [V] int64, index into cameras.LENS_MODELS; None: all are pinholes
+    lens: Tensor | None = None  # [V, 8] float32, coefficients; drawable must leave out pixels that the lens does not see
 
 
 def draw_rays(
@@ -42,7 +48,7 @@ def draw_rays(
     Ray i goes through pixel ``floor(M * f_i)`` of the drawable ones, where f_i is the 48-bit fraction of the first two
     numbers in row i of :func:`~lightning_nerf.ops.random.random_uniform`'s stream ``STREAM_RAYS``: a function of ``key``
     alone. A smaller ``n_rays`` or ``capacity`` gives the first rays of the larger draw. No integer is favored by more than
-    M / 2^48. See :func:`camera_rays` for the geometry; directions have unit length.
+    M / 2^48. See :func:`~lightning_nerf.ops.camera_rays.camera_rays` for the geometry; directions have unit length.
 
     Args:
         pixels: see :class:`Pixels`.
@@ -58,27 +64,25 @@ def draw_rays(
         R rays with ``rgb`` (not yet composited) and ``alpha`` where the images have it; rays know their camera and
         footprint.
 
-    The kernels have no derivative. Where ``c2w``, ``intrinsics`` or ``times`` require a gradient, as for cameras that are
-    learned, :func:`reference` computes the same, differentiable any number of times and slower; likewise for
-    ``open_views``, which the kernels do not know.
+    The kernels have no derivative. Where ``c2w``, ``intrinsics``, ``lens`` or ``times`` require a gradient, as for cameras
+    that are learned, :func:`reference` computes the same, slower, and differentiable any number of times (through a lens:
+    three times). Likewise for ``open_views``, which the kernels do not know.
     """
     _check(pixels, key, n_rays, capacity, open_views)
     if n_rays is not None and n_rays.dtype is not torch.int32:
         n_rays = n_rays.clamp(0, capacity).int()
     p = Pixels(*(None if value is None else value.contiguous() for value in pixels))  # type: ignore[arg-type]
     op = torch.ops.lightning_nerf.draw_rays
-    if open_views is not None or needs_grad(pixels.c2w, pixels.intrinsics, pixels.times):
-        op = partial(reference, open_views=open_views)
-    origins, directions, near, far, times, footprint, rgb, alpha, mask, cameras = op(
-        p.colors, p.offsets, p.drawable, p.c2w, p.intrinsics, p.size, p.bounds, p.times, key.contiguous(), n_rays, capacity
-    )
+    if open_views is not None or needs_grad(pixels.c2w, pixels.intrinsics, pixels.times, pixels.lens):
+        op = partial(reference, open_views=open_views, view=learned_lens_view)
+    origins, directions, near, far, times, footprint, rgb, alpha, mask, cameras = op(*p, key.contiguous(), n_rays, capacity)
     has_mask = n_rays is not None or open_views is not None
     rays = Rays(origins, directions, near, far, None if pixels.times is None else times, cameras, footprint)
     return RayBatch(rays, rgb, None if pixels.colors.shape[1] == 3 else alpha, mask if has_mask else None)
 
 
 def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int, open_views: Tensor | None) -> None:
-    colors, offsets, drawable, c2w, intrinsics, size, bounds, times = pixels
+    colors, offsets, drawable, c2w, intrinsics, size, bounds, times, lens_model, lens = pixels
     check_tensor("colors", colors, ("P", "C"), torch.uint8)
     if colors.shape[1] not in (3, 4):
         raise BadArgument(f"colors: expected 3 or 4 channels, got {colors.shape[1]}")
@@ -93,6 +97,11 @@ def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int, op
     check_tensor("key", key, (3,), torch.int64)
     if times is not None:
         check_tensor("times", times, (n_views,), torch.float32)
+    if (lens_model is None) != (lens is None):
+        raise BadArgument("lens_model, lens: expected both or none")
+    if lens_model is not None:
+        check_tensor("lens_model", lens_model, (n_views,), torch.int64)
+        check_tensor("lens", lens, (n_views, 8), torch.float32)
     if drawable is not None:
         check_tensor("drawable", drawable, ("M",), torch.int64)
     if n_rays is not None:
@@ -131,39 +140,6 @@ def draw_background(key: Tensor, n: int, *, color: tuple[float, float, float] | 
     return torch.ops.lightning_nerf.draw_background(key.contiguous(), n, random_steps, *map(float, color))
 
 
-def camera_rays(c2w: Tensor, intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Origins and unit directions [R, 3] of the rays of pinhole cameras through the centers of pixels.
-
-    Cameras follow OpenGL: x right, y up, looking along -z. The pixel in column x and row y covers [x, x + 1) x [y, y + 1).
-
-    Args:
-        c2w: [R, 3, 4], camera to world: rotation | position.
-        intrinsics: [R, 4]: fx, fy, cx, cy in pixels.
-        x, y: [R] column and row, integers; a fraction moves the ray off the pixel's center.
-    """
-    u, v = _slopes(intrinsics, x, y)
-    camera = torch.stack([u, v, torch.full_like(u, -1.0)], -1)
-    directions = (c2w[:, :, :3] * camera[:, None, :]).sum(-1)  # no matmul: TF32 would cost a thousandth of a radian
-    return c2w[:, :, 3].clone(memory_format=torch.contiguous_format), directions / directions.norm(dim=-1, keepdim=True)
-
-
-def pixel_footprint(intrinsics: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Side of a pixel [R] at distance 1 along its ray, in units of that distance; the arguments of :func:`camera_rays`.
-
-    The geometric mean of the pixel's width and height on a plane parallel to the picture, where the ray crosses that plane:
-    ``1 / sqrt(fx fy (1 + u^2 + v^2))``, u and v being the ray's slopes against the axis. At distance t it is t times that.
-    """
-    u, v = _slopes(intrinsics, x, y)
-    return (intrinsics[..., 0] * intrinsics[..., 1] * (1 + u * u + v * v)).abs().rsqrt()
-
-
-def _slopes(intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the rays against the axis, to the right and upwards."""
-    fx, fy, cx, cy = intrinsics.unbind(-1)
-    x = x if x.is_floating_point() else x.to(cx)  # an integer plus 0.5 has torch's default dtype
-    return (x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy
-
-
 def draw_index(key: Tensor, n: int, size: int | Tensor) -> Tensor:
     """n uniform integers in [0, size), [n] int64; ``size`` [] int64 stays on its device.
 
@@ -196,10 +172,13 @@ def reference(
     size: Tensor,
     bounds: Tensor,
     times: Tensor | None,
+    lens_model: Tensor | None,
+    lens: Tensor | None,
     key: Tensor,
     n_rays: Tensor | None,
     capacity: int,
     open_views: Tensor | None = None,
+    view: Callable[[Tensor, Tensor, Lens, Tensor, Tensor], tuple[Tensor, Tensor]] = lens_view,
 ) -> tuple[Tensor, ...]:
     is_active: Tensor | None = None
     if open_views is None or capacity == 0:
@@ -213,7 +192,12 @@ def reference(
     width, inside = size[camera, 0], pixel - offsets[camera]
     y = torch.div(inside, width, rounding_mode="floor")
     x = inside - y * width
-    origins, directions = camera_rays(c2w[camera], intrinsics[camera], x, y)
+    if lens_model is None or lens is None:
+        origins, directions = camera_rays(c2w[camera], intrinsics[camera], x, y)
+        footprint = pixel_footprint(intrinsics[camera], x, y)
+    else:
+        origins = c2w[camera][:, :, 3].contiguous()
+        directions, footprint = view(c2w[camera], intrinsics[camera], Lens(lens_model[camera], lens[camera]), x, y)
     near, far = bounds[camera].unbind(-1)
     if n_rays is not None:
         wanted = torch.arange(capacity, device=key.device) < n_rays
@@ -222,7 +206,6 @@ def reference(
         near, far = near * is_active, far * is_active  # finite: inf * 0 would be NaN
     mask = torch.empty(0, dtype=torch.bool, device=key.device) if is_active is None else is_active.contiguous()
     ray_times = c2w.new_empty(0) if times is None else times[camera]
-    footprint = pixel_footprint(intrinsics[camera], x, y)
     drawn = colors[pixel].float()
     rgb = drawn[:, :3] / 255
     alpha = drawn[:, 3] / 255 if colors.shape[1] == 4 else rgb.new_empty(0)
@@ -243,6 +226,8 @@ def fake(
     size: Tensor,
     bounds: Tensor,
     times: Tensor | None,
+    lens_model: Tensor | None,
+    lens: Tensor | None,
     key: Tensor,
     n_rays: Tensor | None,
     capacity: int,
@@ -267,8 +252,9 @@ def fake(
 library.define(
     "draw_rays",
     "(Tensor colors, Tensor offsets, Tensor? drawable, Tensor c2w, Tensor intrinsics, Tensor size, Tensor bounds, "
-    "Tensor? times, Tensor key, Tensor? n_rays, int capacity) -> (Tensor origins, Tensor directions, Tensor near, "
-    "Tensor far, Tensor ray_times, Tensor footprint, Tensor rgb, Tensor alpha, Tensor mask, Tensor camera)",
+    "Tensor? times, Tensor? lens_model, Tensor? lens, Tensor key, Tensor? n_rays, int capacity) "
+    "-> (Tensor origins, Tensor directions, Tensor near, Tensor far, Tensor ray_times, "
+    "Tensor footprint, Tensor rgb, Tensor alpha, Tensor mask, Tensor camera)",
     reference,
     fake,
 )

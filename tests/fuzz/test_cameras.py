@@ -19,7 +19,7 @@ from lightning_nerf.data.frames import Transforms, unique_names
 from lightning_nerf.data.images import read_masks, read_pictures
 from lightning_nerf.data.splits import choose_split_files
 from lightning_nerf.nerfacc.cameras import opencv_lens_undistortion, opencv_lens_undistortion_fisheye
-from lightning_nerf.ops.draw_rays import camera_rays
+from lightning_nerf.ops.camera_rays import camera_rays
 from tests.fuzz.camera_files import SIZE, camera_file, mutated, mutated_bytes
 from tests.fuzz.strategies import FLOATS, INF, NAN, assert_like, bounded, fuzz, tensors
 from tests.fuzz.watch import nothing_done_outside

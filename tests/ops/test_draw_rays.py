@@ -8,23 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.ops.draw_rays import (
-    Pixels,
-    camera_rays,
-    draw_index,
-    draw_rays,
-    pixel_footprint,
-    reference,
-)
+from lightning_nerf.ops.camera_rays import camera_rays, pixel_footprint
+from lightning_nerf.ops.draw_rays import Pixels, draw_index, draw_rays, reference
+from lightning_nerf.ops.lenses import EQUIRECTANGULAR, FISHEYE, OPENCV, PINHOLE, Lens
 from lightning_nerf.ops.random import STREAM_RAYS, make_key, random_uniform
 from lightning_nerf.types import RayBatch
 from tests.ops.harness import DEVICES, assert_detected, check_op, rand, to
 
 # Camera coordinates come from the same operations in the same order; then some ten float32 roundings of numbers up to 1.5,
-# one of which a color shares, where the reference multiplies by 1 / 255.
+# one of which a color shares, where the reference multiplies by 1 / 255. Lenses are computed in float64 and rounded once.
 TOLERANCE = {"rtol": 5e-7, "atol": 1e-6}
 ONE_SIZE = ((11, 7),) * 5
 MIXED = ((11, 7), (3, 5), (1, 1), (0, 4), (2, 9), (6, 6))  # one view has no pixels
+LENSES = {"lenses", "lenses of mixed sizes"}  # the cases whose views have all kinds of lenses
 # name -> channels, times, share of drawable pixels (None: no list), n_rays, capacity, sizes (width, height)
 CASES: dict[str, tuple[int, bool, float | None, int | None, int, tuple[tuple[int, int], ...]]] = {
     "no rays": (3, True, None, 3, 0, ONE_SIZE),
@@ -39,15 +35,26 @@ CASES: dict[str, tuple[int, bool, float | None, int | None, int, tuple[tuple[int
     "one view": (3, False, None, None, 100, ((4, 3),)),
     "mixed sizes": (4, True, None, None, 1000, MIXED),
     "drawable pixels of mixed sizes": (3, False, 0.3, 900, 1000, MIXED),
+    "lenses": (4, True, 0.3, 63, 128, ONE_SIZE),
+    "lenses of mixed sizes": (3, True, None, None, 1000, MIXED),
 }
+MODELS = (OPENCV, FISHEYE, OPENCV, EQUIRECTANGULAR, FISHEYE, PINHOLE)
+COEFFICIENTS = (
+    (-0.2, 0.05, 0.002, -0.003, 0.01, 0.02, -0.01, 0.03),
+    (0.05, 0.02, -0.01, 0.002, 0, 0, 0, 0),
+    (0.0578421, -0.0805099, -0.000980296, 0.00015575, 0, 0, 0, 0),  # of instant-ngp's fox
+    (0,) * 8,
+    (-0.05, 0.003, 0, 0, 0, 0, 0, 0),
+    (0,) * 8,
+)
 # Positions in the op's arguments.
-COLORS, OFFSETS, DRAWABLE, C2W, INTRINSICS, SIZE, BOUNDS, TIMES, KEY, N_RAYS, CAPACITY = range(11)
+COLORS, OFFSETS, DRAWABLE, C2W, INTRINSICS, SIZE, BOUNDS, TIMES, LENS_MODEL, LENS, KEY, N_RAYS, CAPACITY = range(13)
 
 
 def arguments(name: str) -> tuple[Any, ...]:
     channels, times, share, n_rays, capacity, sizes = CASES[name]
     return (
-        *some_pixels(sizes, channels, times, share),
+        *some_pixels(sizes, channels, times, share, name in LENSES),
         make_key(2**35 + 3, rank=1, step=17),
         None if n_rays is None else torch.tensor(n_rays, dtype=torch.int32),
         capacity,
@@ -55,7 +62,11 @@ def arguments(name: str) -> tuple[Any, ...]:
 
 
 def some_pixels(
-    sizes: Sequence[tuple[int, int]], channels: int = 3, times: bool = False, share: float | None = None
+    sizes: Sequence[tuple[int, int]],
+    channels: int = 3,
+    times: bool = False,
+    share: float | None = None,
+    lenses: bool = False,
 ) -> Pixels:
     v, size = len(sizes), torch.tensor(sizes, dtype=torch.int64).view(-1, 2)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), size.prod(1).cumsum(0)])
@@ -65,7 +76,10 @@ def some_pixels(
     bounds = torch.stack([rand(v, seed=6), rand(v, seed=7, low=4, high=8)], -1)
     drawable = None if share is None else (rand(n, seed=4) < share).nonzero()[:, 0]
     colors = (rand(n, channels, seed=0) * 256).byte()
-    return Pixels(colors, offsets, drawable, c2w, intrinsics, size, bounds, rand(v, seed=5) if times else None)
+    pixels = Pixels(colors, offsets, drawable, c2w, intrinsics, size, bounds, rand(v, seed=5) if times else None)
+    if not lenses:
+        return pixels
+    return pixels._replace(lens_model=torch.tensor(MODELS[:v]), lens=torch.tensor(COEFFICIENTS[:v]))
 
 
 def public(*args: Any) -> RayBatch:
@@ -132,11 +146,12 @@ def test_the_largest_random_number_stays_inside(size: int) -> None:
     assert int(torch.add(largest, largest, alpha=2.0**-24).mul_(size).long()) == size - 1
 
 
-@pytest.mark.parametrize("name", ["mixed sizes", "drawable pixels of mixed sizes"])
+@pytest.mark.parametrize("name", ["mixed sizes", "drawable pixels of mixed sizes", "lenses of mixed sizes"])
 def test_each_pixel_of_pictures_of_any_size_has_its_own_camera_and_color(name: str) -> None:
     """One loop over views, rows and columns makes a table of all pixels; draws are looked up in it."""
     args = arguments(name)
-    (colors, _, drawable, c2w, intrinsics, size, bounds, times), (key, n_rays, capacity) = args[:KEY], args[KEY:]
+    (colors, _, drawable, c2w, intrinsics, size, bounds, times, model, coefficients) = args[:KEY]
+    key, n_rays, capacity = args[KEY:]
     view, x, y = list[int](), list[int](), list[int]()
     for v, (width, height) in enumerate(size.tolist()):
         for row in range(height):
@@ -145,14 +160,15 @@ def test_each_pixel_of_pictures_of_any_size_has_its_own_camera_and_color(name: s
     camera, columns, rows = torch.tensor(view), torch.tensor(x), torch.tensor(y)
     pixel = draw_index(key, capacity, len(colors) if drawable is None else len(drawable))
     pixel = pixel if drawable is None else drawable[pixel]
-    origins, directions = camera_rays(c2w[camera], intrinsics[camera], columns, rows)
+    lens = None if model is None else Lens(model[camera], coefficients[camera])
+    origins, directions = camera_rays(c2w[camera], intrinsics[camera], columns, rows, lens)
     active = torch.ones(capacity, dtype=torch.bool) if n_rays is None else torch.arange(capacity) < n_rays
 
     batch = public(*arguments(name))
     assert torch.equal(batch.rays.cameras, camera[pixel])
     torch.testing.assert_close(batch.rays.origins, origins[pixel], rtol=0, atol=0)
     torch.testing.assert_close(batch.rays.directions, directions[pixel], **TOLERANCE)
-    footprint = pixel_footprint(intrinsics[camera], columns, rows)
+    footprint = pixel_footprint(intrinsics[camera], columns, rows, lens)
     torch.testing.assert_close(batch.rays.footprint, footprint[pixel], **TOLERANCE)
     torch.testing.assert_close(batch.rgb, colors[pixel, :3] / 255, **TOLERANCE)
     assert torch.equal(batch.rays.near, bounds[camera[pixel], 0] * active)
@@ -209,6 +225,9 @@ CHANGES = {
     "views have the size of the first": (SIZE, torch.tensor([[11, 7]])),
     "bounds of the wrong view": (BOUNDS, None),
     "one ray more is active": (N_RAYS, torch.tensor(64, dtype=torch.int32)),
+    "lenses of the wrong view": (LENS, None),
+    "a coefficient is lost": (LENS, torch.tensor([1.0, 1, 1, 1, 1, 1, 1, 0])),
+    "a fisheye is taken for a pinhole": (LENS_MODEL, torch.tensor([1, 0, 1, 3, 0, 0])),
 }
 
 
@@ -216,26 +235,26 @@ CHANGES = {
 def test_the_comparison_detects(change: str) -> None:
     def mutated(*args: Any) -> tuple[Tensor, ...]:
         changed, (position, value) = list(args), CHANGES[change]
-        if position == C2W:
-            changed[C2W] = changed[C2W] * value
-        elif position == BOUNDS:
-            changed[BOUNDS] = changed[BOUNDS].roll(1, 0)
+        if value is None:
+            changed[position] = changed[position].roll(1, 0)
+        elif position in (C2W, LENS):
+            changed[position] = changed[position] * value
         else:
             changed[position] = value.expand_as(changed[position])
         return reference(*changed)
 
-    args = list(arguments("mixed sizes"))
+    args = list(arguments("lenses of mixed sizes"))
     args[N_RAYS] = torch.tensor(63, dtype=torch.int32)
     check = {"device": "cpu", "opcheck": False, **TOLERANCE}
     check_op("draw_rays", reference, args, **check)
     assert_detected(lambda: check_op("draw_rays", mutated, args, **check))
 
 
-@pytest.mark.parametrize("name", ["drawable pixels", "mixed sizes"])
+@pytest.mark.parametrize("name", ["drawable pixels", "mixed sizes", "lenses of mixed sizes"])
 def test_the_reference_passes_gradcheck(name: str) -> None:
     args = list(arguments(name))
     args[CAPACITY] = 6
-    places = (C2W, INTRINSICS, TIMES)
+    places = (C2W, INTRINSICS, *(() if args[TIMES] is None else (TIMES,)), *(() if args[LENS] is None else (LENS,)))
 
     def function(*differentiable: Tensor) -> tuple[Tensor, ...]:
         changed = list(args)
@@ -248,22 +267,28 @@ def test_the_reference_passes_gradcheck(name: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", ["all pixels", "mixed sizes"])
+@pytest.mark.parametrize("name", ["all pixels", "mixed sizes", "lenses of mixed sizes"])
 def test_cameras_that_require_a_gradient_get_it(device: str, name: str) -> None:
     args = list(to(device, arguments(name)))
     expected = public(*args)
     args[C2W] = args[C2W].clone().requires_grad_()
     batch = public(*args)
     torch.testing.assert_close(batch.rays.directions, expected.rays.directions, **TOLERANCE)
+    torch.testing.assert_close(batch.rays.footprint, expected.rays.footprint, **TOLERANCE)
+    by_reference = args[C2W].detach().clone().requires_grad_()
+    weights = rand(*batch.rays.directions.shape, seed=9).to(device)
+    (reference(*args[:C2W], by_reference, *args[C2W + 1 :])[1] * weights).sum().backward()
+    (grad,) = torch.autograd.grad((batch.rays.directions * weights).sum(), args[C2W], retain_graph=True)
+    torch.testing.assert_close(grad, by_reference.grad, rtol=1e-5, atol=1e-4)  # sums of 200 terms
     batch.rays.origins.sum().backward()
     drawn = torch.bincount(batch.rays.cameras, minlength=len(args[C2W])).float()
     assert torch.equal(args[C2W].grad[:, :, 3], drawn[:, None].expand(-1, 3))
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("place", [INTRINSICS, TIMES])
+@pytest.mark.parametrize("place", [INTRINSICS, TIMES, LENS])
 def test_every_learned_part_of_a_camera_gets_a_gradient(device: str, place: int) -> None:
-    args = list(to(device, arguments("mixed sizes")))
+    args = list(to(device, arguments("lenses of mixed sizes" if place == LENS else "mixed sizes")))
     args[place] = args[place].clone().requires_grad_()
     batch = public(*args)
     sum(value.sum() for value in (batch.rays.directions, batch.rays.footprint, batch.rays.times)).backward()
@@ -272,7 +297,7 @@ def test_every_learned_part_of_a_camera_gets_a_gradient(device: str, place: int)
 
 def test_bad_arguments_are_named() -> None:
     names = [*Pixels._fields, "key", "n_rays", "capacity"]
-    args = dict(zip(names, arguments("some active"), strict=True))
+    args = dict(zip(names, arguments("lenses"), strict=True))
     for name, value, message in [
         ("colors", args["colors"].float(), "colors: expected dtype torch.uint8, got torch.float32"),
         ("colors", args["colors"].view(5, -1, 4), r"colors: expected shape \[P, C\], got \[5, 77, 4\]"),
@@ -288,6 +313,10 @@ def test_bad_arguments_are_named() -> None:
         ("bounds", args["bounds"][0], r"bounds: expected shape \[5, 2\], got \[2\]"),
         ("bounds", None, "bounds: expected a tensor, got NoneType"),
         ("times", torch.zeros(3), r"times: expected shape \[5\], got \[3\]"),
+        ("lens", None, "lens_model, lens: expected both or none"),
+        ("lens", torch.zeros(6, 4), r"lens: expected shape \[5, 8\], got \[6, 4\]"),
+        ("lens", torch.zeros(5, 8).double(), "lens: expected dtype torch.float32, got torch.float64"),
+        ("lens_model", torch.zeros(5), "lens_model: expected dtype torch.int64, got torch.float32"),
         ("drawable", torch.zeros(3).int(), "drawable: expected dtype torch.int64, got torch.int32"),
         ("drawable", torch.zeros(0).long(), "colors, drawable: expected at least one pixel to draw, got none"),
         ("colors", args["colors"][:0], "colors, drawable: expected at least one pixel to draw, got none"),
