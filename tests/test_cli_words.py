@@ -16,7 +16,7 @@ from lightning_nerf.render.main import parse as parse_render
 RECIPE = "synthetic/instant_ngp"
 RECIPES = (
     "blender/instant_ngp, blender/vanilla_hierarchical, blender/vanilla_occgrid, dnerf/fast, dnerf/tnerf, "
-    "synthetic/dynamic, synthetic/instant_ngp, synthetic/vanilla"
+    "synthetic/dynamic, synthetic/instant_ngp, synthetic/unbounded, synthetic/vanilla"
 )
 
 
