@@ -62,6 +62,7 @@ _HOME = {
     "DynamicNeRF": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
+    "CaptureData": "data",
     "SyntheticScene": "data",
     "Images": "data",
     "Scene": "data",
@@ -74,7 +75,7 @@ if TYPE_CHECKING:
     from lightning_nerf.cameras import Cameras
     from lightning_nerf.capabilities import states
     from lightning_nerf.checks import BadArgument
-    from lightning_nerf.data import BlenderData, Images, NeRFDataModule, Scene, Source, SyntheticScene
+    from lightning_nerf.data import BlenderData, CaptureData, Images, NeRFDataModule, Scene, Source, SyntheticScene
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
     from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram
