@@ -20,6 +20,9 @@ CAPTURE_BOX = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
 _AHEAD = 5.0  # how far parallel cameras look where no points say it, in units of their own spread
 _STRAY = 4.0  # a camera is one if it is so much farther away than half of them
 _SNAP = 0.966  # the cosine of 15 degrees
+_SNAP_RIGHT = 0.707  # that of 45 degrees: cameras on their side have level tops instead
+_TURNED = 0.03  # mean square across: 10 degrees. Cameras that turn less leave open around what they lean
+_LEVEL = 0.1  # of the mean squares out of the plane and within it, where the right axes lie in one
 _LEAST_UP = 0.1  # of the mean of unit vectors: below it the cameras have no common up
 
 
@@ -49,8 +52,9 @@ def fit_capture(
 ) -> CaptureFit:
     """A scene's units from its cameras and, where there are, points of its surfaces.
 
-    - up: the mean of the cameras' up axes; +z if they have no common one. Where the files' z should be up already
-      (``has_up``), it is kept within 15 degrees of that.
+    - up: the mean of the cameras' up axes; +z if they have no common one. It leans where all look down from one side, so
+      if their right axes lie in a plane, as those of level cameras do, its normal is up instead. Where the files' z should
+      be up already (``has_up``), it is kept within 15 degrees of that.
     - origin: where the optical axes come nearest to each other, if that is in front of most cameras. Cameras that look the
       same way: the median of the points, else a guess ahead. Cameras that look outwards: their middle.
     - unit: from the origin to the farthest camera that is no stray; for cameras that look outwards to half of the points,
@@ -128,12 +132,18 @@ def cameras_to_world(cameras: Cameras, to_world: Tensor) -> Cameras:
 
 
 def _up(c2w: Tensor, has_up: bool) -> Tensor:
-    mean = torch.nn.functional.normalize(c2w[:, :, 1], dim=-1).mean(0)
+    axes = torch.nn.functional.normalize(c2w[:, :, :3], dim=1)
+    mean = axes[:, :, 1].mean(0)
     z = torch.tensor([0.0, 0.0, 1.0], dtype=torch.float64)
-    length = mean.norm()
-    if float(length) < _LEAST_UP or (has_up and float(mean[2] / length) >= _SNAP):
+    if float(mean.norm()) < _LEAST_UP:
         return z
-    return mean / length
+    up = torch.nn.functional.normalize(mean, dim=0)
+    right = axes[:, :, 0]
+    values, vectors = torch.linalg.eigh(right.T @ right / len(right))  # ascending
+    normal = vectors[:, 0] * torch.sign(vectors[:, 0] @ up)
+    if float(values[1]) > _TURNED and float(values[0]) < _LEVEL * float(values[1]) and float(normal @ up) > _SNAP_RIGHT:
+        up = normal
+    return z if has_up and float(up[2]) >= _SNAP else up
 
 
 def _rotation_from_z(up: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
