@@ -19,6 +19,7 @@ from lightning_nerf.data.scene import Scene
 CAPTURE_BOX = ((-1.0, -1.0, -1.0), (1.0, 1.0, 1.0))
 _AHEAD = 5.0  # how far parallel cameras look where no points say it, in units of their own spread
 _STRAY = 4.0  # a camera is one if it is so much farther away than half of them
+_UNITS = (1e-9, 1e9)  # of a scene in its files
 _SNAP = 0.966  # the cosine of 15 degrees
 _SNAP_RIGHT = 0.707  # that of 45 degrees: cameras on their side have level tops instead
 _TURNED = 0.03  # mean square across: 10 degrees. Cameras that turn less leave open around what they lean
@@ -96,7 +97,9 @@ def fit_capture(
         unit = max(spread, float(away) if away is not None else _AHEAD * spread)
     up = _up(c2w.double().cpu(), has_up)
     to_world = torch.eye(4, dtype=torch.float64)
-    to_world[:3, :3] = _rotation_from_z(up) * (unit or 1.0)
+    if not _UNITS[0] <= unit <= _UNITS[1]:  # all in one place, or of numbers that are no lengths
+        unit = 1.0
+    to_world[:3, :3] = _rotation_from_z(up) * unit
     to_world[:3, 3] = center
     return CaptureFit(to_world, why)
 

@@ -30,8 +30,8 @@ class _Sign(NamedTuple):
 
 
 _SIGNS = (  # in the order in which they count
-    _Sign("transforms", "transforms_train.json", lambda root: os.path.isfile(root / "transforms_train.json")),
-    _Sign("transforms", "transforms.json", lambda root: os.path.isfile(root / "transforms.json")),
+    _Sign("transforms", "transforms_train.json", lambda root: _has_files(root, "transforms_train.json")),
+    _Sign("transforms", "transforms.json", lambda root: _has_files(root, "transforms.json", "transforms_test.json")),
     _Sign("colmap", "a COLMAP model in sparse/0 or sparse", lambda root: find_sparse(root) is not None),
     _Sign("llff", f"{FILE} with 17 columns", lambda root: has_columns(root / FILE)),
 )
@@ -145,6 +145,10 @@ class FoundSource(Source):
         if self.images_folder is not None and taken.format == "transforms":
             raise BadArgument(f"images_folder: {taken.what} names its pictures itself; leave images_folder out")
         return taken.format
+
+
+def _has_files(root: Path, *names: str) -> bool:
+    return any(os.path.isfile(root / name) for name in names)
 
 
 def _content(root: Path) -> str:
