@@ -77,8 +77,8 @@ def fit_capture(
     """
     origins, directions = central_rays(c2w, intrinsics, sizes)
     points = None if points is None or len(points) == 0 else points.double()
-    middle = origins.mean(0)
-    spread = float((origins - middle).norm(dim=-1).max())
+    middle = origins.mT.median(1).values
+    spread = _farthest((origins - middle).norm(dim=-1))
     center = nearest_point(origins, directions)
     ahead = float(((center - origins) * directions).sum(-1).median())
     away = None if points is None else (points - middle).norm(dim=-1).median()
@@ -91,8 +91,7 @@ def fit_capture(
         center, why = middle, "the middle of the cameras, which look outwards"
     else:
         why = f"what the cameras look at, from about {ahead:.4g} away"
-    distances = (origins - center).norm(dim=-1)
-    unit = min(float(distances.max()), _STRAY * float(distances.median()))
+    unit = _farthest((origins - center).norm(dim=-1))
     if center is middle:
         unit = max(spread, float(away) if away is not None else _AHEAD * spread)
     up = _up(c2w.double().cpu(), has_up)
@@ -132,6 +131,11 @@ def cameras_to_scene_units(cameras: Cameras, to_world: Tensor) -> Cameras:
 def cameras_to_world(cameras: Cameras, to_world: Tensor) -> Cameras:
     """The inverse of :func:`cameras_to_scene_units`."""
     return cameras_to_scene_units(cameras, torch.linalg.inv(to_world.double()))
+
+
+def _farthest(distances: Tensor) -> float:
+    """Of cameras, without strays."""
+    return min(float(distances.max()), _STRAY * float(distances.median()))
 
 
 def _up(c2w: Tensor, has_up: bool) -> Tensor:

@@ -101,6 +101,15 @@ def test_one_camera_far_away_does_not_decide_the_unit() -> None:
     assert fit(torch.cat([poses, far])).scale == pytest.approx(8.0, rel=1e-3)  # 4 times the median
 
 
+def test_a_stray_does_not_decide_where_cameras_are_that_look_outwards() -> None:
+    poses = turntable_poses(13, 1.0, elevation=0.0)
+    poses[:, :, [0, 2]] *= -1
+    poses[0, 0, 3] = 1e12
+    found = fit(poses)
+    assert float(found.to_world[:3, 3].norm()) < 1
+    assert found.scale < 25
+
+
 def test_the_message_says_origin_up_and_unit() -> None:
     message = fit(world_poses(60)).message()
     assert "origin is (3, -2, 5)" in message

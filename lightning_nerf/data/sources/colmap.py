@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ from lightning_nerf.data.sources.posed import Posed, PosedSource, list_pictures
 
 LEAST_VERSION = (4, 2)
 _INSTALL = "pip install 'lightning-nerf[captures]'"
+_MOST_POINTS = 100_000  # they decide medians only, and each costs microseconds
 _FILES = ("cameras", "images", "points3D")
 
 
@@ -93,7 +95,9 @@ class ColmapSource(PosedSource):
             for image, file in zip(posed, files, strict=True)
             if file is not None
         ]
-        points = np.array([point.xyz for point in content.points3D.values()], np.float64).reshape(-1, 3)
+        step = 1 + len(content.points3D) // _MOST_POINTS
+        chosen = itertools.islice(content.points3D.values(), None, None, step)
+        points = np.array([point.xyz for point in chosen], np.float64).reshape(-1, 3)
         return Posed(frames, torch.from_numpy(points) if len(points) else None)
 
 
