@@ -49,7 +49,12 @@ class CaptureFit(NamedTuple):
 
 
 def fit_capture(
-    c2w: Tensor, intrinsics: Tensor, sizes: Tensor, points: Tensor | None = None, has_up: bool = False
+    c2w: Tensor,
+    intrinsics: Tensor,
+    sizes: Tensor,
+    points: Tensor | None = None,
+    has_up: bool = False,
+    upright: Tensor | None = None,
 ) -> CaptureFit:
     """A scene's units from its cameras and, where there are, points of its surfaces.
 
@@ -67,6 +72,7 @@ def fit_capture(
         sizes: [V, 2]: height and width in pixels.
         points: [P, 3].
         has_up: whether the files' z is meant to be up.
+        upright: [V, 3, 4], ``c2w`` with the axes of upright pictures, where pictures lie on their side.
 
     >>> import torch
     >>> from lightning_nerf.cameras.poses import turntable_poses
@@ -94,7 +100,7 @@ def fit_capture(
     unit = _farthest((origins - center).norm(dim=-1))
     if center is middle:
         unit = max(spread, float(away) if away is not None else _AHEAD * spread)
-    up = _up(c2w.double().cpu(), has_up)
+    up = _up((c2w if upright is None else upright).double().cpu(), has_up)
     to_world = torch.eye(4, dtype=torch.float64)
     if not _UNITS[0] <= unit <= _UNITS[1]:  # all in one place, or of numbers that are no lengths
         unit = 1.0

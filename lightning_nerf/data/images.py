@@ -17,6 +17,7 @@ from lightning_nerf.checks import BadArgument
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
+_ORIENTATION = 0x0112  # EXIF's tag
 _ANIMATED = ("GIF", "PNG", "WEBP")  # more pictures in other formats are pages, or previews as phones write them into JPEG
 
 
@@ -89,6 +90,15 @@ def picture_size(path: Path) -> tuple[int, int]:
             return picture.size
     except Exception as error:  # of many kinds, from any decoder
         raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
+
+
+def picture_turns(path: Path) -> int:
+    """By how many quarter turns, clockwise, a picture's EXIF orientation wants it to be shown."""
+    try:
+        with Image.open(path) as picture:
+            return {6: 1, 3: 2, 8: 3}.get(picture.getexif().get(_ORIENTATION, 1), 0)
+    except Exception:  # reading the picture will say it better
+        return 0
 
 
 def read_rgba(path: Path) -> tuple[np.ndarray, bool]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from lightning_nerf.cameras.cameras import Cameras
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.frames import Frame, unique_names
-from lightning_nerf.data.images import picture_size, read_masks, read_pictures
+from lightning_nerf.data.images import picture_size, picture_turns, read_masks, read_pictures
 from lightning_nerf.data.lenses import lens_tensors
 from lightning_nerf.data.scene import Images, Scene
 
@@ -64,6 +64,19 @@ def camera_tensors(
     values = [intrinsics(frame, *each) for frame, each in zip(frames, sizes, strict=True)]
     poses = torch.tensor([frame.c2w for frame in frames], dtype=torch.float32)
     return poses, torch.tensor(values, dtype=torch.float32), torch.tensor(sizes).flip(1)
+
+
+def upright_poses(frames: Sequence[Frame]) -> Tensor:
+    """Poses [V, 3, 4] with the axes of the pictures as their EXIF orientation wants them shown.
+
+    A phone stores a portrait as it lies on its sensor, on its side, and camera files are of that.
+    """
+    poses = torch.tensor([frame.c2w for frame in frames], dtype=torch.float32)
+    for pose, frame in zip(poses, frames, strict=True):
+        for _ in range(picture_turns(frame.image)):
+            right, up = pose[:, 0].clone(), pose[:, 1].clone()
+            pose[:, 0], pose[:, 1] = up, -right
+    return poses
 
 
 def _cameras(frames: Sequence[Frame], intrinsics: list[list[float]], pictures: list[Tensor]) -> Cameras:

@@ -12,6 +12,7 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from lightning_nerf.cameras.cameras import LENS_MODELS
 from lightning_nerf.data.sources import BlenderSource, TransformsSource
@@ -245,6 +246,28 @@ def test_a_picture_on_its_side_is_named(tmp_path: Path) -> None:
     root = write_transforms(tmp_path, change=lambda c: c.update(w=H, h=W))
     with pytest.raises(ValueError, match="w and h are swapped, or the picture lies on its side"):
         read(root)
+
+
+@pytest.mark.parametrize(("orientation", "turns"), [(1, 0), (6, 1), (3, 2), (8, 3)])
+def test_portraits_that_a_phone_stored_on_their_side_have_their_up(tmp_path: Path, orientation: int, turns: int) -> None:
+    """Each camera is turned as the phone was, so that the pictures as shown are upright."""
+
+    def change(content: dict[str, Any]) -> None:
+        for frame in content["frames"]:
+            frame["file_path"] = frame["file_path"].replace("png", "jpg")
+            for row in frame["transform_matrix"][:3]:
+                for _ in range(turns):  # counterclockwise, which the orientation undoes
+                    row[0], row[1] = -row[1], row[0]
+
+    root = write_transforms(tmp_path, change=change)
+    for i in range(9):
+        picture = Image.new("RGB", (W, H))
+        exif = picture.getexif()
+        exif[0x0112] = orientation
+        picture.save(root / f"images/f_{i}.jpg", exif=exif)
+    to_world = TransformsSource(root).to_world()
+    assert to_world is not None
+    assert (to_world[:3, 2] / to_world[:3, 2].norm()).tolist() == pytest.approx([0, 1, 0], abs=1e-3)
 
 
 def test_the_file_is_read_once(tmp_path: Path) -> None:

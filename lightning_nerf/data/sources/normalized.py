@@ -23,6 +23,7 @@ class CapturedCameras(NamedTuple):
     intrinsics: Tensor  # [V, 4]
     sizes: Tensor  # [V, 2]: height, width
     points: Tensor | None = None  # [P, 3], on surfaces
+    upright: Tensor | None = None  # [V, 3, 4]: c2w with the axes of upright pictures; None: c2w
 
 
 class NormalizedSource(Source):
@@ -64,7 +65,7 @@ class NormalizedSource(Source):
             if captured is None:
                 fit = CaptureFit(torch.eye(4, dtype=torch.float64), "no cameras to train on")
             else:
-                fit = fit_capture(*captured, has_up=self.has_up)
+                fit = fit_capture(*captured[:4], has_up=self.has_up, upright=captured.upright)
             self.use_transform(fit.to_world)
             rank_zero_info(f"{self.name}: {fit.message()}")
         return self._to_world

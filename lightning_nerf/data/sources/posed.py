@@ -19,9 +19,9 @@ from lightning_nerf.data.json_file import shown
 from lightning_nerf.data.list_files import ListedSplits, read_list_files
 from lightning_nerf.data.scene import Scene
 from lightning_nerf.data.sources.normalized import CapturedCameras, NormalizedSource
-from lightning_nerf.data.views import camera_tensors, no_views, read_views, thinned
+from lightning_nerf.data.views import camera_tensors, no_views, read_views, thinned, upright_poses
 
-PICTURES = (".png", ".jpg", ".jpeg")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 class PictureFolder(NamedTuple):
@@ -101,7 +101,7 @@ class PosedSource(NormalizedSource):
     def captured(self) -> CapturedCameras:
         """All cameras that have a picture, and the points."""
         posed = self._content()
-        return CapturedCameras(*camera_tensors(posed.frames, _intrinsics, _size), posed.points)
+        return CapturedCameras(*camera_tensors(posed.frames, _intrinsics, _size), posed.points, upright_poses(posed.frames))
 
     def read_world(self, split: str) -> Scene:
         """The views of a split in the units of the files; names are file stems, or paths if two are alike."""

@@ -9,7 +9,7 @@ from lightning_nerf.checks import MissingFile, check_instance, check_integer
 from lightning_nerf.data.scene import Scene
 from lightning_nerf.data.sources.blender import BlenderSource
 from lightning_nerf.data.sources.normalized import CapturedCameras, NormalizedSource
-from lightning_nerf.data.views import camera_tensors
+from lightning_nerf.data.views import camera_tensors, upright_poses
 
 
 class TransformsSource(NormalizedSource, BlenderSource):
@@ -70,4 +70,5 @@ class TransformsSource(NormalizedSource, BlenderSource):
             transforms = self._transforms(self._files().train)
         except MissingFile:  # a mere test needs no training views
             return None
-        return CapturedCameras(*camera_tensors(transforms.frames, transforms.intrinsics, transforms.size))
+        cameras = camera_tensors(transforms.frames, transforms.intrinsics, transforms.size)
+        return CapturedCameras(*cameras, upright=upright_poses(transforms.frames))
