@@ -35,11 +35,13 @@ _HOME = {
     "VanillaField": "fields",
     "WideMLP": "fields",
     "DeformedField": "fields",
+    "ProposalField": "fields",
     "Estimator": "estimators",
     "as_query": "estimators",
     "OccupancyGrid": "estimators",
     "Uniform": "estimators",
     "Hierarchical": "estimators",
+    "Proposal": "estimators",
     "Renderer": "renderers",
     "VolumeRenderer": "renderers",
     "rendering": "renderers.rendering",
@@ -47,6 +49,8 @@ _HOME = {
     "Loss": "losses",
     "Photometric": "losses",
     "RoundPhotometric": "losses",
+    "Interlevel": "losses",
+    "Distortion": "losses",
     "WarpSize": "losses",
     "Sparsity": "losses",
     "TemporalSmoothness": "losses",
@@ -60,10 +64,14 @@ _HOME = {
     "InstantNGP": "modules",
     "VanillaNeRF": "modules",
     "DynamicNeRF": "modules",
+    "UnboundedNeRF": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
     "CaptureData": "data",
+    "DNeRFData": "data",
     "SyntheticScene": "data",
+    "SyntheticDynamicScene": "data",
+    "SyntheticUnboundedScene": "data",
     "Images": "data",
     "Scene": "data",
     "Source": "data",
@@ -75,12 +83,33 @@ if TYPE_CHECKING:
     from lightning_nerf.cameras import Cameras
     from lightning_nerf.capabilities import states
     from lightning_nerf.checks import BadArgument
-    from lightning_nerf.data import BlenderData, CaptureData, Images, NeRFDataModule, Scene, Source, SyntheticScene
+    from lightning_nerf.data import (
+        BlenderData,
+        CaptureData,
+        DNeRFData,
+        Images,
+        NeRFDataModule,
+        Scene,
+        Source,
+        SyntheticDynamicScene,
+        SyntheticScene,
+        SyntheticUnboundedScene,
+    )
     from lightning_nerf.encodings import Frequency, HashGrid, SphericalHarmonics
-    from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Uniform, as_query
+    from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid, Proposal, Uniform, as_query
     from lightning_nerf.executors import Executor, StepProgram
-    from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, SpaceTimeField, VanillaField, WideMLP
+    from lightning_nerf.fields import (
+        DeformedField,
+        InstantNGPField,
+        ProposalField,
+        RadianceField,
+        SpaceTimeField,
+        VanillaField,
+        WideMLP,
+    )
     from lightning_nerf.losses import (
+        Distortion,
+        Interlevel,
         Loss,
         PerturbationTV,
         Photometric,
@@ -89,7 +118,7 @@ if TYPE_CHECKING:
         TemporalSmoothness,
         WarpSize,
     )
-    from lightning_nerf.modules import DynamicNeRF, InstantNGP, NeRFModule, VanillaNeRF
+    from lightning_nerf.modules import DynamicNeRF, InstantNGP, NeRFModule, UnboundedNeRF, VanillaNeRF
     from lightning_nerf.optim import FusedAdam
     from lightning_nerf.renderers import FrameRenderer, Renderer, VolumeRenderer
     from lightning_nerf.renderers.rendering import rendering

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+import shlex
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,21 +45,47 @@ def resolve_recipe(name: str) -> str:
     raise MissingFile(f"config {shown!r}: no such file, nor a shipped recipe; those are {', '.join(recipe_names())}")
 
 
+ON_A_CPU = {
+    "dnerf/": "-c synthetic/dynamic --data lightning_nerf.DNeRFData",
+    "blender/vanilla_": "-c synthetic/vanilla --data lightning_nerf.BlenderData --data.downscale=8",
+}
+"""How to train the scenes of a recipe on a CPU that ``overlays/small`` does not fit, by how the recipe's name begins."""
+
+
 def overlay_note(configs: Iterable[str], argument: str) -> str:
     """Which shipped overlay of these files sets an argument, and what recipe it goes after; "" if none does.
 
+    Behind a recipe that is too large for a CPU and that the overlay does not fit, also the command to use there.
+
     Args:
-        configs: paths, as of a command line.
+        configs: paths and other words, as of a command line.
         argument: its name, without the keys above it.
     """
     folder = recipes_folder() / "overlays"
+    configs = list(configs)
     for config in map(Path, configs):
         if config.parent != folder:
             continue
         text = config.read_text(encoding="utf-8")
         after = re.search(r"Comes after (?!a recipe)([\w/]+)", text)
         if after and re.search(rf"^ *{re.escape(argument)}:", text, re.MULTILINE):
-            return f"; overlays/{config.stem}, which sets it, goes after {after[1]}"
+            return f"; overlays/{config.stem}, which sets it, goes after {after[1]}{_on_a_cpu(configs)}"
+    return ""
+
+
+def _on_a_cpu(words: Sequence[str]) -> str:
+    """The command that trains on a CPU the scenes of the recipe among these words, or an empty string."""
+    for word in words:
+        path = Path(word)
+        name = f"{path.parent.name}/{path.stem}"
+        if path.parent.parent != recipes_folder():
+            continue
+        for start, command in ON_A_CPU.items():
+            if name.startswith(start):
+                roots = [after for before, after in pairwise(words) if before == "--data.root"]
+                roots += [word.partition("=")[2] for word in words if word.startswith("--data.root=")]
+                root = shlex.quote(roots[-1]) if roots else "path/to/scene"
+                return f"; on a CPU, in place of {name}: lightning-nerf fit {command} --data.root {root}"
     return ""
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from lightning_nerf.checks import BadArgument, check_instance, check_tensor
 
 CONTRACTIONS = ("none", "l2", "linf")
+HALF_SIDE = 1.5  # of the box, as frequencies encode positions: the box of the NeRF-Synthetic scenes
 _FARTHEST = 1e15  # half-sides; beyond it a square overflows float32
 
 
@@ -65,6 +66,17 @@ class SceneBox(NamedTuple):
         if self.contraction != "none":
             unit = 0.5 * expand(4 * unit - 2, self.contraction) + 0.5
         return torch.lerp(self.aabb[0], self.aabb[1], unit)
+
+
+def encoded_reach(contraction: str) -> float:
+    """Where the unit cube ends in positions as frequencies encode them: at 1.5, or for contracted space at 3."""
+    return HALF_SIDE if contraction == "none" else 2 * HALF_SIDE
+
+
+def encodable(unit: Tensor, contraction: str) -> Tensor:
+    """Positions of the unit cube as frequencies encode them: it goes from minus :func:`encoded_reach` to plus that."""
+    reach = encoded_reach(contraction)
+    return 2 * reach * unit - reach
 
 
 def contract(x: Tensor, contraction: str) -> Tensor:

@@ -9,9 +9,9 @@ Protocols at the end say what parts ask of each other. Shape letters, here and e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from io import BytesIO
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -134,12 +134,13 @@ class Round(NamedTuple):
 
     >>> from lightning_nerf import Placement, Round
     >>> Round._fields, Placement._field_defaults["rounds"]
-    (('samples', 'weights', 'output'), ())
+    (('samples', 'weights', 'output', 'edges'), ())
     """
 
     samples: PackedSamples
     weights: Tensor  # [N]
     output: FieldOutput | None = None  # of the estimator's own field at ``samples``; None: the module's field is asked
+    edges: Tensor | None = None  # see Placement
 
 
 class Placement(NamedTuple):
@@ -147,12 +148,16 @@ class Placement(NamedTuple):
 
     >>> from lightning_nerf import Placement
     >>> Placement._fields
-    ('samples', 'rounds', 'evaluated')
+    ('samples', 'rounds', 'evaluated', 'edges')
     """
 
     samples: PackedSamples
     rounds: tuple[Round, ...] = ()  # from the first to the last before ``samples``
     evaluated: Evaluated | None = None  # features of ``samples``
+    edges: Tensor | None = None
+    """[K, n + 1] where K rays have n samples each, which touch: where these end, from 0 at near to 1 at far, in the
+    spacing of the estimator. Entry k n + i of ``samples`` lies between edges i and i + 1 of row k; unused rows come
+    last."""
 
 
 class Pruning(NamedTuple):
@@ -306,17 +311,43 @@ class WarpedField(Protocol):
 
 
 @runtime_checkable
-class EncodedField(Protocol):
-    """A field whose encoding a loss may ask for."""
+class NoisyField(Protocol):
+    """A field that can have noise on what rays see of its density. A field that does not state ``is_noisy`` has none."""
+
+    wants: Collection[str]
+
+    @property
+    def is_noisy(self) -> bool:
+        """Whether, now, densities along rays have noise that those of :meth:`density` have not."""
+        ...
+
+    def density(self, positions: Tensor, **wanted: Tensor) -> Tensor:
+        """Density [N] without noise at positions [N, 3], given by keyword what the field wants."""
+        ...
+
+
+@runtime_checkable
+class MeasuredField(Protocol):
+    """A field that knows how large its scene is; every ``RadianceField`` is one."""
 
     @property
     def unit_length(self) -> float:
         """A third of the longest side of the scene's box, in world units."""
         ...
 
+
+@runtime_checkable
+class EncodedField(MeasuredField, Protocol):
+    """A field whose encoding a loss may ask for."""
+
     def encoded(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Features [N, F] of positions [N, 3] in world space, at times [N]; differentiable in the encoding's parameters."""
         ...
+
+
+def has_encoding(field: object) -> TypeGuard[EncodedField]:
+    """Whether a bound field is an :class:`EncodedField`. A field that hands on another's encoding states ``is_encoded``."""
+    return isinstance(field, EncodedField) and bool(getattr(field, "is_encoded", True))
 
 
 class Placer(Protocol):

@@ -5,6 +5,8 @@ OPS = [
     "adam_begin_",
     "composite",
     "composite_backward",
+    "distortion",
+    "distortion_backward",
     "draw_background",
     "draw_rays",
     "frequency",

@@ -68,6 +68,28 @@ def test_an_overlay_of_another_recipe_is_named(
     assert said == f"lightning-nerf: {reason}; overlays/small, which sets it, goes after blender/instant_ngp\n"
 
 
+@pytest.mark.parametrize(
+    ("recipe", "instead"),
+    [
+        ("dnerf/fast", "-c synthetic/dynamic --data lightning_nerf.DNeRFData"),
+        ("dnerf/tnerf", "-c synthetic/dynamic --data lightning_nerf.DNeRFData"),
+        ("blender/vanilla_occgrid", "-c synthetic/vanilla --data lightning_nerf.BlenderData --data.downscale=8"),
+        ("blender/vanilla_hierarchical", "-c synthetic/vanilla --data lightning_nerf.BlenderData --data.downscale=8"),
+    ],
+)
+@pytest.mark.parametrize("root", [["--data.root", "my/scene"], ["--data.root=my/scene"], []])
+def test_an_overlay_that_does_not_fit_names_the_command_for_a_cpu(
+    recipe: str, instead: str, root: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["lightning-nerf", "fit", "-c", recipe, "-c", "overlays/small", *root])
+    with pytest.raises(SystemExit):
+        main()
+    folder = "my/scene" if root else "path/to/scene"
+    said = capsys.readouterr().err
+    assert said.endswith(f"; on a CPU, in place of {recipe}: lightning-nerf fit {instead} --data.root {folder}\n")
+    build([*instead.split(), "--data.root", folder, "--trainer.accelerator=cpu", "--trainer.logger=false"])
+
+
 @pytest.mark.parametrize("key", ["model.init_args.estimator.init_args.step_size", "model.estimator.step_size"])
 def test_a_null_of_a_part_may_be_typed(key: str) -> None:
     words = ["-c", "synthetic/instant_ngp", "--trainer.accelerator=cpu", "--trainer.logger=false"]

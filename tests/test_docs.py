@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from lightning_nerf import nerfacc
+from lightning_nerf.data.frames import Transforms
 from tests.pages import NOT_RUN, PAGES, ROOT, blocks, read
 
 SHORTER = {
     "max_steps=300": "max_steps=3",
+    "DynamicScene(resolution=100, n_train=30, n_test=4)": "DynamicScene(resolution=24, n_train=4, n_test=2)",
     "SyntheticScene(resolution=100, n_train=30, n_test=4)": "SyntheticScene(resolution=24, n_train=4, n_test=2, n_val=1)",
 }
 # What may stand above a block of each language, beside why it is not run; text is what commands print.
@@ -63,6 +65,15 @@ def test_every_block_is_run_or_says_why_not(page: str) -> None:
             assert not re.search(r"^\s*(\$|>>>|python|pip|lightning-nerf) ", block.text, re.MULTILINE), block
         if block.language == "json":
             json.loads(block.text)
+
+
+def test_the_frames_of_a_moving_scene_are_read_as_they_stand(tmp_path: Path) -> None:
+    (block,) = blocks("docs/dynamic-scenes.md", "json")
+    assert len(block.text.splitlines()) == 5
+    path = tmp_path / block.comment.removeprefix("file: ")
+    path.write_text(block.text)
+    frames = Transforms(path, cameras_only=True, needs_times=True).frames
+    assert [frame.time for frame in frames] == [0.0, 0.5, 1.0]
 
 
 def test_shorter_runs_are_of_what_the_pages_say() -> None:

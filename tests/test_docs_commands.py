@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from lightning_nerf import __main__ as command_line
-from lightning_nerf.data import SyntheticScene
+from lightning_nerf.data import SyntheticDynamicScene, SyntheticScene
 from lightning_nerf.ops import library
 from tests.pages import PAGES, blocks, read
 from tests.test_docs_recipes import described
@@ -31,6 +31,7 @@ TINY_FIELDS = {
 }
 TINY_ESTIMATORS = {
     "hierarchical": {"n_coarse": 8, "n_fine": 8},
+    "unbounded": {"n_fine": 8},
     "grid": {"resolution": 16, "step_size": 0.05},
 }
 STEPS = 6
@@ -40,7 +41,7 @@ FLAG = re.compile(r"(?<![\w-])--[A-Za-z][\w.-]*")
 def tiny_model(recipe: str) -> dict[str, Any]:
     """Arguments of the module of a recipe that make it small."""
     field = TINY_FIELDS[next((kind for kind in TINY_FIELDS if kind in recipe), "instant_ngp")]
-    estimator = TINY_ESTIMATORS["hierarchical" if "hierarchical" in recipe else "grid"]
+    estimator = TINY_ESTIMATORS[next((kind for kind in TINY_ESTIMATORS if kind in recipe), "grid")]
     parts = {"field": field, "estimator": estimator}
     return TINY_MODEL | {f"{part}.init_args.{k}": v for part, values in parts.items() for k, v in values.items()}
 
@@ -55,7 +56,9 @@ def smaller(words: list[str]) -> list[str]:
     if "-c" in words:
         recipe = words[words.index("-c") + 1]
         end += [f"--model.init_args.{name}={value}" for name, value in tiny_model(recipe).items()]
-    if {"synthetic/dynamic", "synthetic/instant_ngp", "synthetic/vanilla"} & {*words}:
+    if "--data" in words:  # of another class, whose pictures have the size that they have
+        end += [f"--data.{name}={value}" for name, value in TINY_SCENE.items() if name != "resolution"]
+    elif any(word.startswith("synthetic/") for word in words):
         end += [f"--data.{name}={value}" for name, value in TINY_SCENE.items()]
     if command == "render":
         end += ["--n_frames=2", "--resolution", "32", "18"]
@@ -120,7 +123,7 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(scene_cache))
     monkeypatch.setenv("WANDB_MODE", "offline")
-    scene = SyntheticScene(**TINY_SCENE)
+    scene = (SyntheticDynamicScene if "dynamic" in page else SyntheticScene)(**TINY_SCENE)
     scene.prepare_data()
     folder = scene.source.root  # type: ignore[attr-defined]
     for place in sorted(set(re.findall(r"path/to/\w+", read(page)))):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import lightning_nerf
+from lightning_nerf import data
 from lightning_nerf.ops import library
 from tests.ops_table import CUDA_ONLY, OPS
 from tests.wheel.audit import foreign_libraries, unstable_symbols
@@ -61,6 +62,11 @@ def test_every_public_name_exists() -> None:
         assert getattr(lightning_nerf, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
         lightning_nerf.Nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize("name", data.__all__)
+def test_every_data_module_is_a_name_of_the_package(name: str) -> None:
+    assert getattr(lightning_nerf, name) is getattr(data, name)
 
 
 def test_the_table_names_every_op() -> None:

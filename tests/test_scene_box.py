@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_box, contract, expand
+from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_box, contract, encodable, encoded_reach, expand
 from tests.ops.harness import assert_detected, generator, rand
 
 KINDS = pytest.mark.parametrize("kind", ["l2", "linf"])
@@ -215,3 +215,10 @@ def test_a_contraction_that_is_misspelt_is_no_other_one(kind: str) -> None:
 def test_positions_have_three_coordinates(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"positions: expected shape \[\.\.\., 3\], got"):
         SceneBox(CUBE).to_unit(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("contraction", "reach"), [("none", 1.5), ("l2", 3.0), ("linf", 3.0)])
+def test_the_unit_cube_is_encoded_as_the_box_of_synthetic_scenes(contraction: str, reach: float) -> None:
+    unit = torch.tensor([[0.0, 0.5, 1.0]])
+    assert encoded_reach(contraction) == reach
+    assert encodable(unit, contraction).tolist() == [[-reach, 0.0, reach]]

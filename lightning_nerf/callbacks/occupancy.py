@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -13,7 +13,7 @@ from lightning_nerf.callbacks.trained import TrainedModule, trained
 from lightning_nerf.cameras.cameras import checked_bounds
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import check_integer
-from lightning_nerf.estimators.occupancy_grid import OccupancyGrid
+from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.estimators.query import DensityFn
 from lightning_nerf.executors import EAGER
 from lightning_nerf.fields.base import RadianceField
@@ -23,10 +23,15 @@ class OccupancyGridUpdate(L.Callback):
     """Update the module's occupancy grid, in place, before every ``every_n_steps``-th training step.
 
     Of several processes each evaluates its share of the cells that one alone would evaluate, at the same points, and all
-    grids take in the maximum. Any other estimator that has ``needs_update`` is updated in the same steps, with the same key
-    on every process and never within a CUDA graph; those that have not are left alone. A field that wants times is
-    evaluated at random times between the first and the last of the training views, for a grid with bins in time at those
-    of one bin after the other, outside of CUDA graphs: the host says which.
+    grids take in the maximum. Any estimator that has ``needs_update`` is updated in the same steps, with the same key on
+    every process; those that have not are left alone. A field that wants times is evaluated at random times between the
+    first and the last of the training views, for a grid with bins in time at those of one bin after the other, outside of
+    CUDA graphs: the host says which.
+
+    An estimator of your own states what more it can do, as :class:`OccupancyGrid` does: by a method
+    ``mark_invisible_cells``; by ``@states("shared")`` on an ``update`` that takes ``share``; by ``@states("captured")`` on
+    an ``update``, and on its ``cells`` if there are any, that a CUDA graph can hold, and that depends on the step through
+    ``step < warmup_steps`` alone.
 
     >>> from lightning_nerf.callbacks import OccupancyGridUpdate
     >>> OccupancyGridUpdate(every_n_steps=16, late_every_n_steps=64).late
@@ -60,7 +65,7 @@ class OccupancyGridUpdate(L.Callback):
         """Close invisible cells, unless the grid has a history."""
         module = trained(pl_module)
         grid = module.estimator
-        if not self.mark_invisible or not isinstance(grid, OccupancyGrid) or bool((grid.occs != 0).any()):
+        if not self.mark_invisible or not isinstance(grid, MarksCells) or _has_history(grid):
             return
         cameras = module.datamodule.scene("train").cameras.to(module.device)
         width, height = cameras.size.unbind(-1)
@@ -78,15 +83,37 @@ class OccupancyGridUpdate(L.Callback):
             return
         module.name_step(step, rank=0)
         executor, name, options = EAGER, "the estimator's update", _times(module)
-        if isinstance(estimator, OccupancyGrid):
-            if has(estimator.update, "shared") and trainer.world_size > 1:  # a reduction over ranks is not for a graph
-                options["share"] = (trainer.global_rank, trainer.world_size)
-            elif estimator.bins is None and has(estimator.update, "captured") and has(estimator.cells, "captured"):
-                warming = step < estimator.warmup_steps  # an update depends on the step through this alone
-                name = f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
-                executor = module.executor
+        if has(estimator.update, "shared") and trainer.world_size > 1:  # a reduction over ranks is not for a graph
+            options["share"] = (trainer.global_rank, trainer.world_size)
+        elif _is_captured(estimator):
+            warming = step < getattr(estimator, "warmup_steps", 0)
+            name = f"the occupancy grid's update ({'all' if warming else 'chosen'} cells)"
+            executor = module.executor
         with torch.no_grad(), trainer.precision_plugin.forward_context():
             executor.run(name, lambda: estimator.update(_density(module.field), step=step, key=module.key, **options))
+
+
+@runtime_checkable
+class MarksCells(Protocol):
+    """An estimator that can close the cells that no camera sees."""
+
+    def mark_invisible_cells(self, c2w: Tensor, intrinsics: Tensor, width: Tensor, height: Tensor, near: Tensor) -> None:
+        """See :meth:`OccupancyGrid.mark_invisible_cells`."""
+        ...
+
+
+def _has_history(grid: MarksCells) -> bool:
+    """Whether values of cells, where a grid keeps them as ``occs``, come from former steps."""
+    occs = getattr(grid, "occs", None)
+    return isinstance(occs, Tensor) and bool((occs != 0).any())
+
+
+def _is_captured(estimator: Estimator) -> bool:
+    """Whether a CUDA graph can hold the update, and the choice of cells that it calls; with bins the host says which."""
+    cells = getattr(estimator, "cells", None)
+    if getattr(estimator, "bins", None) is not None:
+        return False
+    return has(estimator.update, "captured") and (cells is None or has(cells, "captured"))
 
 
 def _times(module: TrainedModule) -> dict[str, Any]:

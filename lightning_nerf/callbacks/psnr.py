@@ -25,7 +25,7 @@ class PSNRLogger(L.Callback):
 
     Per image on float renders against float truth, without quantization: the convention of the NeRF papers. Where the views
     have times, also ``val/psnr_time_0`` to ``val/psnr_time_4``, each the mean over the views of a fifth of the time between
-    the split's first and last view; one without views is left out.
+    the first and the last training view; one without views is left out.
 
     Args:
         ssim: also compute SSIM (torchmetrics: Gaussian window of 11, sigma 1.5). Pictures that are smaller than the window
@@ -64,12 +64,14 @@ class PSNRLogger(L.Callback):
             pl_module.log(f"{split}/ssim", ssim, **options)  # type: ignore[arg-type]
 
     def _score_times(self, trainer: L.Trainer, pl_module: L.LightningModule, split: str) -> None:
-        scene = trained(pl_module).datamodule.scene(split)
+        module = trained(pl_module)
+        scene = module.datamodule.scene(split)
         if scene.cameras.times is None:
             return
         scores = {name: float(score) for name, score in self._scores.items()}
-        for each in psnr_per_time(scene, scores_of_all_ranks(scores, trainer)):
-            if each.psnr is not None:
+        bins = psnr_per_time(scene, scores_of_all_ranks(scores, trainer), module.field)
+        for each in bins:
+            if each.psnr is not None and bins[0].first < bins[-1].last:  # one moment has no parts
                 pl_module.log(
                     f"{split}/{each.name}", each.psnr, sync_dist=True
                 )  # of all ranks already: the mean is the same

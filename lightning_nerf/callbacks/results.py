@@ -33,8 +33,9 @@ class RunResults(WritesRunFiles):
     ms_per_step, samples_per_second (with gradient), fill (mean share of ``samples_per_step``), peak_memory_gib (training;
     null on a CPU), device, versions, seed, psnr_per_image, psnr_of_mean_image (what predicting the mean training image
     scores), quality_marks (the rows of :class:`QualityMarks`, if that is among the callbacks) and, where the views have
-    times, psnr_per_time (:func:`.view_scores.psnr_per_time`). Views and samples are those of all processes. Where a fit did
-    not train (a mere ``test``), its figures are those of the file in the folder, else null.
+    times, psnr_per_time (:func:`.view_scores.psnr_per_time`; null where training has one moment alone). Views and samples
+    are those of all processes. Where a fit did not train (a mere ``test``), its figures are those of the file in the
+    folder, else null.
 
     Args:
         recipe: name to record.
@@ -128,10 +129,12 @@ class RunResults(WritesRunFiles):
 
 
 def _over_time(module: TrainedModule, scores: dict[str, float]) -> dict[str, object]:
-    """``psnr_per_time``, where the test views have times."""
-    bins = psnr_per_time(module.datamodule.scene("test"), scores)
+    """``psnr_per_time``, where the test views have times; null where training views are one moment, without parts."""
+    bins = psnr_per_time(module.datamodule.scene("test"), scores, module.field)
+    if not bins:
+        return {}
     rows = {b.name: {"from": b.first, "to": b.last, "images": b.n_views, "psnr": b.psnr} for b in bins}
-    return {"psnr_per_time": rows} if rows else {}
+    return {"psnr_per_time": rows if bins[0].first < bins[-1].last else None}
 
 
 def _trained_before(path: Path) -> dict[str, object]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lightning_nerf.callbacks.image_logger import Panel, labelled, save_png
 from lightning_nerf.callbacks.loggers import log_image, warning_instead
+from lightning_nerf.callbacks.progress import shown
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained
 from lightning_nerf.checks import BadArgument, check_integer
@@ -40,9 +41,12 @@ class TimeStrip(WritesRunFiles):
         self.view = view
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """See before the training whether there is such a view, if the fit validates."""
+        """See before the training whether there is such a view, to validate on if the fit does, and to test on."""
         if trainer.limit_val_batches and _is_dynamic(pl_module, "val"):
             self._check_view(pl_module, "val")
+        # The first view needs no look; reading the test views only for that would cost a fit time and memory.
+        if self.view > 0 and trained(pl_module).datamodule.source.has_test_views() and _is_dynamic(pl_module, "test"):
+            self._check_view(pl_module, "test")
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """See before the first test view is rendered whether there is such a view."""
@@ -77,8 +81,11 @@ class TimeStrip(WritesRunFiles):
         times = torch.linspace(float(cameras.times.min()), float(cameras.times.max()), self.n_times)
         still = cameras.chosen([self.view] * self.n_times)._replace(times=times)
         background = module.eval_background()
+        views = shown(
+            trainer, range(self.n_times), "time strip", "frame", leave=False
+        )  # a fit may draw its own bar around it
         with trainer.precision_plugin.forward_context():
-            renders = [module.render_camera(still, i, background).rgb for i in range(self.n_times)]
+            renders = [module.render_camera(still, i, background).rgb for i in views]
         digits = significant_digits(times)
         words = [f"time {time:.{digits}g}" for time in times.tolist()]
         strip = labelled([Panel(name, rgb) for name, rgb in zip(words, renders, strict=True)])

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 
 from lightning_nerf.data.scene import Scene
+from lightning_nerf.fields.base import RadianceField
 
 TIME_BINS = 5
 
@@ -24,22 +25,27 @@ class TimeBin(NamedTuple):
     psnr: float | None  # None: no view
 
 
-def psnr_per_time(scene: Scene, scores: Mapping[str, float]) -> list[TimeBin]:
-    """The mean PSNR over each fifth of the time between a split's first view and its last; a static split has none.
+def psnr_per_time(scene: Scene, scores: Mapping[str, float], field: RadianceField | None = None) -> list[TimeBin]:
+    """The mean PSNR over each fifth of the time between the first training view and the last; a static split has none.
 
     Args:
         scene: all views of the split, so that the parts are the same where only some are scored.
         scores: PSNR of views by name.
+        field: what was trained. Where it knows no range of times, the parts are those between the split's own first view
+            and its last.
 
     Returns:
-        ``psnr_time_0`` to ``psnr_time_4``. A view between two parts counts in the later one.
+        ``psnr_time_0`` to ``psnr_time_4``. A view between two parts counts in the later one, a view before the first of
+        them in the first and one behind the last in the last.
     """
     times = scene.cameras.times
     if times is None or len(times) == 0:
         return []
     first, last = float(times.min()), float(times.max())
+    if field is not None and field.knows_times:
+        first, last = field.time_range.tolist()
     share = (times.double() - first) / max(last - first, torch.finfo(torch.float32).tiny)
-    parts = (TIME_BINS * share + 1e-6).long().clamp(max=TIME_BINS - 1).tolist()  # times are rounded to float32
+    parts = (TIME_BINS * share.clamp(0, 1) + 1e-6).long().clamp(max=TIME_BINS - 1).tolist()  # times are rounded to float32
     found: list[list[float]] = [[] for _ in range(TIME_BINS)]
     for name, part in zip(scene.names, parts, strict=True):
         if name in scores:

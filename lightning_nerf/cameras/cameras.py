@@ -16,7 +16,6 @@ from lightning_nerf.checks import REALS, BadArgument, check_instance, check_inte
 from lightning_nerf.ops.draw_rays import camera_rays, pixel_footprint
 from lightning_nerf.types import Rays
 
-
 LENS_MODELS = ("pinhole", "opencv", "fisheye", "equirectangular")
 """How rays enter a camera, and its coefficients in ``Cameras.lens``, the rest being 0:
 

@@ -5,6 +5,7 @@ from lightning_nerf.data.blender import BlenderData
 from lightning_nerf.data.capture import CaptureData
 from lightning_nerf.data.dnerf import DNeRFData
 from lightning_nerf.data.dynamic import SyntheticDynamicScene
+from lightning_nerf.data.open_scene import SyntheticUnboundedScene
 from lightning_nerf.data.scene import Images, Scene
 from lightning_nerf.data.source import Source
 from lightning_nerf.data.synthetic import SyntheticScene
@@ -19,4 +20,5 @@ __all__ = [
     "Source",
     "SyntheticDynamicScene",
     "SyntheticScene",
+    "SyntheticUnboundedScene",
 ]

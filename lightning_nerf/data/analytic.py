@@ -12,8 +12,8 @@ from lightning_nerf.data.shapes import Solid, column, length
 from lightning_nerf.data.solids import solids
 
 _HIT = np.float32(2e-4)  # a ray this close to a surface has met it; pixels of an 800 x 800 picture are 3.6e-3 wide
-_STEPS = 96  # rays that graze a flat surface and have not met it by then miss it; moving scenes allow more
-_STEPS_MOVING = 400  # not for the scene that stands still, whose pictures would then differ from those in caches
+_STEPS = 96  # rays that graze a flat surface and have not met it by then miss it; other scenes allow more
+_STEPS_PATIENT = 400  # not for the scene that stands still, whose pictures would then differ from those in caches
 _LIGHT, _FILL = (0.3, -0.36, 0.883), (-0.7, 0.6, 0.38)  # unit vectors towards the lights; only the first casts shadows
 _BAND = 2**14  # pixels rendered at a time
 
@@ -26,11 +26,13 @@ class AnalyticScene:
     Args:
         seed: of the solids' places and colors.
         time: the moment, in [0, 1], of the scene that moves. None: the scene that stands still.
+        others: solids in place of these.
     """
 
-    def __init__(self, seed: int = 0, time: float | None = None) -> None:
-        self.solids = solids(seed) if time is None else moving_solids(seed, time)
-        self._steps = _STEPS if time is None else _STEPS_MOVING
+    def __init__(self, seed: int = 0, time: float | None = None, others: list[Solid] | None = None) -> None:
+        of_seed = solids(seed) if time is None else moving_solids(seed, time)
+        self.solids = of_seed if others is None else others
+        self._steps = _STEPS if time is None and others is None else _STEPS_PATIENT
 
     def distance(self, points: np.ndarray) -> np.ndarray:
         """From points [3, n] to the nearest surface, [n]: negative inside, and never too large outside."""
@@ -101,12 +103,15 @@ class AnalyticScene:
         aligned = np.maximum(_dot(normals, half) / length(*half), 0)
         shine, sharpness = np.array([(s.shine, s.sharpness) for s in self.solids], np.float32)[which].T
         highlight = shine * aligned**sharpness * np.sqrt(lit)
-        return np.clip(colors * diffuse + highlight, 0, 1)
+        emits = np.array([s.emits for s in self.solids])[which]
+        return np.where(emits, colors, np.clip(colors * diffuse + highlight, 0, 1))
 
     def _unshadowed(self, points: np.ndarray, which: np.ndarray, light: np.ndarray, facing: np.ndarray) -> np.ndarray:
         """1 where a point [3, n] of solid ``which`` faces the light and sees it, else 0."""
         seen = facing.copy()
         for i, solid in enumerate(self.solids):
+            if not solid.casts:
+                continue
             at = np.flatnonzero(seen & (which != i) if solid.convex else seen)
             o, d = solid.local(_take(points, at)), solid.unturned(light)
             middle = -_dot(o, d)

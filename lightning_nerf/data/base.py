@@ -153,9 +153,12 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         self.source.prepare()
 
     def setup(self, stage: str | None = None) -> None:
-        """Read the splits of a stage; None: all."""
+        """Read the splits of a stage; None: all. Before a fit, check also what describes the test views."""
         if stage and stage not in _SPLITS_OF_STAGE:
             raise BadArgument(f"stage: expected one of {', '.join(_SPLITS_OF_STAGE)}, got {stage!r}")
+        if stage == "fit":
+            self.source.prepare()
+            self.source.check()
         for split in _SPLITS_OF_STAGE[stage] if stage else SPLITS:
             self.scene(split)
 
@@ -180,12 +183,12 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             there = self._on_device[split] = self.scene(split).to(device)
         return there
 
-    def draw(self, key: Tensor, capacity: int, n_rays: Tensor | None = None) -> RayBatch:
+    def draw(self, key: Tensor, capacity: int, n_rays: Tensor | None = None, open_views: Tensor | None = None) -> RayBatch:
         """Training rays on the key's device, see :func:`lightning_nerf.ops.draw_rays.draw_rays`.
 
         The first call on a device copies the pictures there. Call :meth:`scene_on` before capturing a CUDA graph.
         """
-        return draw_rays(self.scene_on(key.device).pixels(), key, capacity, n_rays)
+        return draw_rays(self.scene_on(key.device).pixels(), key, capacity, n_rays, open_views)
 
     def time_range(self) -> tuple[float, float] | None:
         """The first and the last time of the training views; None: they have no times."""

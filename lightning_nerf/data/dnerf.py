@@ -14,7 +14,7 @@ class DNeRFData(BlenderData):
 
     The arguments are those of :class:`BlenderData`.
 
-    >>> from lightning_nerf.data import DNeRFData
+    >>> from lightning_nerf import DNeRFData
     >>> DNeRFData("path/to/lego").source.needs_times
     True
     """

@@ -16,7 +16,7 @@ class SyntheticDynamicScene(SyntheticScene):
 
     No split has a time of another: scores are those of moments that were not trained on.
 
-    >>> from lightning_nerf.data import SyntheticDynamicScene
+    >>> from lightning_nerf import SyntheticDynamicScene
     >>> SyntheticDynamicScene(resolution=16, n_train=2).scene_name
     'synthetic_dynamic'
 

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_nerf.checks import BadArgument, MissingFile
 from lightning_nerf.data.find_files import SUFFIXES, FileFinder, find_file, find_mask
+from lightning_nerf.data.frame_times import check_times, near_miss
 from lightning_nerf.data.intrinsics import (
     INTRINSIC_KEYS,
     Stated,
@@ -36,8 +37,6 @@ SPLIT_NAMES = {  # as tools write them
     "evaluation": "test",
 }
 _FLATTEST = 1e-8  # the determinant of a matrix with columns of unit length
-_COARSEST = 1e-3  # of the range of times: the largest step of float32 there
-_LARGEST = float(np.finfo(np.float32).max)
 _SCALES = (1e-12, 1e12)  # of a rotation's entries: between them float32 can square what directions are made of
 
 
@@ -66,6 +65,7 @@ class Transforms:
         path: the file; at most 100,000 frames.
         cameras_only: look for no picture or mask; a frame need not name one.
         needs_times: every frame must have a ``time``, also one without a picture.
+        reads_times: False: whatever the frames say of times is neither read nor checked.
         lenses: read the lens of each frame, see :func:`~lightning_nerf.data.lenses.read_lens`. Otherwise distortion is
             warned of and left out, and a camera that is no pinhole is refused.
         resolve: look for files whose paths are another machine's, see :class:`~lightning_nerf.data.find_files.FileFinder`,
@@ -81,11 +81,13 @@ class Transforms:
         path: Path,
         cameras_only: bool = False,
         needs_times: bool = False,
+        reads_times: bool = True,
         lenses: bool = False,
         resolve: bool = False,
     ) -> None:
         self.path = path
         self.cameras_only = cameras_only
+        self.reads_times = reads_times
         self.lenses = lenses
         self._finder = FileFinder(path.parent) if resolve else None
         where = shown(path)
@@ -94,13 +96,15 @@ class Transforms:
         if not isinstance(entries, list) or not entries:
             raise BadArgument(
                 f"{where}: expected a list of frames that is not empty under 'frames', got {shorten(entries)}"
+                f"{near_miss('it', content, 'frames')}"
             )
         if not lenses:
             check_lens(where, content)
         self.stated = read_stated(where, content)
         self._content = content
         frames = [self._frame(i, entry) for i, entry in enumerate(entries)]
-        _check_times(where, entries, needs_times)
+        if reads_times:
+            check_times(where, entries, needs_times)
         self.frames = [frame for frame in frames if isinstance(frame, Frame)]
         missing = [frame for frame in frames if isinstance(frame, str)]
         self.lists = None if cameras_only else read_split_lists(path, content)
@@ -139,8 +143,8 @@ class Transforms:
         if not isinstance(name, str) or not name:
             raise BadArgument(f"{where}: expected a 'file_path', got {shorten(entry)}")
         where = f"{where} ({shown(name)})"
-        c2w = _camera_to_world(where, entry.get("transform_matrix"))
-        time, mask_name = entry.get("time"), entry.get("mask_path")
+        c2w = _camera_to_world(where, entry.get("transform_matrix"), near_miss(f"frame {i}", entry, "transform_matrix"))
+        time, mask_name = entry.get("time") if self.reads_times else None, entry.get("mask_path")
         if time is not None and not is_number(time):
             raise BadArgument(f"{where}: expected a finite number for 'time', got {shorten(time)}")
         if mask_name is not None and not isinstance(mask_name, str):
@@ -207,11 +211,11 @@ def _numbered(names: Sequence[str]) -> list[str]:
     return result
 
 
-def _camera_to_world(where: str, matrix: Any) -> list[list[float]]:
-    """The upper three rows of a camera's matrix."""
+def _camera_to_world(where: str, matrix: Any, hint: str) -> list[list[float]]:
+    """The upper three rows of a camera's matrix; ``hint``: what else the frame has, where it has no matrix."""
     rows = matrix if isinstance(matrix, list) else []
     if len(rows) not in (3, 4) or any(not isinstance(row, list) or len(row) != 4 for row in rows):
-        raise BadArgument(f"{where}: expected 'transform_matrix' to be 4x4 or 3x4, got {shorten(matrix)}")
+        raise BadArgument(f"{where}: expected 'transform_matrix' to be 4x4 or 3x4, got {shorten(matrix)}{hint}")
     if not all(is_number(x) for row in rows for x in row):
         raise BadArgument(f"{where}: transform_matrix holds values that are not finite numbers: {shorten(matrix)}")
     is_singular = not any(x for row in rows[:3] for x in row[:3])  # for _check_rotations to tell
@@ -229,40 +233,6 @@ def _split(where: str, value: object) -> str | None:
     if not isinstance(value, str) or value not in SPLIT_NAMES:
         raise BadArgument(f"{where}: expected split to be train, val or test, got {shorten(value)}")
     return SPLIT_NAMES[value]
-
-
-def _check_times(where: str, entries: Sequence[Mapping[str, Any]], needs_times: bool) -> None:
-    """Refuse a frame without a time where others have one, or where all need one: no time is ever made up."""
-    untimed = [i for i, entry in enumerate(entries) if entry.get("time") is None]
-    if not untimed:
-        _check_range(where, [entry["time"] for entry in entries], needs_times)
-    if not untimed or (len(untimed) == len(entries) and not needs_times):
-        return
-    name = entries[untimed[0]].get("file_path")
-    missing = f"frame {untimed[0]}" + ("" if name is None else f" ({shown(name)})")
-    if len(untimed) > 1:
-        missing += f" and {len(untimed) - 1} more of {len(entries)} frames"
-    expected = "in every frame" if needs_times else "in all frames or in none"
-    other = "read a scene that stands still with BlenderData" if needs_times else "remove it from all"
-    raise BadArgument(
-        f"{where}: expected 'time' {expected}, got none in {missing}; give each the moment when its picture was taken, or "
-        f"{other}"
-    )
-
-
-def _check_range(where: str, times: Sequence[float], needs_times: bool) -> None:
-    """Refuse times that float32 cannot tell apart, as those of a clock that counts seconds since 1970."""
-    first, last = min(times), max(times)
-    step, span = float(np.spacing(np.float32(max(abs(first), abs(last))))), float(last) - float(first)
-    if span <= _LARGEST and (first == last or step <= _COARSEST * span):
-        return
-    message = (
-        f"{where}: 'time' goes from {first!r} to {last!r}, but float32, in which times are kept, has steps of {step:.3g} "
-        "there; subtract the first time from all, or scale them"
-    )
-    if needs_times:
-        raise BadArgument(message)
-    rank_zero_warn(message)
 
 
 def _check_rotations(frames: Sequence[Frame]) -> None:

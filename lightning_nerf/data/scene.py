@@ -26,7 +26,7 @@ class Images(NamedTuple):
 
     colors: Tensor  # [P, C] uint8, C = 3 (rgb) or 4 (rgb and straight alpha)
     offsets: Tensor  # [V + 1] int64: picture v has the pixels offsets[v] to offsets[v + 1]
-    drawable: Tensor | None = None  # [M] int64, indices of the pixels that training may draw; None: all
+    drawable: Tensor | None = None  # [M] int64, indices of the pixels that training may draw, ascending; None: all
 
     @classmethod
     def from_pictures(cls, pictures: Sequence[Tensor], masks: Sequence[Tensor] | None = None) -> Images:
@@ -132,7 +132,7 @@ class Scene(NamedTuple):
 
 
 def checked_scene(name: str, scene: Scene) -> Scene:
-    """A scene whose cameras, pictures and names fit each other.
+    """A scene whose cameras, pictures and names fit each other, with drawable pixels in ascending order.
 
     Raises:
         BadType, BadArgument: naming what does not fit, as in ``source.read('train').images.offsets``.
@@ -162,7 +162,9 @@ def checked_scene(name: str, scene: Scene) -> Scene:
     if int(images.offsets[0]) != 0 or int(images.offsets[-1]) != len(images.colors):
         raise BadArgument(f"{name}.images.offsets: expected 0 to {len(images.colors)}, the number of pixels")
     check_values(f"{name}.cameras", cameras)
-    return scene
+    if images.drawable is None or bool((images.drawable.diff() >= 0).all()):
+        return scene
+    return scene._replace(images=images._replace(drawable=images.drawable.sort().values))
 
 
 def _check_names(name: str, names: object, n: int) -> None:

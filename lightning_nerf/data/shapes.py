@@ -28,6 +28,8 @@ class Solid(NamedTuple):
     shine: float = 0.3  # strength of its highlights
     sharpness: float = 24.0  # exponent of its highlights
     convex: bool = True  # throws no shadow on itself
+    casts: bool = True  # throws shadows on others
+    emits: bool = False  # shines by itself: its color is what is seen, whatever light falls on it
 
     def local(self, world: np.ndarray) -> np.ndarray:
         """World points [3, n] in the solid's frame."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 from lightning_nerf.arguments import Recorded
 from lightning_nerf.data.scene import Scene
@@ -42,6 +43,14 @@ class Source(Recorded, ABC):
     def has_test_views(self) -> bool:
         """Whether there is anything to test; False spares a fit the test at its end. Known before pictures are read."""
         return True
+
+    def check(self) -> None:
+        """Check the descriptions of all splits, without a look at pictures. Called before the first step of a fit."""
+        return
+
+    def times(self, split: str) -> Sequence[float | None] | None:
+        """The time of each view, None for a view without one; None: not known before pictures are read."""
+        return None
 
     @abstractmethod
     def read(self, split: str) -> Scene:

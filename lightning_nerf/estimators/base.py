@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,20 @@ class Estimator(Recorded, nn.Module, ABC):
     """Samples that :meth:`place` puts on each active ray, where their number is fixed, or at most that many where it drops
     some of them; the number of rays of a step then is fixed too. None: the number varies."""
 
+    n_rounds: int = 0
+    """Earlier rounds of samples that :meth:`place` makes, each with weights of its own."""
+
     n_levels: int = 1
     """Nested boxes that :meth:`place` looks into, each twice as large as the one before, the first being the scene's."""
+
+    @property
+    def variant(self) -> Hashable:
+        """Which of a few kinds of :meth:`place` the present step takes: those of one kind do the same, in Python too. An
+        executor records each kind once."""
+        return None
+
+    def begin_step(self, update: int) -> None:
+        """Learn which update of training is next, from 0, before :meth:`place`: for schedules in Python."""
 
     @abstractmethod
     def bind(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> Estimator:

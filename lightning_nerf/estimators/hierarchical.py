@@ -74,6 +74,8 @@ class Hierarchical(StratifiedEstimator):
     section 5.2.
     """
 
+    n_rounds = 1
+
     field: RoundField | None
 
     def __init__(

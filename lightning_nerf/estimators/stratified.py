@@ -122,7 +122,12 @@ class StratifiedEstimator(Estimator):
         if self.spacing == "uniform":
             ends = torch.stack([chosen.near, chosen.far], 1)
             return importance_sampling(ends, unit, n, jitter=jitter).edges
-        share = importance_sampling(unit, unit, n, jitter=jitter).edges
+        return self.at_shares(chosen, importance_sampling(unit, unit, n, jitter=jitter).edges)
+
+    def at_shares(self, chosen: Chosen, share: Tensor) -> Tensor:
+        """Places [K, m] on each chosen ray: the given shares of the way from near (0) to far (1), in t or in 1 / t."""
+        if self.spacing == "uniform":
+            return torch.lerp(chosen.near[:, None], chosen.far[:, None], share)
         used, near, far = (t[:, None] for t in (chosen.used, chosen.near, chosen.far))
         # float64: far may be a million times near. Each operation is monotone, and so are the edges.
         nearest, farthest = (1 / torch.where(used, t, 1.0).double() for t in (near, far))

@@ -36,6 +36,11 @@ class StepProgram(Protocol):
         """Where the step runs."""
         ...
 
+    @property
+    def variant(self) -> Hashable:
+        """Which of a few kinds of step this batch is, after :meth:`name_step`: steps of one kind do the same."""
+        ...
+
     def name_step(self) -> None:
         """Have the step's key, on which all draws depend, name this batch; before :meth:`step_loss`."""
         ...

@@ -42,6 +42,9 @@ class _Step(NamedTuple):
     grads: list[Tensor | None]  # of the optimizer's parameters, in its order
 
 
+_Kind = tuple[bool, Hashable]  # of a step: whether its batch is the first of an accumulation window, and its variant
+
+
 class CUDAGraphExecutor(Executor):
     """Graph 1 is a batch up to and including its backward pass, graph 2 the optimizer's update.
 
@@ -109,7 +112,7 @@ class CUDAGraphExecutor(Executor):
         self.stopped = True
 
     def _clear(self) -> None:
-        self._steps: dict[bool, _Step] = {}  # by whether the batch is the first of its accumulation window
+        self._steps: dict[_Kind, _Step] = {}
         self._runs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._updates: dict[Hashable, tuple[torch.cuda.CUDAGraph, Options]] = {}
         self._current: _Step | None = None
@@ -200,7 +203,7 @@ class CUDAGraphExecutor(Executor):
     def _captured_step(self, program: StepProgram, batch: RayBatch | None) -> _Step | None:
         """The graph for this batch, ready to be replayed; None: eager this time."""
         accumulate, place = program.window()
-        first = place == 0
+        first, variant = place == 0, program.variant
         if not self._steps:
             # A window's first batch comes first: it makes the gradients that the others add to.
             if not first or self._eager_steps < self.warmup_steps or not self._eager_updates:
@@ -209,7 +212,7 @@ class CUDAGraphExecutor(Executor):
         elif accumulate != self._accumulate:
             self._drop()
             return None
-        elif self._stale():
+        elif self._stale() or not (first or (True, variant) in self._steps):
             return None
         if not copy_batch(self._batch, batch):
             self._say("a batch of another size than the captured one runs eagerly (drop_last=True makes all alike)")
@@ -218,15 +221,25 @@ class CUDAGraphExecutor(Executor):
             for parameter in self._parameters:
                 parameter.grad = None
         else:
-            self._adopt_gradients(self._steps[True], missing_is_zero=True)
-        if first not in self._steps:
-            self._steps[first] = self._capture_step(program, first)
+            self._adopt_gradients(self._steps[True, variant], missing_is_zero=True)
+        kind = first, variant
+        if kind not in self._steps:
+            self._forget_what_follows()
+            self._steps[kind] = self._capture_step(program, first)
             if first:
                 self._watches = [Watch(program.state(), None, self._running.scaler)]
                 self._program_inputs = program.inputs() if batch is None else None
                 for parameter in self._parameters:
                     parameter.grad = None
-        return self._steps[first]
+        return self._steps[kind]
+
+    def _forget_what_follows(self) -> None:
+        """Drop the graphs of what runs after a step: what they use in between may lie where the new step's results will."""
+        if self._runs or self._updates:
+            with unwatched():
+                torch.cuda.synchronize(self._running.program.device)
+            self._runs.clear()
+            self._updates.clear()
 
     def _capture_step(self, program: StepProgram, first: bool) -> _Step:
         batch, scaler, accumulate = self._batch, self._running.scaler, self._accumulate
@@ -245,7 +258,8 @@ class CUDAGraphExecutor(Executor):
             return loss.detach(), logs, [parameter.grad for parameter in self._parameters]
 
         graph, (loss, logs, grads) = self._capture("the training step", fn)
-        if not first and any(a is not b for a, b in zip(grads, self._steps[True].grads, strict=True)):
+        of_first = self._steps[True, program.variant].grads if not first else grads
+        if any(a is not b for a, b in zip(grads, of_first, strict=True)):
             raise RuntimeError("CUDA graphs: accumulation moved a gradient to other memory; use strategy='auto'")
         return _Step(graph, loss, logs, grads)
 
@@ -282,6 +296,7 @@ class CUDAGraphExecutor(Executor):
             options: what ``update`` reads in Python beside the optimizer's groups.
         """
         step = self._current
+        options = options, self._running.program.variant  # which parameters have gradients depends on it
         if step is None or not self._adopt_gradients(step):  # a hook took a gradient away, or gave one
             self._running.update()
             self.updated_eagerly()
@@ -334,7 +349,9 @@ class CUDAGraphExecutor(Executor):
     def run(self, name: Hashable, fn: Callable[..., None], *reads: Tensor) -> None:
         """See :meth:`Executor.run`. Captured at the second call after the step has been: its outputs must lie apart."""
         key = (name, *(tensor.data_ptr() for tensor in reads))
-        complete = len(self._steps) == min(self._accumulate, 2) and (bool(self._updates) or not self._capture_update)
+        variants = {variant for _, variant in self._steps}
+        complete = len(self._steps) == len(variants) * min(self._accumulate, 2)
+        complete = complete and (bool(self._updates) or not self._capture_update)
         if self.stopped or not complete or name in self._waiting or (reads and not self.replayed) or self._stale():
             fn(*reads)
         elif key in self._runs:

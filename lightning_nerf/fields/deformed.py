@@ -8,17 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import REALS, check_instance, check_integer, check_number, check_tensor
+from lightning_nerf.checks import REALS, BadArgument, BadType, check_instance, check_integer, check_number, check_tensor
 from lightning_nerf.encodings import Frequency
 from lightning_nerf.fields.base import WANTS, RadianceField
 from lightning_nerf.fields.front_to_back import front_to_back
-from lightning_nerf.fields.vanilla import HALF_SIDE
 from lightning_nerf.fields.wide_mlp import linear_layers, run, trunk_layers, weights_and_biases
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
-from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Rays
+from lightning_nerf.scene_box import SceneBox, encodable
+from lightning_nerf.types import Densities, Evaluated, FieldOutput, NoisyField, PackedSamples, Rays, has_encoding
 
 FIRST_WEIGHTS = 1e-4  # largest weight of the last layer of a new warp, up to a width of 256
 
@@ -102,21 +101,44 @@ class DeformedField(RadianceField):
         super().bind_times(first, last)
         self.canonical.bind_times(first, last)
 
+    @property
+    def is_noisy(self) -> bool:
+        """See :class:`~lightning_nerf.types.NoisyField`; as the canonical field is."""
+        return isinstance(self.canonical, NoisyField) and self.canonical.is_noisy
+
     def offsets(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
         """Offsets [N, 3] float32 of positions [N, 3] at times [N], in thirds of the box's longest side.
 
         ``count`` [1] int32: positions from this index on need no offset, and get any finite one.
         """
-        reach = HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
         unit = self.unit_positions(positions)
         check_tensor("times", times, (len(unit),), REALS)
         unit_times = self.unit_times(times).to(unit.dtype)
-        offsets = self.warp(2 * reach * unit - reach, unit_times, count)
+        offsets = self.warp(encodable(unit, self.scene_box.contraction), unit_times, count)
         return torch.where(unit_times[:, None] == 0, 0.0, offsets) if self.identity_at_zero else offsets
 
     def warped(self, positions: Tensor, times: Tensor, *, count: Tensor | None = None) -> Tensor:
         """World positions [N, 3] in the canonical scene for positions [N, 3] at times [N]."""
         return torch.add(positions, self.offsets(positions, times, count=count), alpha=self.unit_length)
+
+    @property
+    def is_encoded(self) -> bool:
+        """Whether the canonical field has an encoding, see :func:`~lightning_nerf.types.has_encoding`."""
+        return has_encoding(self.canonical)
+
+    def encoded(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
+        """The canonical field's features [N, F] at warped positions, see :class:`~lightning_nerf.types.EncodedField`.
+
+        Raises:
+            BadArgument: there are no times.
+            BadType: the canonical field has no encoding.
+        """
+        if times is None:
+            raise BadArgument(f"times: expected one for each of {len(positions)} positions, got None")
+        if not has_encoding(self.canonical):
+            name = type(self.canonical).__name__
+            raise BadType(f"canonical: expected a field with encoded(positions, times), got {name}")
+        return self.canonical.encoded(self.warped(positions, times), times)
 
     @states("counted")
     def density(  # type: ignore[override]
@@ -151,13 +173,15 @@ class DeformedField(RadianceField):
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
         """See :meth:`RadianceField.query`; in evaluation from the front to the back of each ray, if that saves work."""
+        if self.is_noisy:  # the noise is in what the canonical field shows to rays, not in its density
+            return Densities(self.at_samples(rays, samples).density.float())
 
         def densities_of(samples: PackedSamples) -> Tensor:
             positions, _, times = sample_points(rays, samples)
             more = self._wanted(rays, samples, times, ("times", "footprints"))
             return self.density(positions, **more, **_counted(self.density, samples.offsets[-1:])).float()
 
-        if early_stop_eps > 0 and not self.training and _counted(self.canonical.density, samples.offsets):
+        if early_stop_eps > 0 and not self.training and has(self.canonical.density, "counted"):
             return Densities(front_to_back(samples, densities_of, early_stop_eps))
         return Densities(densities_of(samples))
 

@@ -29,10 +29,9 @@ from lightning_nerf.ops.random import STREAM_DENSITY_NOISE, key_from_torch, make
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.wide_mlp import MAX_FREQUENCIES, Encoding, Input
 from lightning_nerf.ops.wide_mlp_layout import Layer, Network
-from lightning_nerf.scene_box import SceneBox
+from lightning_nerf.scene_box import HALF_SIDE, SceneBox, encodable, encoded_reach
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, PackedSamples, Rays
 
-HALF_SIDE = 1.5  # of the scene's box, as positions are encoded: the box of the NeRF-Synthetic scenes
 DENSITY_ACTIVATIONS = ("relu", "softplus")
 
 
@@ -197,13 +196,18 @@ class VanillaField(KeptDtypes, RadianceField):
             return weight, torch.addmv(view_bias, features, feature_bias)
 
     @property
+    def is_noisy(self) -> bool:
+        """See :class:`~lightning_nerf.types.NoisyField`."""
+        return self.density_noise > 0 and self.training
+
+    @property
     def _reach(self) -> float:
         """Where the unit cube ends in positions as they are encoded."""
-        return HALF_SIDE if self.scene_box.contraction == "none" else 2 * HALF_SIDE
+        return encoded_reach(self.scene_box.contraction)
 
     def _encodable(self, positions: Tensor) -> Tensor:
         """World positions [N, 3] as they are encoded: the box goes from -1.5 to 1.5, contracted space from -3 to 3."""
-        return 2 * self._reach * self.unit_positions(positions) - self._reach
+        return encodable(self.unit_positions(positions), self.scene_box.contraction)
 
     def _of_samples(self, rays: Rays, samples: PackedSamples) -> Tensor:
         """The same of the middle of each sample; without contraction in one step."""

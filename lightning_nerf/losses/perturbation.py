@@ -9,7 +9,7 @@ from lightning_nerf.losses.base import Loss
 from lightning_nerf.losses.samples import counting_samples, field_and_key, mean_where, shifted_times
 from lightning_nerf.ops.random import STREAM_PERTURBATION, random_uniform
 from lightning_nerf.ops.sample_points import sample_points
-from lightning_nerf.types import EncodedField, Step
+from lightning_nerf.types import Step, has_encoding
 
 
 class PerturbationTV(Loss):
@@ -19,7 +19,8 @@ class PerturbationTV(Loss):
 
     over samples of rays that count, with F features f and uniform :math:`e_i, \epsilon_i`. The sum over a grid's rows would
     not do: rows of a hash table have no neighbors. The field states ``encoded(positions, times)``, see
-    :class:`~lightning_nerf.types.EncodedField`; :class:`InstantNGPField` does.
+    :class:`~lightning_nerf.types.EncodedField`; :class:`InstantNGPField` and :class:`SpaceTimeField` do, and a
+    :class:`DeformedField` around one that does.
 
     >>> from lightning_nerf import InstantNGPField, NeRFModule, OccupancyGrid, PerturbationTV, Photometric
     >>> field = InstantNGPField(n_levels=4, log2_table_size=12, max_resolution=64)
@@ -57,7 +58,7 @@ class PerturbationTV(Loss):
     def forward(self, step: Step) -> Tensor:
         """See :meth:`Loss.forward`."""
         field, key = field_and_key(self, step)
-        if not isinstance(field, EncodedField):
+        if not has_encoding(field):
             raise BadType(f"field: the loss {self.name!r} needs one with encoded(positions, times), see EncodedField")
         positions, _, times = sample_points(step.batch.rays, step.placement.samples)
         counts = counting_samples(step)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.losses.base import Loss
-from lightning_nerf.types import SampledField, Step
+from lightning_nerf.ops.sample_points import per_sample, sample_points
+from lightning_nerf.types import NoisyField, PackedSamples, Rays, SampledField, Step
 
 
 def counting_samples(step: Step) -> Tensor:
@@ -39,6 +41,29 @@ def shifted_times(times: Tensor, most: float, uniform: Tensor, counts: Tensor) -
     last = torch.where(counts, times, -float("inf")).amax()
     moved = (times + (last - first) * most * (2 * uniform - 1)).clamp(first, last)
     return torch.where(counts, moved, times)
+
+
+def densities_at_both_times(field: SampledField, step: Step, later: Rays) -> tuple[Tensor, Tensor]:
+    """Densities [N] of a step's samples, and of the same samples on rays of other times; both without noise.
+
+    The difference of two draws of noise would hide that of the times.
+    """
+    samples = step.placement.samples
+    if isinstance(field, NoisyField) and field.is_noisy:
+        return _quiet_densities(field, step.batch.rays, samples), _quiet_densities(field, later, samples)
+    return step.output.density, field.query(later, samples).values
+
+
+def _quiet_densities(field: NoisyField, rays: Rays, samples: PackedSamples) -> Tensor:
+    positions, _, times = sample_points(rays, samples)
+    wanted: dict[str, Tensor] = {}
+    if "times" in field.wants and times is not None:
+        wanted["times"] = times
+    if "footprints" in field.wants and rays.footprint is not None:
+        wanted["footprints"] = per_sample(rays.footprint, samples) * (0.5 * (samples.t_starts + samples.t_ends))
+    if has(field.density, "counted"):
+        wanted["count"] = samples.offsets[-1:]
+    return field.density(positions, **wanted).float()
 
 
 def times_of(loss: Loss, step: Step) -> Tensor:

@@ -19,7 +19,7 @@ class Sparsity(Loss):
 
     .. math:: \frac1n \sum_r \bigl(1 - \exp(-\sigma(x_r, t_r) \, (far_r - near_r) / 128)\bigr)
 
-    What no training view sees keeps whatever density it began with: it costs samples, and a view from elsewhere sees it.
+    Regions that no training view sees keep their initial density: they cost samples, and a view from elsewhere sees them.
     Where views do see something, a small weight yields to :class:`Photometric`.
 
     >>> from lightning_nerf import InstantNGPField, NeRFModule, OccupancyGrid, Photometric, Sparsity

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -249,6 +249,16 @@ class NeRFModule(EvaluatedModule):
             case [Tensor() as loss, dict() as logs]:
                 return {"loss": loss, **logs}
         raise BadType(f"{type(executor).__name__}.step: expected a loss and a dict of logs, got {type(result).__name__}")
+
+    def begin_step(self, update: int) -> None:
+        """Let the estimator learn or rest, as its schedule has it; one of several processes always learns."""
+        if self.trainer.world_size == 1:  # DDP wants gradients of all parameters in each step
+            self.estimator.begin_step(update)
+
+    @property
+    def variant(self) -> Hashable:
+        """The estimator's: steps of one kind do the same."""
+        return self.estimator.variant
 
     def inputs(self) -> object:
         """What :meth:`draw` reads beside this module's tensors: an object that is replaced when its tensors are."""

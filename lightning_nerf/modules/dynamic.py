@@ -35,7 +35,7 @@ class DynamicNeRF(NeRFModule):
         field: one that wants times.
         estimator: where to place samples.
         curriculum_steps: in so many steps the views that are drawn grow from those of the first twentieth of the range of
-            times to all, linearly; 0: all from the start. Other rays of a step are inactive.
+            times to all, linearly; 0: all from the start. All rays of a step are of these views.
         kwargs: :class:`NeRFModule`'s other arguments.
 
     Source: Pumarola, Corona, Pons-Moll, Moreno-Noguer, "D-NeRF", CVPR 2021; its section 4 sorts views by time.
@@ -68,11 +68,13 @@ class DynamicNeRF(NeRFModule):
             )
 
     def draw(self) -> RayBatch:
-        """See :meth:`NeRFModule.draw`; with a curriculum, rays of later times than the step's are inactive."""
-        return self.close_later_rays(super().draw())
+        """See :meth:`NeRFModule.draw`; with a curriculum, rays of views up to the step's time."""
+        if self.curriculum_steps == 0 or (times := self.datamodule.scene_on(self.device).cameras.times) is None:
+            return super().draw()
+        return self.datamodule.draw(self.key, self.max_rays, self.n_rays, open_views=self.is_open(times))
 
     def render_loss(self, batch: RayBatch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
-        """See :meth:`NeRFModule.render_loss`; the curriculum holds for a batch of the user's own loader, too."""
+        """See :meth:`NeRFModule.render_loss`; later rays of a batch of the user's own loader are inactive."""
         return super().render_loss(None if batch is None else self.close_later_rays(batch))
 
     def close_later_rays(self, batch: RayBatch) -> RayBatch:
@@ -80,9 +82,13 @@ class DynamicNeRF(NeRFModule):
         times = batch.rays.times
         if self.curriculum_steps == 0 or times is None:
             return batch
-        is_open = self.field.unit_times(times) <= self.open_share()
+        is_open = self.is_open(times)
         rays = batch.rays._replace(far=torch.where(is_open, batch.rays.far, batch.rays.near))
         return batch._replace(rays=rays, mask=is_open if batch.mask is None else batch.mask & is_open)
+
+    def is_open(self, times: Tensor) -> Tensor:
+        """Whether this step trains on times [N], [N] bool."""
+        return self.field.unit_times(times) <= self.open_share()
 
     def open_share(self) -> Tensor:
         """The share of the range of times that this step's views are of, [] float32; inf behind the curriculum's end."""

@@ -14,14 +14,17 @@ from lightning_nerf.data.default_box import box_hint
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss
+from lightning_nerf.modules.times import timed_fields
 
 
 def check_parts(field: RadianceField, estimator: Estimator, losses: Iterable[nn.Module], data: NeRFDataModule) -> None:
-    """Refuse data without the times that the field wants; warn of what does not fit."""
+    """Refuse data without the times that the field wants, or one within another part; warn of what does not fit."""
     timed = data.time_range() is not None
     name = type(field).__name__
-    if "times" in field.wants and not timed:
-        raise BadArgument(f"data: {name} wants times, but these training views have none")
+    for buffer, part in timed_fields(nn.ModuleDict({"field": field, "estimator": estimator})):
+        if "times" in part.wants and not timed:
+            whose = "" if part is field else f" ({buffer.removesuffix('.time_range')})"
+            raise BadArgument(f"data: {type(part).__name__}{whose} wants times, but these training views have none")
     if timed and "times" not in field.wants:
         rank_zero_warn(f"the training views have times, but {name} does not want any: the scene is taken for static")
     train = data.scene("train")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -76,6 +77,15 @@ class SteppedModule(CheckpointedModule):
         if unknown or named_step != step:
             self.key[2].fill_(step)
         self._named = (step, rank, self.key._version)
+        self.begin_step(step // self.window().size)
+
+    def begin_step(self, update: int) -> None:
+        """Prepare what in Python depends on the number of the update that this batch counts to; see :attr:`variant`."""
+
+    @property
+    def variant(self) -> Hashable:
+        """Which of a few kinds of step this batch is: steps of one kind do the same."""
+        return None
 
     def step_loss(self, batch: RayBatch | None) -> tuple[Tensor, dict[str, Tensor]]:
         """:meth:`render_loss`, and a count of the samples."""

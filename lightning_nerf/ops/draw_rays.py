@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -25,7 +26,7 @@ class Pixels(NamedTuple):
 
     colors: Tensor  # [P, C] uint8, contiguous; C = 3 (rgb) or 4 (rgb and straight alpha)
     offsets: Tensor  # [V + 1] int64: view v owns the pixels offsets[v] to offsets[v + 1], row by row
-    drawable: Tensor | None  # [M] int64, indices of the pixels that may be drawn, which are not checked; None: all
+    drawable: Tensor | None  # [M] int64, ascending indices of the pixels that may be drawn, not checked; None: all
     c2w: Tensor  # [V, 3, 4] float32, camera to world
     intrinsics: Tensor  # [V, 4] float32: fx, fy, cx, cy in pixels
     size: Tensor  # [V, 2] int64: width, height
@@ -33,8 +34,10 @@ class Pixels(NamedTuple):
     times: Tensor | None  # [V] float32
 
 
-def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None = None) -> RayBatch:
-    """Rays through pixels drawn uniformly, with replacement, from all drawable pixels of all views.
+def draw_rays(
+    pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None = None, open_views: Tensor | None = None
+) -> RayBatch:
+    """Rays through pixels drawn uniformly, with replacement, from all drawable pixels of all views, or of open ones.
 
     Ray i goes through pixel ``floor(M * f_i)`` of the drawable ones, where f_i is the 48-bit fraction of the first two
     numbers in row i of :func:`~lightning_nerf.ops.random.random_uniform`'s stream ``STREAM_RAYS``: a function of ``key``
@@ -48,27 +51,33 @@ def draw_rays(pixels: Pixels, key: Tensor, capacity: int, n_rays: Tensor | None 
         capacity: R, 0 <= R < 2^31.
         n_rays: [] int32 or int64: rays from this one on are inactive (``near = far = 0``) and False in ``mask``. None: all
             are active, and the batch has no mask.
+        open_views: [V] bool, the views to draw from; read on the device. M is then their number of drawable pixels. If they
+            have none, all rays are inactive; the batch has a mask. None: all views.
 
     Returns:
         R rays with ``rgb`` (not yet composited) and ``alpha`` where the images have it; rays know their camera and
         footprint.
 
     The kernels have no derivative. Where ``c2w``, ``intrinsics`` or ``times`` require a gradient, as for cameras that are
-    learned, :func:`reference` computes the same, differentiable any number of times and slower.
+    learned, :func:`reference` computes the same, differentiable any number of times and slower; likewise for
+    ``open_views``, which the kernels do not know.
     """
-    _check(pixels, key, n_rays, capacity)
+    _check(pixels, key, n_rays, capacity, open_views)
     if n_rays is not None and n_rays.dtype is not torch.int32:
         n_rays = n_rays.clamp(0, capacity).int()
-    op = reference if needs_grad(pixels.c2w, pixels.intrinsics, pixels.times) else torch.ops.lightning_nerf.draw_rays
     p = Pixels(*(None if value is None else value.contiguous() for value in pixels))  # type: ignore[arg-type]
+    op = torch.ops.lightning_nerf.draw_rays
+    if open_views is not None or needs_grad(pixels.c2w, pixels.intrinsics, pixels.times):
+        op = partial(reference, open_views=open_views)
     origins, directions, near, far, times, footprint, rgb, alpha, mask, cameras = op(
         p.colors, p.offsets, p.drawable, p.c2w, p.intrinsics, p.size, p.bounds, p.times, key.contiguous(), n_rays, capacity
     )
+    has_mask = n_rays is not None or open_views is not None
     rays = Rays(origins, directions, near, far, None if pixels.times is None else times, cameras, footprint)
-    return RayBatch(rays, rgb, None if pixels.colors.shape[1] == 3 else alpha, None if n_rays is None else mask)
+    return RayBatch(rays, rgb, None if pixels.colors.shape[1] == 3 else alpha, mask if has_mask else None)
 
 
-def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) -> None:
+def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int, open_views: Tensor | None) -> None:
     colors, offsets, drawable, c2w, intrinsics, size, bounds, times = pixels
     check_tensor("colors", colors, ("P", "C"), torch.uint8)
     if colors.shape[1] not in (3, 4):
@@ -88,7 +97,9 @@ def _check(pixels: Pixels, key: Tensor, n_rays: Tensor | None, capacity: int) ->
         check_tensor("drawable", drawable, ("M",), torch.int64)
     if n_rays is not None:
         check_tensor("n_rays", n_rays, (), (torch.int32, torch.int64))
-    check_same_device(key=key, n_rays=n_rays, **pixels._asdict())
+    if open_views is not None:
+        check_tensor("open_views", open_views, (n_views,), torch.bool)
+    check_same_device(key=key, n_rays=n_rays, open_views=open_views, **pixels._asdict())
     if not 0 <= capacity < 2**31:
         raise BadArgument(f"capacity: expected 0 <= capacity < 2**31, got {capacity}")
     if key.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -153,14 +164,27 @@ def _slopes(intrinsics: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     return (x + 0.5 - cx) / fx, (cy - 0.5 - y) / fy
 
 
-def draw_index(key: Tensor, n: int, size: int) -> Tensor:
-    """n uniform integers in [0, size), [n] int64.
+def draw_index(key: Tensor, n: int, size: int | Tensor) -> Tensor:
+    """n uniform integers in [0, size), [n] int64; ``size`` [] int64 stays on its device.
 
     One float32 has 2^24 values, fewer than the pixels of many scenes; two make a 48-bit fraction, exact in float64. Its
     largest value, 1 - 2^-48, times size stays below size after rounding.
     """
     high, low = random_uniform(key, STREAM_RAYS, n, 2).double().unbind(-1)
     return torch.add(high, low, alpha=2.0**-24).mul_(size).long()
+
+
+def draw_from_views(pixels: Pixels, key: Tensor, capacity: int, open_views: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels [R] int64 drawn uniformly from the drawable ones of open views, and whether there are any, [] bool."""
+    offsets, drawable = pixels.offsets, pixels.drawable
+    starts = offsets if drawable is None else torch.searchsorted(drawable, offsets)  # of each view in the list to draw from
+    counts = starts.diff() * open_views
+    ends = counts.cumsum(0)  # of open views' pixels, closed views left out
+    index = draw_index(key, capacity, ends[-1])
+    view = torch.searchsorted(ends, index, right=True).clamp(max=len(counts) - 1)  # without open pixels it is past the last
+    place = starts[view] + index - (ends - counts)[view]
+    listed = place.clamp(max=(len(pixels.colors) if drawable is None else len(drawable)) - 1)
+    return listed if drawable is None else drawable[listed], ends[-1] > 0
 
 
 def reference(
@@ -175,19 +199,28 @@ def reference(
     key: Tensor,
     n_rays: Tensor | None,
     capacity: int,
+    open_views: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    index = draw_index(key, capacity, colors.shape[0] if drawable is None else drawable.shape[0])
-    pixel = index if drawable is None else drawable[index]
+    is_active: Tensor | None = None
+    if open_views is None or capacity == 0:
+        index = draw_index(key, capacity, colors.shape[0] if drawable is None else drawable.shape[0])
+        pixel = index if drawable is None else drawable[index]
+    else:
+        pixels = Pixels(colors, offsets, drawable, c2w, intrinsics, size, bounds, times)
+        pixel, found = draw_from_views(pixels, key, capacity, open_views)
+        is_active = found.expand(capacity)
     camera = torch.searchsorted(offsets, pixel, right=True) - 1
     width, inside = size[camera, 0], pixel - offsets[camera]
     y = torch.div(inside, width, rounding_mode="floor")
     x = inside - y * width
     origins, directions = camera_rays(c2w[camera], intrinsics[camera], x, y)
     near, far = bounds[camera].unbind(-1)
-    mask = torch.empty(0, dtype=torch.bool, device=key.device)
     if n_rays is not None:
-        mask = torch.arange(capacity, device=key.device) < n_rays
-        near, far = near * mask, far * mask  # finite: inf * 0 would be NaN
+        wanted = torch.arange(capacity, device=key.device) < n_rays
+        is_active = wanted if is_active is None else wanted & is_active
+    if is_active is not None:
+        near, far = near * is_active, far * is_active  # finite: inf * 0 would be NaN
+    mask = torch.empty(0, dtype=torch.bool, device=key.device) if is_active is None else is_active.contiguous()
     ray_times = c2w.new_empty(0) if times is None else times[camera]
     footprint = pixel_footprint(intrinsics[camera], x, y)
     drawn = colors[pixel].float()

@@ -26,6 +26,7 @@ STREAM_DENSITY_NOISE = 9  # added to densities in training
 STREAM_TIME_SHIFTS = 12  # of the loss TemporalSmoothness
 STREAM_PERTURBATION = 13  # of the loss PerturbationTV
 STREAM_SPARSITY = 14  # of the loss Sparsity
+STREAM_PROPOSALS = 15  # of the rounds of Proposal, one column each
 STREAM_USER = 16  # free for third parties from here on
 
 

@@ -70,8 +70,8 @@ def wide_mlp(
 ) -> Tensor:
     """Outputs [N, O] float32 of N rows, those of all heads side by side.
 
-    As ``torch.autocast`` runs such layers: inputs, weights, what leaves a hidden layer and the gradients there are
-    rounded to ``dtype``. Biases, outputs and the gradients of weights and biases are float32.
+    As ``torch.autocast`` runs such layers: inputs, weights, hidden activations and their gradients are rounded to
+    ``dtype``. Biases, outputs and the gradients of weights and biases are float32.
 
     Args:
         network: which layer takes what; one that :func:`has_kernel` knows.

@@ -10,7 +10,8 @@ from lightning_nerf.cameras.cameras import Cameras
 from lightning_nerf.cameras.paths import orbit, resized, spiral
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import SPLITS
-from lightning_nerf.data.camera_files import read_cameras
+from lightning_nerf.data.camera_files import read_cameras, time_hint
+from lightning_nerf.modules.times import known_time_range
 from lightning_nerf.render.scene import TrainedScene
 from lightning_nerf.render.times import TimeRange, Times, parse_times, warn_outside
 
@@ -49,7 +50,8 @@ def _cameras(options: argparse.Namespace, scene: TrainedScene, times: Times | No
             cameras, names = cameras.chosen([i]), [names[i]]
         return _in_size(options, cameras), names
     if path not in PATHS:
-        return _in_size(options, read_cameras(Path(path), data.scene("train").cameras)), None
+        reads_times = times is None and "times" in scene.module.field.wants
+        return _in_size(options, read_cameras(Path(path), data.scene("train").cameras, reads_times)), None
     train, box = _in_size(options, data.scene("train").cameras), data.scene_box.aabb
     framed = object_box(scene.module.estimator, box)
     n = options.n_frames or (times and times.n_frames) or FRAMES
@@ -99,19 +101,21 @@ def _at_times(options: argparse.Namespace, scene: TrainedScene, cameras: Cameras
     elif cameras.times is None:
         trained = _trained(scene)
         known = "" if trained is None else f"; those of the training views are from {trained[0]:g} to {trained[1]:g}"
+        hint = "" if options.path in PATHS or is_view(options.path) else time_hint(Path(options.path))
         raise BadArgument(
             f"--times: expected a time, as in --times 0.5: {type(scene.module.field).__name__} wants times, and the "
-            f"cameras of --path {options.path} have none{known}"
+            f"cameras of --path {options.path} have none{hint}{known}"
         )
-    elif options.path in PATHS or is_view(options.path):
-        return cameras  # the data's own
     if cameras.times is not None:
         warn_outside(cameras.times, _trained(scene), f"--path {options.path}")
     return cameras
 
 
 def _trained(scene: TrainedScene) -> TimeRange | None:
-    """The range of the training views' times; None where they have none, or their pictures are not here."""
+    """The range of times that the field learned from; None where neither it nor the data here know."""
+    known = known_time_range(scene.module)
+    if known is not None:
+        return known
     try:
         return scene.data.time_range()
     except FileNotFoundError:  # held-out views can be rendered without them

@@ -35,7 +35,7 @@ from lightning_nerf.files import named_errors
 from lightning_nerf.render.cameras import FRAMES, PATHS, choose_cameras, is_view
 from lightning_nerf.render.pictures import CHANNELS, check_channels, numbers, picture
 from lightning_nerf.render.scene import TrainedScene, load
-from lightning_nerf.render.times import parse_times
+from lightning_nerf.render.times import option_like_time, parse_times
 from lightning_nerf.render.writers import Writer, check_out, open_writers
 from lightning_nerf.types import Render
 
@@ -102,6 +102,8 @@ def parse(args: list[str]) -> tuple[argparse.Namespace, list[str]]:
     # Only the first words: behind an option the value of an unknown one could be meant.
     n = next((i for i, word in enumerate(args) if word.startswith("-")), len(args))
     positional, args = args[:n], args[n:]
+    if (wrong := option_like_time(args)) is not None:
+        parser.exit(2, f"lightning-nerf render: {wrong}\n")
     options, rest = parser.parse_known_args(args)
     names = [action.dest for action in parser._actions]
     for word in rest:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument
+from lightning_nerf.modules.times import times_outside
 
 EXPECTED = "expected a time (0.5), two ends (0:1), there and back (0:1:0), or a time for each frame (0 0.3 0.7)"
 TimeRange = tuple[float, float]  # of the training views
@@ -35,7 +38,7 @@ class Times(NamedTuple):
         """The time of each of n frames, [n] float32.
 
         A way from A to B is gone in even steps, both ends included. One there and back leaves out the last step: in a film
-        that loops the first frame follows.
+        that loops the first frame follows. An odd number of frames shows the far end twice, so that steps are even.
         """
         if self.n_frames not in (None, n):
             raise BadArgument(f"--times: expected {n} times, one for each frame, got {len(self.values)}")
@@ -44,7 +47,8 @@ class Times(NamedTuple):
         first, last = self.values[:2]
         if len(self.values) == 2:
             return torch.linspace(first, last, n, dtype=torch.float64).float()
-        share = 1 - (1 - 2 * torch.arange(n, dtype=torch.float64) / n).abs()
+        i = torch.arange(n, dtype=torch.float64)
+        share = torch.minimum(i, n - i) / max(1, n // 2)
         return (first + (last - first) * share).float()
 
 
@@ -76,13 +80,13 @@ def warn_outside(times: Tensor, trained: TimeRange | None, name: str) -> None:
     if trained is None or len(times) == 0:
         return
     first, last = trained
-    slack = 1e-3 * (last - first)  # the ends may be typed with some digits less
-    outside = (times < first - slack) | (times > last + slack)
+    outside = times_outside(times, trained)
     if bool(outside.any()):
         worst = float(times[outside][(times[outside] - (first + last) / 2).abs().argmax()])
         print(
             f"lightning-nerf render: the time {worst:g} lies outside of the training views' times, {first:g} to {last:g}; "
-            f"no view has taught the model what is there ({int(outside.sum())} of {len(times)} frames of {name})",
+            f"no view has taught the model what is there ({int(outside.sum())} of {len(times)} frames of {name}, "
+            f"whose times go from {float(times.min()):g} to {float(times.max()):g})",
             file=sys.stderr,
         )
 
@@ -95,3 +99,11 @@ def _number(word: str, whole: str | None = None) -> float:
     if not torch.tensor(value, dtype=torch.float32).isfinite():
         raise BadArgument(f"--times: {EXPECTED}, got {word if whole is None else whole!r}")
     return value
+
+
+def option_like_time(args: Sequence[str]) -> str | None:
+    """What is wrong where --times is followed by a word that argparse would take for an option, such as -1:1; or None."""
+    for before, word in pairwise(args):
+        if before == "--times" and re.match(r"-[\d.]", word) and not re.fullmatch(r"-\d+|-\d*\.\d+", word):
+            return f"--times: {word} begins as an option does; write --times={word}"
+    return None

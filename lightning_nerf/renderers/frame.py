@@ -86,7 +86,7 @@ class FrameRenderer:
             check_tensor("background", background, (n, 3) if getattr(background, "ndim", 1) == 2 else (3,), FLOATS)
         kernel, pruning, counted = self.kernel(rays), self.estimator.pruning, self._is_counted(rays)
         capacity = self.max_samples
-        if kernel is not None:  # frames find tens of samples a ray; who finds more takes another round
+        if kernel is not None:  # frames find tens of samples a ray; rays with more take another round
             capacity = min(FUSED_SAMPLES, max(capacity, 64 * n))
         size = capacity
         if self.estimator.fixed_count is not None:

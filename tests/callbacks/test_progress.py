@@ -10,11 +10,12 @@ import lightning as L
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from lightning_nerf.callbacks import NeRFProgressBar, Telemetry, Turntable
+from lightning_nerf.callbacks import NeRFProgressBar, Telemetry, TimeStrip, Turntable
 from lightning_nerf.callbacks import progress as module_of_bar
 from lightning_nerf.callbacks.interruption import Interruption
 from tests.callbacks.test_interruption import Sends
-from tests.scenes import tiny_module, tiny_scene, trainer
+from tests.estimators.test_times import TimedField
+from tests.scenes import timed_scene, tiny_module, tiny_scene, trainer
 
 
 def bar_and_run(tmp_path: Path, bar: NeRFProgressBar, *callbacks: L.Callback, **options: Any) -> L.Trainer:
@@ -48,6 +49,15 @@ def test_each_view_of_a_test_moves_the_bar(tmp_path: Path, scene_cache: Path, ca
     captured = capsys.readouterr()
     assert re.search(r"Testing.* 1/2", captured.out)
     assert re.search(r"turntable.*3/3", captured.out)  # no silence while it is rendered
+
+
+def test_the_strip_of_times_has_a_bar(tmp_path: Path, scene_cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module = tiny_module(field=TimedField())
+    bar_and_run(tmp_path, NeRFProgressBar(), TimeStrip(n_times=3)).test(module, timed_scene(scene_cache), verbose=False)
+    assert re.search(r"time strip: +\d+%\S*.*/3 ", capsys.readouterr().out)
+    run = trainer(tmp_path, callbacks=[TimeStrip(n_times=3)])
+    run.test(module, timed_scene(scene_cache), verbose=False)
+    assert "time strip" not in capsys.readouterr().out
 
 
 def test_nothing_is_drawn_where_no_bar_is_wanted(

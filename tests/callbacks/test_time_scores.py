@@ -64,6 +64,30 @@ def test_parts_do_not_depend_on_the_views_that_are_scored() -> None:
     assert [each.psnr for each in some] == [None, None, 20.0, None, None]
 
 
+def test_parts_are_those_of_the_training_time() -> None:
+    field = TimedField()
+    scene = views([0.5, 2.5, 4.0, 9.0])
+    assert [each.n_views for each in psnr_per_time(scene, SCORES, field)] == [1, 1, 1, 0, 1]  # it knows none
+    field.bind_times(0.0, 5.0)
+    bins = psnr_per_time(scene, SCORES, field)
+    assert [each.psnr for each in bins] == [10.0, None, 20.0, None, 35.0]
+    assert [(each.first, each.last) for each in bins] == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    field.bind_times(3.0, 3.0)
+    assert [each.n_views for each in psnr_per_time(scene, SCORES, field)] == [2, 0, 0, 0, 2]
+
+
+def test_scores_in_files_and_loggers_are_of_the_training_time(tmp_path: Path, scene_cache: Path) -> None:
+    source = TimedSource(24, n_train=6, n_val=3, n_test=4, cache_dir=str(scene_cache))
+    module, data = tiny_module(field=TimedField()), NeRFDataModule(source, near=2.0, far=6.0)
+    module.field.bind_times(2.0, 12.0)
+    run = trainer(tmp_path, logger=CSVLogger(tmp_path, "runs"), callbacks=[PSNRLogger(), RunResults()])
+    run.test(module, datamodule=data, verbose=False)
+    rows = json.loads((run_folder(run) / "results.json").read_text())["psnr_per_time"]
+    assert [row["images"] for row in rows.values()] == [2, 2, 0, 0, 0]  # at 2, 3, 4 and 5
+    assert [row["to"] for row in rows.values()] == [4, 6, 8, 10, 12]
+    assert sorted(key[-1] for key in run.callback_metrics if "psnr_time" in key) == ["0", "1"]
+
+
 def test_static_and_empty_splits_have_no_parts() -> None:
     assert psnr_per_time(views(None), SCORES) == psnr_per_time(views([]), SCORES) == []
 

@@ -135,6 +135,28 @@ def test_a_view_that_is_not_there_is_named_before_the_training(tmp_path: Path, s
     assert not rendered  # refused before the first view is rendered
 
 
+def test_a_test_view_that_is_not_there_is_named_before_a_fit_that_does_not_validate(
+    tmp_path: Path, scene_cache: Path
+) -> None:
+    module, data = learning(scene_cache)
+    run = trainer(tmp_path, callbacks=[TimeStrip(view=99)], max_steps=2, limit_val_batches=0)
+    with pytest.raises(BadArgument, match="view: expected one of the 5 views of the test split, got 99"):
+        run.fit(module, data)
+    assert run.global_step == 0
+
+
+@pytest.mark.parametrize(("view", "has_test", "reads"), [(0, True, False), (3, False, False), (3, True, True)])
+def test_a_fit_reads_test_views_only_where_one_may_be_missing(
+    tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch, view: int, has_test: bool, reads: bool
+) -> None:
+    module, data = learning(scene_cache)
+    read, seen = TimedSource.read, list[str]()
+    monkeypatch.setattr(TimedSource, "has_test_views", lambda self: has_test)
+    monkeypatch.setattr(TimedSource, "read", lambda self, split: (seen.append(split), read(self, split))[1])
+    trainer(tmp_path, callbacks=[TimeStrip(view=view)], max_steps=1).fit(module, data)
+    assert ("test" in seen) == reads
+
+
 @pytest.mark.parametrize(("name", "value"), [("n_times", 0), ("n_times", 1.5), ("n_times", 1001), ("view", -1)])
 def test_bad_arguments_are_named(name: str, value: Any) -> None:
     with pytest.raises((ValueError, TypeError), match=name):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,36 @@ def test_large_times_are_taken(tmp_path: Path, times: tuple[float, ...]) -> None
     assert cameras.times.tolist() == torch.tensor(times).tolist()
 
 
+FOREIGN = [
+    ((0.0, 0.25, 0.5, 120.0, 0.75, 1.0), r"between 1 and 120, 476 times .* is the time of frame 3, 120, in another unit"),
+    ((0.0, 0.25, -50.0, 0.5, -60.0, 0.75, 1.0), r"between -50 and 0, .* is the time of frame 2 and 1 more, -50, in"),
+    ((0.0, 0.0, 0.1, 0.1, 0.2, 0.2, 0.3, 30.0), r"between 0.3 and 30, .* is the time of frame 7, 30, in another unit"),
+]
+USUAL = [
+    (0.0, 0.25, 0.5, 0.75, 1.0),
+    (0.0, 0.1, 0.2, 1.0),  # sparse, not foreign
+    (0.0, 1e-3, 2e-3, 3e-3, 0.4, 0.7, 1.0),  # no gap is half of all
+    (0.0, 100.0),
+    (7.0,) * 4,
+]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(("times", "message"), FOREIGN)
+def test_times_far_from_all_others_are_said(tmp_path: Path, times: tuple[float, ...], message: str, split: str) -> None:
+    for each in SPLITS:
+        write_split(tmp_path, each, len(times), change=at_times(*times) if each == split else with_times)
+    with pytest.warns(UserWarning, match=rf"transforms_{split}.json: no frame has a 'time' {message}") as said:
+        DNeRFData(tmp_path).setup("fit")
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("times", USUAL)
+def test_usual_times_are_taken_in_silence(tmp_path: Path, times: tuple[float, ...]) -> None:
+    write_split(tmp_path, n=len(times), change=at_times(*times))
+    DNeRFData(tmp_path).scene("train")  # a warning would fail the test
+
+
 NAN = float("nan")
 NONE = r"expected 'time' in every frame, got none in frame "
 SOME = r"expected 'time' in all frames or in none, got none in frame "
@@ -178,6 +209,65 @@ def test_a_time_that_is_missing_or_malformed_is_refused_and_the_frame_named(
         kind(tmp_path).setup("fit")
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_times(1), NONE + r"1 \(./{split}/r_1\);"),
+        (set_in_frame(1, time="noon"), r"frame 1 \(./{split}/r_1\): expected a finite number for 'time', got 'noon'"),
+        (set_in_frame(2, transform_matrix=[]), r"frame 2 \(./{split}/r_2\): expected 'transform_matrix' to be"),
+    ],
+)
+def test_a_fit_looks_at_the_files_of_all_splits_and_at_no_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: str, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    for each in SPLITS:
+        write_split(tmp_path, each, change=timed(change) if each == split else with_times)
+    monkeypatch.setattr("lightning_nerf.data.views.read_pictures", lambda *_: pytest.fail("reads pictures"))
+    with pytest.raises(ValueError, match=f"transforms_{split}.json: {message.format(split=split)}"):
+        DNeRFData(tmp_path).setup("fit")
+
+
+def test_a_fit_needs_no_pictures_of_test_views(tmp_path: Path) -> None:
+    for split in SPLITS:
+        write_split(tmp_path, split, change=with_times)
+    shutil.rmtree(tmp_path / "test")
+    data = DNeRFData(tmp_path)
+    data.setup("fit")
+    assert data.source.times("test") is None
+    assert data.source.times("train") == [time_of(i) for i in range(3)]
+    with pytest.raises(FileNotFoundError, match=r"transforms_test\.json: none of the files"):
+        data.setup("test")
+
+
+def renamed(old: str, new: str, *frames: int) -> Callable[[dict[str, Any]], None]:
+    def change(content: dict[str, Any]) -> None:
+        for i in frames:
+            content["frames"][i][new] = content["frames"][i].pop(old)
+
+    return change
+
+
+NEAR = [
+    ("time", "tiem", 1, NONE + r"1 \(./train/r_1\); frame 1 has 'tiem'; give each"),
+    ("time", "times", 0, NONE + r"0 \(./train/r_0\); frame 0 has 'times'; give each"),
+    ("time", "Time", 0, NONE + r"0 \(./train/r_0\); frame 0 has 'Time'; give each"),
+    ("time", "timestamp", 2, NONE + r"2 \(./train/r_2\); frame 2 has 'timestamp'; give each"),
+    ("time", "t", 2, NONE + r"2 \(./train/r_2\); frame 2 has 't'; give each"),
+    ("time", "note", 2, NONE + r"2 \(./train/r_2\); give each"),
+    ("transform_matrix", "transform_matrx", 1, r".*'transform_matrix' to be 4x4 or 3x4, got None; frame 1 has 'transform_"),
+]
+
+
+@pytest.mark.parametrize(("key", "written", "frame", "message"), NEAR)
+def test_a_key_like_the_one_that_is_missing_is_named(
+    tmp_path: Path, key: str, written: str, frame: int, message: str
+) -> None:
+    write_split(tmp_path, change=timed(renamed(key, written, frame)))
+    with pytest.raises(BadArgument, match=f"transforms_train.json: {message}"):
+        DNeRFData(tmp_path).setup("fit")
+
+
 @pytest.mark.parametrize("split", SPLITS)
 def test_times_are_needed_in_every_split(tmp_path: Path, split: str) -> None:
     for each in SPLITS:
@@ -198,6 +288,17 @@ def test_a_camera_file_has_times_in_all_frames_or_in_none(tmp_path: Path, named:
         path.write_text(json.dumps({**content, "w": W, "h": H}))
     with pytest.raises(ValueError, match=SOME + (r"2 \(./train/r_2\);" if named else "2;")):
         read_cameras(path, numbered_scene().cameras)
+
+
+def test_a_camera_file_whose_times_do_not_count_may_have_any(tmp_path: Path) -> None:
+    path = tmp_path / "transforms_train.json"
+    write_split(tmp_path, change=timed(renamed("time", "tiem", 1)))
+    with pytest.raises(BadArgument, match=r"got none in frame 1 \(./train/r_1\); frame 1 has 'tiem'; give each"):
+        read_cameras(path, numbered_scene().cameras)
+    for i, change in enumerate((renamed("time", "tiem", 1), set_in_frame(0, time="noon"), lambda c: None)):
+        write_split(tmp_path / str(i), change=timed(change))
+        path = tmp_path / str(i) / "transforms_train.json"
+        assert read_cameras(path, numbered_scene().cameras, reads_times=False).times is None
 
 
 def test_a_scene_without_validation_views_is_read(tmp_path: Path) -> None:

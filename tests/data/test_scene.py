@@ -323,3 +323,9 @@ def test_a_scene_that_does_not_fit_itself_is_refused(row: str) -> None:
 def test_what_a_scene_may_lack_it_may_have(change: Callable[[Scene], Scene]) -> None:
     scene = change(numbered_scene(MIXED))
     assert checked_scene("it", scene) is scene
+
+
+def test_drawable_pixels_are_put_in_order() -> None:
+    scene = checked_scene("it", images(drawable=indices(60, 3, 3, 0))(numbered_scene(MIXED)))
+    assert scene.images.drawable is not None
+    assert scene.images.drawable.tolist() == [0, 3, 3, 60]

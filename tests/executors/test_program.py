@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Hashable
 from typing import Any
 
 import pytest
@@ -62,12 +63,16 @@ class Line(nn.Module):
     def inputs(self) -> object:
         return self.images
 
+    @property
+    def variant(self) -> Hashable:
+        return None
+
 
 @pytest.mark.parametrize("kind", [NeRFModule, Line])
 def test_it_has_every_member_with_the_same_arguments(kind: type) -> None:
     wanted = members(StepProgram)
     assert {"device", "name_step", "step_loss", "backward_step", "advance_key", "step_replayed", "window", "state",
-            "inputs"} == set(wanted)  # fmt: skip
+            "inputs", "variant"} == set(wanted)  # fmt: skip
     for name in wanted:
         asked, has = vars(StepProgram)[name], inspect.getattr_static(kind, name)
         assert isinstance(asked, property) == isinstance(has, property), name

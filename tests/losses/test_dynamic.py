@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.checks import BadArgument, BadType
-from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField
+from lightning_nerf.fields import DeformedField, InstantNGPField, RadianceField, VanillaField
 from lightning_nerf.losses import Loss, PerturbationTV, TemporalSmoothness, WarpSize
 from lightning_nerf.ops.random import make_key
 from lightning_nerf.scene_box import SceneBox
@@ -165,6 +165,22 @@ def test_times_of_rays_that_do_not_count_change_nothing(make: Any) -> None:
     assert values[0] == values[1] == values[2]
 
 
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_the_smoothness_in_time_does_not_measure_noise(noise: float) -> None:
+    torch.manual_seed(0)
+    field = DeformedField(VanillaField(16, 2, None, 16, density_activation="softplus", density_noise=noise))
+    with torch.no_grad():
+        field.warp.layers[-1].weight.mul_(1000)
+    step = one_step(field, n=200)
+    steps = [step._replace(key=make_key(seed)) for seed in range(5)]  # some shifts are cut off at the first or last time
+    still = torch.stack([TemporalSmoothness(max_shift=1e-6)(step) for step in steps])
+    assert float(still.detach().max()) < 1e-12
+    moving = torch.stack([TemporalSmoothness(max_shift=1.0)(step) for step in steps]).sum()
+    assert moving > 1e-8
+    moving.backward()
+    assert all(p.grad is not None and p.grad.any() for p in field.warp.parameters())
+
+
 # -- perturbations -----------------------------------------------------------------------------------------------------
 
 
@@ -199,12 +215,13 @@ class Static(Growing):
         return FieldOutput(self.density(positions), positions.sigmoid())
 
 
-def test_the_variation_of_a_hash_grid_reaches_its_table() -> None:
-    field = InstantNGPField(n_levels=2, log2_table_size=8, max_resolution=32)
-    loss = PerturbationTV(n_points=100)(one_step(field, timed=False))
+@pytest.mark.parametrize("moves", [False, True])
+def test_the_variation_of_a_hash_grid_reaches_its_table(moves: bool) -> None:
+    grid = InstantNGPField(n_levels=2, log2_table_size=8, max_resolution=32)
+    loss = PerturbationTV(n_points=100)(one_step(DeformedField(grid) if moves else grid, timed=moves))
     loss.backward()
     assert loss > 0
-    grad = field.position_encoding.table.grad
+    grad = grid.position_encoding.table.grad
     assert grad is not None
     assert grad.any()
 
@@ -239,6 +256,7 @@ def test_they_are_0_where_no_ray_counts_and_draw_by_the_key_alone(make: Any) -> 
         (TemporalSmoothness("offset"), Growing(), True, BadType, "'temporal_smoothness' needs one that moves points"),
         (TemporalSmoothness(), Static(), False, BadArgument, "needs rays with times"),
         (PerturbationTV(), PlainField(), False, BadType, r"'perturbation_tv' needs one with encoded\(positions, times\)"),
+        (PerturbationTV(), DeformedField(PlainField()), True, BadType, r"needs one with encoded\(positions, times\)"),
     ],
 )
 def test_a_step_that_lacks_what_they_need_is_refused(

@@ -14,10 +14,10 @@ from lightning_nerf.cameras.cameras import Cameras, image_rays
 from lightning_nerf.cameras.poses import spiral_poses
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data import Images, NeRFDataModule, Scene, Source
-from lightning_nerf.estimators import OccupancyGrid
+from lightning_nerf.estimators import Hierarchical, OccupancyGrid
 from lightning_nerf.fields import DeformedField, VanillaField
 from lightning_nerf.losses import PerturbationTV, Photometric, TemporalSmoothness, WarpSize
-from lightning_nerf.modules import DynamicNeRF, WarmupDecay
+from lightning_nerf.modules import DynamicNeRF, NeRFModule, WarmupDecay
 from tests.executors.fits import PlainField
 from tests.fields.test_deformed import D_NERF
 from tests.scenes import tiny_scene, trainer
@@ -114,13 +114,15 @@ def test_a_users_field_is_moved_as_well(tmp_path: Path) -> None:
 
 
 class Said(L.Callback):
-    """The names that steps log."""
+    """The names that steps log, and how many samples they had."""
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.samples: list[int] = []
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.names |= set(outputs)
+        self.samples.append(int(outputs["n_samples"]))
 
 
 def test_all_losses_go_together(tmp_path: Path) -> None:
@@ -186,79 +188,6 @@ def test_a_checkpoint_of_another_warp_is_refused(tmp_path: Path, options: Any, a
         again.fit(module(field=field(**options)), ball(), ckpt_path=tmp_path / "a.ckpt")
 
 
-# -- the curriculum ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("steps", [2**63, 2**70, 10**400])
-def test_a_curriculum_of_any_length_opens_the_first_times(steps: int) -> None:
-    assert float(module(curriculum_steps=steps).open_share()) == pytest.approx(0.05)
-
-
-def test_a_curriculum_holds_for_a_users_own_loader(tmp_path: Path) -> None:
-    scene = ball()
-    batch = scene.draw(torch.tensor([0, 0, 0]), 200)
-    scene.train_dataloader = lambda: torch.utils.data.DataLoader([batch] * 8, batch_size=None)  # type: ignore
-    seen: list[Tensor] = []
-
-    class Seen(Photometric):
-        def forward(self, step: Any) -> Tensor:
-            seen.append(step.batch.rays.times[step.counts])
-            return super().forward(step)
-
-    trainer(tmp_path, max_steps=4).fit(module(curriculum_steps=3, losses=[Seen()]), scene)
-    assert float(seen[0].max()) <= FIRST + 0.05 * (LAST - FIRST)
-    assert float(seen[3].max()) == LAST
-
-
-@pytest.mark.filterwarnings("ignore:Total length of `ViewIndices`")
-def test_steps_that_come_round_again_before_the_curriculum_ends_are_refused(tmp_path: Path) -> None:
-    message = "overfit_batches: expected at least curriculum_steps = 3, or 0, got 2"
-    with pytest.raises(BadArgument, match=message):
-        trainer(tmp_path, max_steps=4, overfit_batches=2).fit(module(curriculum_steps=3), ball())
-    trainer(tmp_path, max_steps=4, overfit_batches=4).fit(module(curriculum_steps=3), ball())
-
-
-@pytest.mark.parametrize(("step", "latest"), [(0, 0.05), (50, 0.525), (99, 0.9905), (100, 1.0), (5000, 1.0)])
-def test_a_step_draws_views_up_to_its_time(tmp_path: Path, step: int, latest: float) -> None:
-    run = module(curriculum_steps=100)
-    trainer(tmp_path, max_steps=1).fit(run, ball())
-    run.key[2].fill_(step)
-    run.n_rays.fill_(400)
-    batch, every = run.draw(), super(DynamicNeRF, run).draw()
-    assert every.mask is not None
-    assert every.rays.times is not None
-    expected = every.mask & ((every.rays.times - FIRST) / (LAST - FIRST) <= latest)
-    assert torch.equal(batch.mask, expected)  # type: ignore[arg-type]
-    assert torch.equal(batch.rays.far > batch.rays.near, expected)
-    assert expected.any()
-    assert torch.equal(batch.rgb, every.rgb)
-    assert expected.equal(every.mask) == (latest == 1.0)
-
-
-def test_without_a_curriculum_all_views_are_drawn_from_the_start(tmp_path: Path) -> None:
-    run = module()
-    trainer(tmp_path, max_steps=1).fit(run, ball())
-    assert run.curriculum_steps == 0
-    batch, every = run.draw(), super(DynamicNeRF, run).draw()
-    assert torch.equal(batch.rays.far, every.rays.far)
-
-
-def test_a_fit_with_a_curriculum_trains_on_early_times_alone_at_first(tmp_path: Path) -> None:
-    seen: list[Tensor] = []
-
-    class Seen(Photometric):
-        def forward(self, step: Any) -> Tensor:
-            seen.append(step.batch.rays.times[step.counts])
-            return super().forward(step)
-
-    trained = fitted(tmp_path, 20, curriculum_steps=10, losses=[Seen()])
-    latest = [float(times.max()) if len(times) else FIRST for times in seen]
-    assert latest[0] <= FIRST + 0.05 * (LAST - FIRST)
-    assert latest[4] < (FIRST + LAST) / 2
-    assert max(latest[10:]) == LAST
-    assert torch.isfinite(trained.render_view("test", 0, ball()).rgb).all()
-
-
 # -- arguments ---------------------------------------------------------------------------------------------------------
 
 
@@ -284,3 +213,10 @@ def test_wrong_arguments_are_refused(options: Any, message: str) -> None:
 def test_data_without_times_are_refused(tmp_path: Path, scene_cache: Path) -> None:
     with pytest.raises(BadArgument, match="data: DeformedField wants times, but these training views have none"):
         trainer(tmp_path, max_steps=1).fit(module(), tiny_scene(scene_cache))
+
+
+def test_data_without_the_times_that_a_coarse_field_wants_are_refused(tmp_path: Path, scene_cache: Path) -> None:
+    static = NeRFModule(PlainField(), Hierarchical(8, 8, field=DeformedField(PlainField())), max_rays=64, initial_rays=16)
+    message = r"data: DeformedField \(estimator\.field\) wants times, but these training views have none"
+    with pytest.raises(BadArgument, match=message):
+        trainer(tmp_path, max_steps=1).fit(static, tiny_scene(scene_cache))

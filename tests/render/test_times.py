@@ -117,6 +117,24 @@ def test_a_camera_file_says_the_times_of_its_views_or_the_arguments_do(case: str
     assert rows == pytest.approx(heights, abs=0.5)
 
 
+def test_times_that_are_typed_take_the_place_of_bad_ones_in_a_camera_file(
+    moving: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cameras(2, [2.5])  # of the first frame alone
+    assert "got none in frame 1" in refused([*moving, "--path", "cameras.json"], capsys)
+    times, _ = film([*moving, "--path", "cameras.json", "--times", "3"])
+    assert times == pytest.approx([3, 3], abs=1e-3)
+
+
+def test_a_key_like_time_is_named_where_a_camera_file_has_no_times(
+    moving: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_cameras(2, [2.5, 3.0])
+    Path("cameras.json").write_text(Path("cameras.json").read_text().replace('"time"', '"tiem"'))
+    message = refused([*moving, "--path", "cameras.json"], capsys)
+    assert "cameras.json have none; frame 0 has 'tiem'; those of the training views are from 2 to 5" in message
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -183,10 +201,51 @@ def test_times_outside_of_the_training_are_rendered_and_said_once(
     assert count in said[0]
 
 
+@pytest.mark.parametrize("arguments", [[], ["--path", "val"], ["--path", "test:2"], ["--path", "orbit", "--n_frames", "3"]])
+def test_views_at_times_that_the_checkpoint_was_not_trained_on_are_said(
+    arguments: list[str], moving: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = torch.load(moving[-1], weights_only=True)
+    content["state_dict"]["field.time_range"] = torch.tensor([2.0, 4.0])
+    torch.save(content, "shorter.ckpt")
+    main([*moving[:-1], "shorter.ckpt", *arguments])
+    said = [line for line in capsys.readouterr().err.splitlines() if "outside of" in line]
+    assert len(said) == 1
+    assert "the time 5 lies outside of the training views' times, 2 to 4" in said[0]
+    assert "whose times go from " in said[0]
+    assert said[0].endswith(" to 5)")
+
+
 def test_the_ends_of_the_training_may_be_typed_with_few_digits(capsys: pytest.CaptureFixture[str]) -> None:
     warn_outside(parse_times(["0.333:0.9932"]).of_frames(7), (1 / 3, 0.99318), "it")
     warn_outside(torch.tensor([1.0, 7.0]), None, "it")
     assert capsys.readouterr().err == ""
+
+
+THERE_AND_BACK = {
+    1: [0],
+    2: [0, 1],
+    3: [0, 1, 1],
+    4: [0, 0.5, 1, 0.5],
+    5: [0, 0.5, 1, 1, 0.5],
+    7: [0, 1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3],
+}
+
+
+@pytest.mark.parametrize("n", THERE_AND_BACK)
+def test_a_way_there_and_back_reaches_its_far_end(n: int) -> None:
+    assert parse_times(["0:1:0"]).of_frames(n).tolist() == pytest.approx(THERE_AND_BACK[n])
+
+
+@pytest.mark.parametrize("word", ["-1:1", "-.5:1", "-1:1:-1", "-1e-3"])
+def test_a_time_that_looks_like_an_option_is_said(word: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        parse(["last.ckpt", "--times", word])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said == f"lightning-nerf render: --times: {word} begins as an option does; write --times={word}\n"
+    assert parse(["last.ckpt", f"--times={word}"])[0].times == [word]
+    assert parse(["last.ckpt", "--times", "-1", "-0.5"])[0].times == ["-1", "-0.5"]
 
 
 def test_a_way_may_be_of_one_moment_or_of_negative_times() -> None:

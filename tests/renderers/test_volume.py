@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lightning_nerf.checks import BadArgument
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.renderers import Renderer, VolumeRenderer
 from lightning_nerf.types import FieldOutput, PackedSamples, Render
@@ -153,3 +154,30 @@ def test_bad_arguments_are_named() -> None:
         VolumeRenderer()(output._replace(extras={"depth": torch.zeros(12)}), samples)
     with pytest.raises(ValueError, match=r"background: expected shape \[5, 3\], got \[4, 3\]"):
         VolumeRenderer()(output, samples, background=torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_gradients_near_cameras_are_scaled_and_pictures_are_not(device: str) -> None:
+    output, samples = make(device, tail=3)
+    samples.t_ends[-1] = float("nan")
+    values = [output.density, output.rgb, *output.extras.values()]
+    for each in values:
+        each.requires_grad_()
+    plain, scaled = VolumeRenderer(), VolumeRenderer(gradient_distance=5.0)
+    results = [renderer(output, samples, background=torch.ones(3, device=device)) for renderer in (plain, scaled)]
+    equal(results[0].rgb, results[1].rgb)
+    assert scaled.is_plain  # kernels of frames have no gradients
+    sums = [r.rgb.sum() + r.depth.sum() + sum(e.sum() for e in r.extras.values()) for r in results]
+    n = sum(COUNTS)
+    factor = (((samples.t_starts + samples.t_ends) / 2)[:n] / 5).square().clamp(max=1)
+    assert 0 < int((factor < 1).sum()) < n
+    for before, after in zip(*(torch.autograd.grad(total, values) for total in sums), strict=True):
+        torch.testing.assert_close(
+            after[:n], before[:n] * (factor if before.ndim == 1 else factor[:, None]), rtol=1e-6, atol=0
+        )
+        assert not after[n:].any()
+
+
+def test_a_negative_gradient_distance_is_refused() -> None:
+    with pytest.raises(BadArgument, match="gradient_distance: expected"):
+        VolumeRenderer(gradient_distance=-1.0)

@@ -6,6 +6,7 @@ from lightning_nerf.data.sources.dnerf import DNeRFSource
 from lightning_nerf.data.sources.dynamic import SyntheticDynamicSource
 from lightning_nerf.data.sources.found import FoundSource
 from lightning_nerf.data.sources.llff import LLFFSource
+from lightning_nerf.data.sources.open_scene import SyntheticUnboundedSource
 from lightning_nerf.data.sources.synthetic import SyntheticSource
 from lightning_nerf.data.sources.transforms import TransformsSource
 
@@ -17,5 +18,6 @@ __all__ = [
     "LLFFSource",
     "SyntheticDynamicSource",
     "SyntheticSource",
+    "SyntheticUnboundedSource",
     "TransformsSource",
 ]

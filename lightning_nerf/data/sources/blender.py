@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lightning_nerf.checks import BadArgument, MissingFile, check_instance, check_integer
 from lightning_nerf.data.default_box import DEFAULT_BOX, fit_box
-from lightning_nerf.data.frames import Transforms
+from lightning_nerf.data.frames import Frame, Transforms
 from lightning_nerf.data.scene import Scene
 from lightning_nerf.data.source import Source
 from lightning_nerf.data.splits import TEST_EVERY, SplitFiles, choose_split_files
@@ -100,20 +101,43 @@ class BlenderSource(Source):
         """False where no file and no list names one, which is said before the first step."""
         return self._files().test is not None
 
+    def check(self) -> None:
+        """Parse the files of all splits. Pictures of a split that is not read may be missing."""
+        for split in self.files:
+            with suppress(FileNotFoundError):
+                self._frames(split)
+
+    def times(self, split: str) -> list[float | None] | None:
+        """The times of a split's views as its file has them; None where it cannot be read or has no pictures."""
+        try:
+            found = self._frames(split)
+        except (FileNotFoundError, BadArgument):  # said when the split is read
+            return None
+        return [] if found is None else [frame.time for frame in found[1]]
+
     def read(self, split: str) -> Scene:
         """The views that the arguments leave of a split; names are file stems, or paths if two are alike."""
         files = self._files()
         if split == "train" and files.message is not None:
             rank_zero_info(files.message)
-        held_out = self.holdout_every is not None and split != "test"
-        path = files.train if held_out else {"train": files.train, "val": files.val, "test": files.test}[split]
-        if path is None and split == "val":
+        found = self._frames(split)
+        if found is None and split == "val":
             rank_zero_info(
                 f"{self.root} has no transforms_val.json: no validation views (holdout_every=10 makes some of train)."
             )
             return no_views()
-        if path is None:
+        if found is None:
             raise MissingFile(files.message or "")
+        transforms, frames = found
+        return read_views(frames, transforms.intrinsics, self.downscale, self.root)
+
+    def _frames(self, split: str) -> tuple[Transforms, list[Frame]] | None:
+        """The split's file and the frames that the arguments leave of it; None where the scene has no such split."""
+        files = self._files()
+        held_out = self.holdout_every is not None and split != "test"
+        path = files.train if held_out else {"train": files.train, "val": files.val, "test": files.test}[split]
+        if path is None:
+            return None
         transforms = self._transforms(path)
         if transforms.lists is not None and path != files.train:
             raise BadArgument(f"{path}: lists of splits are honored in the training file only, {files.train}; remove them")
@@ -124,7 +148,7 @@ class BlenderSource(Source):
         if not frames:
             by_holdout = f" with holdout_every={self.holdout_every}" if held_out else ""
             raise BadArgument(f"{path}: no {split} views are left of {len(transforms.frames)} frames{by_holdout}")
-        return read_views(frames, transforms.intrinsics, self.downscale, self.root)
+        return transforms, frames
 
     def _transforms(self, path: Path) -> Transforms:
         """A file's content, read once, so that its warnings appear once."""

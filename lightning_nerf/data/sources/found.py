@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,6 +109,14 @@ class FoundSource(Source):
     def has_test_views(self) -> bool:
         """As the source has it."""
         return self.chosen.has_test_views()
+
+    def check(self) -> None:
+        """As the source does."""
+        self.chosen.check()
+
+    def times(self, split: str) -> Sequence[float | None] | None:
+        """As the source has them."""
+        return self.chosen.times(split)
 
     def read(self, split: str) -> Scene:
         """The views of a split, in the scene's units."""

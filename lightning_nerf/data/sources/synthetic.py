@@ -57,6 +57,7 @@ class SyntheticSource(BlenderSource):
     kind: ClassVar[str] = "synthetic"
     version: ClassVar[int] = VERSION
     aabb: ClassVar[tuple[Triple, Triple]] = BOX
+    camera_angle_x: ClassVar[float] = CAMERA_ANGLE_X
 
     def __init__(
         self,
@@ -128,6 +129,10 @@ class SyntheticSource(BlenderSource):
         for c2w in spiral_poses(self.counts[split], RADIUS, ELEVATIONS, TURNS[split]).numpy():
             yield View(c2w)
 
+    def traced(self, time: float | None) -> AnalyticScene:
+        """The scene at a time, for the ray tracer."""
+        return AnalyticScene(self.seed, time)
+
     def _render(self, folder: Path) -> None:
         for split, n_views in self.counts.items():
             if not n_views:
@@ -135,14 +140,14 @@ class SyntheticSource(BlenderSource):
             (folder / split).mkdir(parents=True)
             frames = []
             for i, view in enumerate(self.views(split)):
-                picture = AnalyticScene(self.seed, view.time).render(view.c2w, CAMERA_ANGLE_X, self.resolution)
+                picture = self.traced(view.time).render(view.c2w, self.camera_angle_x, self.resolution)
                 iio.imwrite(folder / split / f"r_{i}.png", picture, plugin="pillow")
                 frame = {
                     "file_path": f"./{split}/r_{i}",
                     "transform_matrix": [*view.c2w.tolist(), [0.0, 0.0, 0.0, 1.0]],
                 }
                 frames.append(frame if view.time is None else {**frame, "time": view.time})
-            content = {"camera_angle_x": CAMERA_ANGLE_X, "frames": frames}
+            content = {"camera_angle_x": self.camera_angle_x, "frames": frames}
             (folder / f"transforms_{split}.json").write_text(json.dumps(content, indent=1))
 
 

@@ -1,0 +1,77 @@
+"""A small field that says where light may come from: density alone."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.checks import check_integer, check_number
+from lightning_nerf.encodings import HashGrid
+from lightning_nerf.fields.activations import truncated_exp
+from lightning_nerf.fields.base import RadianceField
+from lightning_nerf.fields.mlp import mlp
+from lightning_nerf.types import FieldOutput
+
+
+class ProposalField(RadianceField):
+    """Density from a small hash grid and a small perceptron; no color.
+
+    An estimator asks it where samples are worth their cost, see :class:`~lightning_nerf.Proposal`, and a loss trains it by
+    what the module's field finds there, see :class:`~lightning_nerf.Interlevel`. Density is 0 outside the scene's box,
+    unless the box has a contraction.
+
+    >>> import torch
+    >>> from lightning_nerf import ProposalField, SceneBox
+    >>> field = ProposalField(n_levels=2, log2_table_size=10, max_resolution=32)
+    >>> field.bind(SceneBox(torch.tensor([[-1.0, -1, -1], [1, 1, 1]]), "l2"))
+    >>> field.density(torch.tensor([[0.0, 0, 0], [9, 9, 9]])).shape
+    torch.Size([2])
+
+    Args:
+        n_levels: resolution levels of the hash grid.
+        n_features: features per level, one of 1, 2, 4, 8.
+        log2_table_size: log2 of the largest number of entries per level.
+        base_resolution: cells per side of the coarsest level.
+        max_resolution: cells per side of the finest level; 128 and 256 for two rounds.
+        width: of the perceptron's hidden layer, 1 to 4096.
+        density_bias: added to the log density, per third of the box's longest side.
+        fused: under CUDA autocast, run the perceptron in one kernel where there is one; False: layer by layer.
+
+    Differentiable in all parameters and once in positions.
+
+    Source: the sizes are those of nerfacto, Tancik et al., "Nerfstudio", SIGGRAPH 2023.
+    """
+
+    free_arguments = ("fused",)
+    ends_at_box = True
+
+    def __init__(
+        self,
+        n_levels: int = 5,
+        n_features: int = 2,
+        log2_table_size: int = 17,
+        base_resolution: int = 16,
+        max_resolution: int = 128,
+        width: int = 16,
+        density_bias: float = -1.0,
+        fused: bool = True,
+    ) -> None:
+        super().__init__()
+        check_integer("width", width, 1, 4096)
+        check_number("density_bias", density_bias, "(-inf, inf)")
+        self.density_bias = density_bias
+        self.position_encoding = HashGrid(3, n_levels, n_features, log2_table_size, base_resolution, max_resolution)
+        self.density_net = mlp(self.position_encoding.n_outputs, 1, width=width, hidden_layers=1, fused=fused)
+        self.float()  # whatever torch's default is: kernels know no other
+
+    def density(self, positions: Tensor) -> Tensor:
+        """See :meth:`RadianceField.density`."""
+        unit = self.unit_positions(positions)
+        inside = (unit.clamp(0, 1) == unit).all(-1)
+        logits = self.density_net(self.position_encoding(unit))[:, 0]
+        return truncated_exp(logits + self.density_bias) / self.unit_length * inside
+
+    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+        """See :meth:`RadianceField.forward`; all is black."""
+        density = self.density(positions)
+        return FieldOutput(density, torch.zeros((), device=density.device).expand(len(density), 3))

@@ -1,0 +1,145 @@
+"""Losses by which proposals learn where the field finds light."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from lightning_nerf.checks import BadArgument, check_number
+from lightning_nerf.losses.base import Loss
+from lightning_nerf.types import Round, Step
+
+_EPS = 1e-7  # added to weights that are divided by
+
+
+class Interlevel(Loss):
+    r"""What the field's weights exceed those of earlier rounds by: rounds learn to cover all places where light comes from.
+
+    .. math:: \frac1R \sum_r \sum_i \frac{\max(0, w_i - b_i)^2}{w_i + \epsilon}
+
+    per earlier round, added up over rounds. :math:`w_i` are the weights of the last round's samples, without gradient, and
+    the bound :math:`b_i` is the sum of the round's weights over all of its intervals that overlap sample i. With
+    ``pulse_width`` the last round's histogram is blurred first by a box of that width and then compared on the round's own
+    intervals, which moves a proposal smoothly as the light moves.
+
+    >>> from lightning_nerf import InstantNGPField, Interlevel, NeRFModule, Photometric, Proposal, ProposalField
+    >>> proposals = Proposal([ProposalField(n_levels=2, log2_table_size=8, max_resolution=32)], counts=[64], n_fine=16)
+    >>> field = InstantNGPField(n_levels=4, log2_table_size=12, max_resolution=64)
+    >>> module = NeRFModule(field, proposals, losses=[Photometric(), Interlevel()])
+    >>> [loss.name for loss in module.losses]
+    ['photometric', 'interlevel']
+
+    Args:
+        pulse_width: None: the histogram loss of mip-NeRF 360. Else half of the box's width, of each round or of all, as a
+        share
+            of the way from near to far in the estimator's spacing, > 0: the spline of Zip-NeRF, whose are 0.03 and 0.003.
+        weight, name: see :class:`Loss`.
+
+    Differentiable in the fields of earlier rounds.
+
+    Raises:
+        BadArgument: in a step, where the estimator makes no rounds of equally many samples, as :class:`Proposal` does.
+
+    Source: Barron et al., "Mip-NeRF 360", CVPR 2022, equation 13; "Zip-NeRF", ICCV 2023, section 3 of the supplement.
+    """
+
+    needs_weights = True
+
+    def __init__(
+        self, pulse_width: float | list[float] | None = None, weight: float = 1.0, name: str | None = None
+    ) -> None:
+        super().__init__(weight, name)
+        widths = pulse_width if isinstance(pulse_width, (list, tuple)) else [pulse_width]
+        for i, width in enumerate(widths):
+            if width is not None:
+                check_number(f"pulse_width[{i}]" if len(widths) > 1 else "pulse_width", width, "(0, inf)")
+        self.pulse_width = pulse_width
+
+    def forward(self, step: Step) -> Tensor:
+        """See :meth:`Loss.forward`."""
+        last, rounds, weights = step.placement, step.placement.rounds, step.render.weights
+        if weights is None:
+            raise BadArgument(f"step.render.weights: the loss {self.name!r} needs them, got None")
+        if last.edges is None or not rounds or any(each.edges is None for each in rounds):
+            raise BadArgument(
+                f"estimator: the loss {self.name!r} needs rounds of equally many samples on each ray, as those of Proposal"
+            )
+        k, n = len(last.edges), last.edges.shape[1] - 1
+        fine = weights.detach()[: k * n].view(k, n)
+        counts = used_rows(step.counts, last.samples.ray_indices[: k * n : n], last.samples.offsets[-1] // n)
+        widths = self.pulse_width if isinstance(self.pulse_width, (list, tuple)) else [self.pulse_width] * len(rounds)
+        if len(widths) != len(rounds):
+            raise BadArgument(
+                f"pulse_width: expected one number, or one of each of {len(rounds)} rounds, got {len(widths)}"
+            )
+        total = fine.new_zeros(())
+        for each, width in zip(rounds, widths, strict=True):
+            excess = _excess(last.edges, fine, each, width)
+            total = total + torch.where(counts[:, None], excess, 0.0).sum()
+        return total / step.counts.sum().clamp(min=1)
+
+
+def used_rows(counts: Tensor, rays: Tensor, n_used: Tensor) -> Tensor:
+    """[K] bool: rows that are of a ray that counts. ``counts``: [R] bool; ``rays``: [K], of each row; rows from ``n_used``
+    on are unused.
+    """
+    if len(counts) == 0:
+        return torch.zeros_like(rays, dtype=torch.bool)
+    return counts[rays] & (torch.arange(len(rays), device=rays.device) < n_used)
+
+
+def _excess(edges: Tensor, fine: Tensor, each: Round, width: float | None) -> Tensor:
+    """Terms [K, n] of the histogram loss, or [K, m] of the spline on the round's m intervals."""
+    coarse_edges = each.edges
+    assert coarse_edges is not None
+    coarse = each.weights.view(len(coarse_edges), coarse_edges.shape[1] - 1)
+    if width is None:
+        return (fine - outer_bound(edges, coarse_edges, coarse)).clamp(min=0).square() / (fine + _EPS)
+    found = resampled(*blurred(edges, fine, width), coarse_edges)
+    return (found - coarse).clamp(min=0).square() / (coarse.detach() + _EPS)
+
+
+def outer_bound(edges: Tensor, coarse_edges: Tensor, coarse: Tensor) -> Tensor:
+    """The sums [K, n] of coarse weights [K, m] over the intervals that overlap each of n; differentiable in the weights.
+
+    >>> import torch
+    >>> from lightning_nerf.losses.interlevel import outer_bound
+    >>> thirds, halves = torch.tensor([[0, 1 / 3, 2 / 3, 1]]), torch.tensor([[0, 0.5, 1]])
+    >>> outer_bound(halves, thirds, torch.tensor([[1.0, 2.0, 4.0]]))
+    tensor([[3., 6.]])
+    """
+    m = coarse.shape[1]
+    sums = torch.nn.functional.pad(coarse.cumsum(1), (1, 0))
+    first = (torch.searchsorted(coarse_edges, edges[:, :-1].contiguous(), right=True) - 1).clamp(0, m)
+    last = torch.searchsorted(coarse_edges, edges[:, 1:].contiguous(), right=False).clamp(0, m)
+    return sums.gather(1, last.maximum(first)) - sums.gather(1, first)
+
+
+def blurred(edges: Tensor, weights: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """The histogram of weights [K, n] between edges [K, n + 1], convolved with a box of half-width ``radius``.
+
+    Returns:
+        Knots [K, 2 n + 2], rising, and the density at them, linear in between. Its integral is the sum of the weights.
+    """
+    lengths = edges.diff(dim=1)
+    heights = torch.where(lengths > 0, weights / lengths.clamp(min=torch.finfo(edges.dtype).tiny), 0.0).double()
+    jumps = torch.nn.functional.pad(heights, (1, 1)).diff(dim=1) / (2 * radius)  # of the density at each edge
+    knots, order = torch.cat([edges - radius, edges + radius], 1).double().sort(1)
+    slopes = torch.cat([jumps, -jumps], 1).gather(1, order).cumsum(1)
+    rises = slopes[:, :-1] * knots.diff(dim=1)
+    return knots, torch.nn.functional.pad(rises.cumsum(1), (1, 0)).clamp(min=0)
+
+
+def resampled(knots: Tensor, density: Tensor, edges: Tensor) -> Tensor:
+    """The integrals [K, m], float32, of a density that is linear between knots, over the intervals between edges [K, m +
+    1].
+    """
+    areas = 0.5 * (density[:, 1:] + density[:, :-1]) * knots.diff(dim=1)
+    sums = torch.nn.functional.pad(areas.cumsum(1), (1, 0))
+    at = edges.double().clamp(knots[:, :1], knots[:, -1:])
+    i = (torch.searchsorted(knots, at, right=True) - 1).clamp(0, knots.shape[1] - 2)
+    left, right = knots.gather(1, i), knots.gather(1, i + 1)
+    low, high = density.gather(1, i), density.gather(1, i + 1)
+    share = torch.where(right > left, (at - left) / (right - left).clamp(min=1e-300), 0.0)
+    upto = sums.gather(1, i) + (at - left) * (low + 0.5 * share * (high - low))
+    return upto.diff(dim=1).float()
