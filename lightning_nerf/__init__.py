@@ -67,6 +67,7 @@ _HOME = {
     "UnboundedNeRF": "modules",
     "NeRFDataModule": "data",
     "BlenderData": "data",
+    "CaptureData": "data",
     "DNeRFData": "data",
     "SyntheticScene": "data",
     "SyntheticDynamicScene": "data",
@@ -84,6 +85,7 @@ if TYPE_CHECKING:
     from lightning_nerf.checks import BadArgument
     from lightning_nerf.data import (
         BlenderData,
+        CaptureData,
         DNeRFData,
         Images,
         NeRFDataModule,

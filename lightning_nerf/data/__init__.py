@@ -2,6 +2,7 @@
 
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.blender import BlenderData
+from lightning_nerf.data.capture import CaptureData
 from lightning_nerf.data.dnerf import DNeRFData
 from lightning_nerf.data.dynamic import SyntheticDynamicScene
 from lightning_nerf.data.open_scene import SyntheticUnboundedScene
@@ -11,6 +12,7 @@ from lightning_nerf.data.synthetic import SyntheticScene
 
 __all__ = [
     "BlenderData",
+    "CaptureData",
     "DNeRFData",
     "Images",
     "NeRFDataModule",

@@ -112,10 +112,14 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             ValueError: the checkpoint names no data module or one of another class, or an argument has no name and is not
                 given here.
         """
-        spec = read_checkpoint(checkpoint_path, map_location, weights_only).get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
+        content = read_checkpoint(checkpoint_path, map_location, weights_only)
+        spec = content.get(cls.CHECKPOINT_HYPER_PARAMS_KEY)
         if spec is None:
             raise BadArgument(f"checkpoint_path: {checkpoint_path} names no data module; build {cls.__name__} yourself")
-        return build(spec, cls, allow=allow, **kwargs)
+        data = build(spec, cls, allow=allow, **kwargs)
+        if isinstance(state := content.get(type(data).__qualname__), dict):  # where Lightning keeps it
+            data.load_state_dict(state)
+        return data
 
     @property
     def scene_name(self) -> str:

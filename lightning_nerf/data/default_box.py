@@ -48,7 +48,7 @@ def fit_box(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, str
     default = torch.tensor(DEFAULT_BOX, dtype=torch.float32)
     origins, directions = central_rays(c2w, intrinsics, sizes)
     point = nearest_point(origins, directions)
-    holds_point = bool(((point >= default[0]) & (point <= default[1])).all()) or _are_parallel(directions)
+    holds_point = bool(((point >= default[0]) & (point <= default[1])).all()) or are_parallel(directions)
     if holds_point and share_meeting(origins, directions, default) >= _MEETING:
         return default, None
     box, why = derive_box(c2w, intrinsics, sizes)
@@ -85,7 +85,7 @@ def derive_box(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, 
     spread = float((origins - middle).norm(dim=-1).max())
     point = nearest_point(origins, directions)
     distances = ((point - origins) * directions).sum(-1)
-    if _are_parallel(directions):  # also of one camera
+    if are_parallel(directions):  # also of one camera
         ahead = _AHEAD * spread or 4.0
         point, half = middle + ahead * mean, ahead * float(tangents.median()) + spread
         why = "the cameras look the same way, so how far away it is was guessed"
@@ -152,7 +152,7 @@ def _corners(box: Tensor) -> str:
     return f"[{low}, {high}]"
 
 
-def _are_parallel(directions: Tensor) -> bool:
+def are_parallel(directions: Tensor) -> bool:
     """Do the rays point the same way, or against each other, within about two degrees?"""
     largest = torch.linalg.eigvalsh(directions.mT @ directions / len(directions))[-1]  # the mean squared cosine
     return float(1 - largest) < _PARALLEL

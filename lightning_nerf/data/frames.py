@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,21 +11,31 @@ import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_nerf.checks import BadArgument, MissingFile
+from lightning_nerf.data.find_files import SUFFIXES, FileFinder, find_file, find_mask
 from lightning_nerf.data.frame_times import check_times, near_miss
 from lightning_nerf.data.intrinsics import (
     INTRINSIC_KEYS,
     Stated,
     check_lens,
+    full_sphere,
     has_distortion,
     pinhole,
     read_stated,
     stated_size,
 )
 from lightning_nerf.data.json_file import is_number, read_json_object, shorten, shown
+from lightning_nerf.data.lenses import Lens, read_lens
 from lightning_nerf.data.split_lists import listed_path, read_split_lists
 
 MAX_FRAMES = 100_000
-_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG", ".JPEG")
+SPLIT_NAMES = {  # as tools write them
+    **{name: name for name in ("train", "val", "test")},
+    "training": "train",
+    "valid": "val",
+    "validation": "val",
+    "eval": "test",
+    "evaluation": "test",
+}
 _FLATTEST = 1e-8  # the determinant of a matrix with columns of unit length
 _SCALES = (1e-12, 1e12)  # of a rotation's entries: between them float32 can square what directions are made of
 
@@ -40,6 +50,10 @@ class Frame(NamedTuple):
     where: str = ""  # for errors: the file, the number and the name of the frame
     stated: Stated | None = None  # intrinsics of its own
     paths: tuple[str, ...] = ()  # names of the picture that a list of a split may give: with its suffix, and as written
+    lens: Lens = Lens()
+    split: str | None = None  # "train", "val" or "test", where the frame says so
+    depth: Path | None = None  # a picture of distances
+    bounds: tuple[float, float] | None = None  # near and far
 
 
 class Transforms:
@@ -52,16 +66,30 @@ class Transforms:
         cameras_only: look for no picture or mask; a frame need not name one.
         needs_times: every frame must have a ``time``, also one without a picture.
         reads_times: False: whatever the frames say of times is neither read nor checked.
+        lenses: read the lens of each frame, see :func:`~lightning_nerf.data.lenses.read_lens`. Otherwise distortion is
+            warned of and left out, and a camera that is no pinhole is refused.
+        resolve: look for files whose paths are another machine's, see :class:`~lightning_nerf.data.find_files.FileFinder`,
+            for depths, and for masks in a folder ``masks``.
 
     Raises:
         FileNotFoundError: the file, or all of its pictures.
         ValueError: anything else that is wrong with it.
     """
 
-    def __init__(self, path: Path, cameras_only: bool = False, needs_times: bool = False, reads_times: bool = True) -> None:
+    def __init__(
+        self,
+        path: Path,
+        cameras_only: bool = False,
+        needs_times: bool = False,
+        reads_times: bool = True,
+        lenses: bool = False,
+        resolve: bool = False,
+    ) -> None:
         self.path = path
         self.cameras_only = cameras_only
         self.reads_times = reads_times
+        self.lenses = lenses
+        self._finder = FileFinder(path.parent) if resolve else None
         where = shown(path)
         content = read_json_object(path, "transform_matrix", MAX_FRAMES)
         entries = content.get("frames")
@@ -70,8 +98,10 @@ class Transforms:
                 f"{where}: expected a list of frames that is not empty under 'frames', got {shorten(entries)}"
                 f"{near_miss('it', content, 'frames')}"
             )
-        check_lens(where, content)
+        if not lenses:
+            check_lens(where, content)
         self.stated = read_stated(where, content)
+        self._content = content
         frames = [self._frame(i, entry) for i, entry in enumerate(entries)]
         if reads_times:
             check_times(where, entries, needs_times)
@@ -80,18 +110,24 @@ class Transforms:
         self.lists = None if cameras_only else read_split_lists(path, content)
         if self.lists is not None:
             absent = [entry["file_path"] for entry, frame in zip(entries, frames, strict=True) if isinstance(frame, str)]
-            names = (listed_path(path.parent, name + end) for name in absent for end in _SUFFIXES)
+            names = (listed_path(path.parent, name + end) for name in absent for end in SUFFIXES)
             self.lists.check([frame.paths for frame in self.frames], names)
         if not self.frames:
             raise MissingFile(f"{where}: none of the files of its {len(frames)} frames exists, e.g. {missing[0]}")
         if missing:
             rank_zero_warn(f"{where}: skipped {len(missing)} of {len(frames)} frames without a file, e.g. {missing[0]}")
         _check_rotations(self.frames)
-        if has_distortion(content) or any(has_distortion(entry) for entry in entries):
-            rank_zero_warn(f"{where}: lens distortion (k1, k2, p1, ...) is not applied; cameras are pinholes")
+        if self._finder is not None:
+            self._finder.report(where)
+        if not lenses and (has_distortion(content) or any(has_distortion(entry) for entry in entries)):
+            rank_zero_warn(
+                f"{where}: lens distortion (k1, k2, p1, ...) is not applied; cameras are pinholes (CaptureData applies it)"
+            )
 
     def intrinsics(self, frame: Frame, width: int, height: int) -> list[float]:
         """fx, fy, cx, cy in pixels of the frame's picture, which has ``width`` x ``height`` of them as it was read."""
+        if frame.lens.model == "equirectangular":
+            return full_sphere(width, height)
         return pinhole(self.stated, frame.stated, width, height)
 
     def size(self, frame: Frame) -> tuple[int, int] | None:
@@ -113,19 +149,36 @@ class Transforms:
             raise BadArgument(f"{where}: expected a finite number for 'time', got {shorten(time)}")
         if mask_name is not None and not isinstance(mask_name, str):
             raise BadArgument(f"{where}: expected a path for 'mask_path', got {shorten(mask_name)}")
-        check_lens(where, entry)
+        lens = Lens()
+        if self.lenses:
+            lens = read_lens(where, self._content, entry)
+        else:
+            check_lens(where, entry)
         stated = read_stated(where, entry) if INTRINSIC_KEYS & entry.keys() else None
-        if self.cameras_only:
-            return Frame(Path(name), None, c2w, time, where, stated)
-        image, mask = _find(self.path.parent, name), None
+        split = _split(where, entry.get("split"))
+        frame = Frame(Path(name), None, c2w, time, where, stated, lens=lens, split=split)
+        return frame if self.cameras_only else self._with_files(frame, entry, name, mask_name)
+
+    def _with_files(self, frame: Frame, entry: Mapping[str, Any], name: str, mask_name: str | None) -> Frame | str:
+        """The frame with its picture, mask and depth; or the path of what does not exist, to be shown."""
+        folder = self.path.parent
+        image, mask, depth = self._found(name, True), None, None
         if image is None:
-            return shown(self.path.parent / name)
+            return shown(folder / name)
         if mask_name:
-            mask = _find(self.path.parent, mask_name)
+            mask = self._found(mask_name)
             if mask is None:
-                return shown(self.path.parent / mask_name)
-        paths = (listed_path(self.path.parent, name), os.path.normpath(image))
-        return Frame(image, mask, c2w, time, where, stated, paths)
+                return shown(folder / mask_name)
+        elif self._finder is not None:
+            mask = find_mask(folder, image)
+        depth_name = entry.get("depth_file_path", entry.get("depth_path"))
+        if self._finder is not None and isinstance(depth_name, str) and depth_name:
+            depth = self._found(depth_name)
+        paths = (listed_path(folder, name), os.path.normpath(image))
+        return frame._replace(image=image, mask=mask, depth=depth, paths=paths)
+
+    def _found(self, name: str, is_picture: bool = False) -> Path | None:
+        return find_file(self.path.parent, name) if self._finder is None else self._finder.find(name, is_picture)
 
 
 def unique_names(files: Sequence[Path], root: Path) -> list[str]:
@@ -174,6 +227,14 @@ def _camera_to_world(where: str, matrix: Any, hint: str) -> list[list[float]]:
     return rows[:3]
 
 
+def _split(where: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in SPLIT_NAMES:
+        raise BadArgument(f"{where}: expected split to be train, val or test, got {shorten(value)}")
+    return SPLIT_NAMES[value]
+
+
 def _check_rotations(frames: Sequence[Frame]) -> None:
     """Of all frames at once: each on its own would take longer than the parsing."""
     rotations = np.array([frame.c2w for frame in frames], np.float64)[:, :, :3]
@@ -185,9 +246,3 @@ def _check_rotations(frames: Sequence[Frame]) -> None:
     if len(bad):
         frame = frames[bad[0]]
         raise BadArgument(f"{frame.where}: the rotation in transform_matrix is singular: {shorten(frame.c2w)}")
-
-
-def _find(folder: Path, name: str) -> Path | None:
-    path = os.path.join(folder, name)  # pathlib takes ten times as long, and raises for names that are too long
-    found = next((path + suffix for suffix in _SUFFIXES if os.path.isfile(path + suffix)), None)
-    return None if found is None else Path(found)

@@ -17,6 +17,7 @@ from lightning_nerf.checks import BadArgument
 
 _T = TypeVar("_T")
 _U = TypeVar("_U")
+_ORIENTATION = 0x0112  # EXIF's tag
 _ANIMATED = ("GIF", "PNG", "WEBP")  # more pictures in other formats are pages, or previews as phones write them into JPEG
 
 
@@ -48,11 +49,11 @@ def read_pictures(paths: Sequence[Path], downscale: int = 1) -> tuple[list[Tenso
 def read_masks(paths: Sequence[Path | None], sizes: Sequence[tuple[int, int]], downscale: int = 1) -> list[Tensor]:
     """Masks as [H // downscale, W // downscale] bool each, where 0 in all color channels is False; None: all True.
 
-    A shrunk pixel is True only if all pixels that it averages are.
+    A shrunk pixel is True only if all pixels that it averages are. So is one of a mask that is larger than its picture.
 
     Args:
         paths: a file, or None, for each picture.
-        sizes: (H, W) of the pictures before shrinking, which masks must have, too.
+        sizes: (H, W) of the pictures before shrinking, which masks must have, too, or be larger and of the same shape.
         downscale: as of :func:`read_pictures`.
     """
 
@@ -61,12 +62,25 @@ def read_masks(paths: Sequence[Path | None], sizes: Sequence[tuple[int, int]], d
         if path is None:
             return torch.ones((height // downscale, width // downscale), dtype=torch.bool)
         drawable = read_rgba(path)[0][..., :3].max(-1) > 0  # alpha masks nothing
+        if drawable.shape != (height, width) and is_scaled((width, height), drawable.shape[::-1]):
+            drawable = _shrunk(drawable, width, height)
         if drawable.shape != (height, width):
             got = f"{drawable.shape[1]}x{drawable.shape[0]}"
             raise BadArgument(f"{path}: a mask of {got} pixels for an image of {width}x{height}")
         return torch.from_numpy(_blocks(drawable[..., None], downscale).min((1, 3))[..., 0])
 
     return _in_threads(read, list(zip(paths, sizes, strict=True)))
+
+
+def is_scaled(small: tuple[int, int], large: tuple[int, int]) -> bool:
+    """Can a picture of ``small`` (width, height) be one of ``large`` that was shrunk, with sides rounded up or down?"""
+    factor = max(large[0] / small[0], large[1] / small[1])
+    return factor >= 1.5 and all(abs(big / factor - side) <= 1.001 for side, big in zip(small, large, strict=True))
+
+
+def _shrunk(drawable: np.ndarray, width: int, height: int) -> np.ndarray:
+    picture = Image.fromarray(drawable.astype(np.uint8) * 255)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BOX)) == 255
 
 
 def picture_size(path: Path) -> tuple[int, int]:
@@ -76,6 +90,15 @@ def picture_size(path: Path) -> tuple[int, int]:
             return picture.size
     except Exception as error:  # of many kinds, from any decoder
         raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
+
+
+def picture_turns(path: Path) -> int:
+    """By how many quarter turns, clockwise, a picture's EXIF orientation wants it to be shown."""
+    try:
+        with Image.open(path) as picture:
+            return {6: 1, 3: 2, 8: 3}.get(picture.getexif().get(_ORIENTATION, 1), 0)
+    except Exception:  # reading the picture will say it better
+        return 0
 
 
 def read_rgba(path: Path) -> tuple[np.ndarray, bool]:

@@ -1,7 +1,8 @@
 """Intrinsics as camera files state them, and which statement counts.
 
 A file and each of its frames may state focal lengths and a principal point in pixels (``fl_x``, ``fl_y``, ``cx``, ``cy``,
-of pictures of ``w`` x ``h``) and fields of view in radians (``camera_angle_x``, ``camera_angle_y``). Of these count:
+of pictures of ``w`` x ``h``; or a 3x3 matrix ``K``) and fields of view in radians (``camera_angle_x``,
+``camera_angle_y``). Of these count:
 
 1. What the frame states, before what the file states. For focal lengths that is all or nothing: a frame that states one of
    them, as pixels or as an angle, takes none from the file. ``cx``, ``cy``, ``w`` and ``h`` are taken one by one.
@@ -48,12 +49,15 @@ class Stated(NamedTuple):
         return (self.fl_x, self.fl_y, self.camera_angle_x, self.camera_angle_y) != (None, None, None, None)
 
 
-INTRINSIC_KEYS = frozenset(Stated._fields[1:])
+INTRINSIC_KEYS = frozenset((*Stated._fields[1:], "K"))
+_OF_MATRIX = {"fl_x": (0, 0), "fl_y": (1, 1), "cx": (0, 2), "cy": (1, 2)}
 
 
 def read_stated(where: str, entry: Mapping[str, Any]) -> Stated:
     """The intrinsics of one JSON object, checked."""
     values: dict[str, float] = {}
+    if entry.get("K") is not None:
+        entry = _with_matrix(where, entry)
     for name in Stated._fields[1:]:
         value = entry.get(name)
         if value is None:
@@ -69,6 +73,28 @@ def read_stated(where: str, entry: Mapping[str, Any]) -> Stated:
             raise BadArgument(f"{where}: expected {name} from 1 to {_LARGEST_SIDE} pixels, got {shorten(value)}")
         values[name] = float(value)
     return Stated(where, **values)
+
+
+def _with_matrix(where: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """The entry with what its matrix ``K`` says in pixels."""
+    matrix = entry["K"]
+    rows = matrix if isinstance(matrix, list) else []
+    if len(rows) != 3 or any(not isinstance(row, list) or len(row) < 3 or not all(map(is_number, row)) for row in rows):
+        raise BadArgument(f"{where}: expected K to be 3x3, got {shorten(matrix)}")
+    if abs(rows[0][1]) > _AGREE * abs(rows[0][0]) or rows[1][0] or any(rows[2][:2]) or abs(rows[2][2] - 1) > _AGREE:
+        raise BadArgument(f"{where}: expected K to be [fx, 0, cx], [0, fy, cy], [0, 0, 1], got {shorten(matrix)}")
+    own = dict(entry)
+    for name, (i, j) in _OF_MATRIX.items():
+        stated = own.get(name)
+        if is_number(stated) and abs(stated - rows[i][j]) > _AGREE * abs(rows[0][0]):
+            raise BadArgument(f"{where}: {name}={stated:g} and K contradict each other: {rows[i][j]:g}")
+        own[name] = rows[i][j]
+    return own
+
+
+def full_sphere(width: int, height: int) -> list[float]:
+    """fx, fy, cx, cy of an equirectangular picture of all directions, in pixels per radian."""
+    return [width / (2 * math.pi), height / math.pi, 0.5 * width, 0.5 * height]
 
 
 def stated_size(file: Stated, frame: Stated | None) -> tuple[int, int] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -76,6 +77,8 @@ class Scene(NamedTuple):
     images: Images
     names: list[str]
     box: SceneBox | None = None  # where the source knows what holds the scene
+    to_world: Tensor | None = None  # [4, 4]: from the scene's units to those of the source's files; None: they are the same
+    depth_paths: list[Path | None] | None = None  # a file of distances per view, for losses that read them
 
     @property
     def n_views(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_nerf.checks import BadArgument, MissingFile
-from lightning_nerf.data.frames import Frame
+from lightning_nerf.data.frames import SPLIT_NAMES, Frame
 from lightning_nerf.data.json_file import read_json_object, shown
 from lightning_nerf.data.split_lists import LISTS, SplitLists, described, read_split_lists
 
@@ -24,11 +24,16 @@ class SplitFiles(NamedTuple):
     test_every: int | None = None  # every k-th frame by name of the one file is tested, and not trained on
     message: str | None = None  # what the user should know before the first step
     lists: SplitLists | None = None  # of the training file: which of its frames belong to which split
+    by_keys: bool = False  # the frames of the one file say so themselves
 
     def frames(self, split: str, frames: Sequence[Frame]) -> list[Frame]:
         """Those of the split's file that belong to the split; in the order of their names where a rule divides one file."""
-        if self.lists is not None and {"train": self.train, "val": self.val, "test": self.test}[split] == self.train:
+        if self.lists is not None and self._file(split) == self.train:
             return [frame for frame in frames if self.lists.holds(split, frame.paths)]
+        if self.by_keys and self._file(split) == self.train:
+            if split == "test" and not any(frame.split == "test" for frame in frames):
+                split = "val"
+            return [frame for frame in frames if (frame.split or "train") == split]
         if self.test_every is None or split == "val":
             return list(frames)
         by_name = sorted(frames, key=lambda frame: str(frame.image))
@@ -36,8 +41,13 @@ class SplitFiles(NamedTuple):
             return by_name[:: self.test_every]
         return [frame for i, frame in enumerate(by_name) if i % self.test_every]
 
+    def _file(self, split: str) -> Path | None:
+        return {"train": self.train, "val": self.val, "test": self.test}[split]
 
-def choose_split_files(root: Path, train: str = "train", val: str = "val", test: str = "test") -> SplitFiles:
+
+def choose_split_files(
+    root: Path, train: str = "train", val: str = "val", test: str = "test", test_every: int = TEST_EVERY
+) -> SplitFiles:
     """Decide which ``transforms_*.json`` each split reads, without looking for a picture.
 
     Files and lists of the user's count before the rule:
@@ -47,14 +57,17 @@ def choose_split_files(root: Path, train: str = "train", val: str = "val", test:
     2. If the training file has nerfstudio's lists (``train_filenames``, ``val_filenames``, ``test_filenames``), each split
        has the frames of its list. Without ``train_filenames`` what no list names is trained on; a list that is empty or not
        there leaves its split to a file of its own. A frame in no list is not used.
-    3. If there are neither lists nor a test file, every 8th frame of a ``transforms.json`` is tested. A test file that is
+    3. If the frames of a ``transforms.json`` have a ``split`` ("train", "val" or "test"; "train" where one has none), that
+       counts. Without one for "test" those for "val" are tested, too.
+    4. If there are neither lists nor a test file, every 8th frame of a ``transforms.json`` is tested. A test file that is
        missing or has no frames leaves other captures without test views.
 
-    The last two come with a message.
+    The last three come with a message.
 
     Args:
         root: the folder of the capture.
         train, val, test: names of the splits' files. Files of the default names for val and test may be missing.
+        test_every: which frames of a ``transforms.json`` are tested, another number than 8.
 
     Raises:
         FileNotFoundError: no file of a name that is not the default. A missing training file is noticed when it is read.
@@ -77,11 +90,15 @@ def choose_split_files(root: Path, train: str = "train", val: str = "val", test:
     if _has_frames(test_file):
         return SplitFiles(train_file, existing_val, test_file)
     if train_file == whole:
+        if (keys := _split_keys(content)) - {"train"}:
+            has_val = "val" in keys and existing_val is None
+            message = f"{shown(whole)}: the split of each frame is the one that it states"
+            return SplitFiles(whole, whole if has_val else existing_val, whole, message=message, by_keys=True)
         message = (
-            f"{shown(root)} has one file for all splits, {whole.name}: every {TEST_EVERY}th frame by name is tested and "
+            f"{shown(root)} has one file for all splits, {whole.name}: every {test_every}th frame by name is tested and "
             "not trained on. To choose others, split it into transforms_train.json and transforms_test.json."
         )
-        return SplitFiles(whole, existing_val, whole, TEST_EVERY, message)
+        return SplitFiles(whole, existing_val, whole, test_every, message)
     state = "no frames in" if os.path.isfile(test_file) else "no file"
     remedy = f"to test every {TEST_EVERY}th training view, and not train on it, rename {train_file.name} to {whole.name}"
     if existing_val is not None:
@@ -106,6 +123,13 @@ def _by_lists(files: SplitFiles, frames: object) -> SplitFiles:
     if own["test"] is None:
         message += f"; no view can be tested: no {LISTS['test']} names one, and there is no file {shown(files.test)}"
     return files._replace(**own, message=message)
+
+
+def _split_keys(content: dict[str, object]) -> set[str]:
+    """The splits that the frames of a file state."""
+    frames = content.get("frames")
+    stated = [frame.get("split") for frame in frames if isinstance(frame, dict)] if isinstance(frames, list) else []
+    return {SPLIT_NAMES[name] for name in stated if isinstance(name, str) and name in SPLIT_NAMES}
 
 
 def _content(path: Path) -> dict[str, object]:

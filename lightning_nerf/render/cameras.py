@@ -43,7 +43,8 @@ def _cameras(options: argparse.Namespace, scene: TrainedScene, times: Times | No
     data, path = scene.data, options.path
     if path in SPLITS or is_view(path):
         split, _, view = path.partition(":")
-        cameras, _, names, _ = data.scene(split)
+        views = data.scene(split)
+        cameras, names = views.cameras, views.names
         if view:
             i = _index(path, split, view, names)
             cameras, names = cameras.chosen([i]), [names[i]]

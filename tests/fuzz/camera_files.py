@@ -12,7 +12,7 @@ from lightning_nerf.cameras.poses import spiral_poses
 POSES = [[*pose.tolist(), [0, 0, 0, 1]] for pose in spiral_poses(4, 4.0, (-10.0, 60.0))]
 SIZE = (8, 6)  # width, height of the pictures r_0.png, ..., r_3.png
 
-_ODD: tuple[Any, ...] = (
+ODD: tuple[Any, ...] = (
     *(None, True, False, 0, -1, 1, 2, 0.5, -0.0, 1e-300, 1e-30, 1e-8, 3.2, 1e9, 1e30, 1e38, 1e300, 10**400),
     *(float("nan"), float("inf"), float("-inf")),
     *("", "0", "a", "OPENCV", "OPENCV_FISHEYE", "r_0.png", "r_9", "../..", "/dev/zero"),
@@ -21,6 +21,7 @@ _ODD: tuple[Any, ...] = (
 )
 
 
+CAPTURE_KEYS = ("K", "split", "depth_path", "mask_path", "distortion_params", "camera_model", "k1", "k4", "is_fisheye")
 _TOKENS = (b"[", b"{", b'"', b"9", b"-", b"e", b"NaN", b"\xff", b"\\u0000", b"\n")
 
 
@@ -77,7 +78,7 @@ def mutated_bytes(data: bytes, random_: random.Random) -> bytes:
 def _change_value(content: Any, random_: random.Random) -> Any:
     """Replace, remove, repeat, wrap or rename what a random path leads to."""
     if not isinstance(content, (dict, list)) or not content or random_.random() < 0.03:
-        return copy.deepcopy(random_.choice(_ODD))
+        return copy.deepcopy(random_.choice(ODD))
     keys: list[Any] = list(content) if isinstance(content, dict) else list(range(len(content)))
     key = random_.choice(keys)
     if isinstance(content[key], (dict, list)) and random_.random() < 0.8:
@@ -95,9 +96,9 @@ def _change_value(content: Any, random_: random.Random) -> Any:
     elif kind == 4 and isinstance(content, dict):
         content[random_.choice([*_NAMES, str(key) * 3])] = content[key]
     elif kind == 5 and isinstance(content, dict):
-        content[random_.choice(_NAMES)] = copy.deepcopy(random_.choice(_ODD))
+        content[random_.choice(_NAMES)] = copy.deepcopy(random_.choice(ODD))
     else:
-        content[key] = copy.deepcopy(random_.choice(_ODD))
+        content[key] = copy.deepcopy(random_.choice(ODD))
     return content
 
 

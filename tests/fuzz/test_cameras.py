@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import random
 import warnings
@@ -14,13 +15,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_nerf.checks import BadArgument
+from lightning_nerf.data import NeRFDataModule
 from lightning_nerf.data.default_box import fit_box
 from lightning_nerf.data.frames import Transforms, unique_names
 from lightning_nerf.data.images import read_masks, read_pictures
+from lightning_nerf.data.sources import TransformsSource
 from lightning_nerf.data.splits import choose_split_files
 from lightning_nerf.nerfacc.cameras import opencv_lens_undistortion, opencv_lens_undistortion_fisheye
 from lightning_nerf.ops.camera_rays import camera_rays
-from tests.fuzz.camera_files import SIZE, camera_file, mutated, mutated_bytes
+from tests.fuzz.camera_files import CAPTURE_KEYS, ODD, SIZE, camera_file, mutated, mutated_bytes
 from tests.fuzz.strategies import FLOATS, INF, NAN, assert_like, bounded, fuzz, tensors
 from tests.fuzz.watch import nothing_done_outside
 from tests.ops.harness import DEVICES
@@ -127,6 +130,35 @@ def test_mutated_camera_files_are_read_or_refused_in_one_line(tmp_path: Path) ->
         worked += survives(seed, use)
     assert 0.05 * FILES < worked < 0.7 * FILES  # neither all sound nor all refused at the first look
     assert sorted(p.name for p in tmp_path.iterdir()) == before
+
+
+def test_mutated_captures_are_read_or_refused_in_one_line(tmp_path: Path) -> None:
+    """And sound ones among them are in units of their own."""
+    scene(tmp_path)
+    path = tmp_path / "transforms.json"
+
+    def use() -> None:
+        source = TransformsSource(tmp_path)
+        data = NeRFDataModule(source)
+        views, to_world = data.scene("train"), source.to_world()
+        assert to_world is not None
+        assert bool(to_world.isfinite().all())
+        assert bool(data.scene_box.aabb.isfinite().all())
+        assert bool(views.cameras.c2w.isfinite().all())
+        back = views.cameras.c2w[:, :, 3].double() @ to_world[:3, :3].T + to_world[:3, 3]
+        raw = source.read_world("train").cameras.c2w[:, :, 3].double()
+        torch.testing.assert_close(back, raw, rtol=1e-3, atol=1e-4 * float(raw.abs().max()))
+
+    worked = 0
+    for seed in range(FILES):
+        random_ = random.Random(seed)
+        content = camera_file(random_)
+        for entry in (content, *content["frames"]):
+            if random_.random() < 0.15:
+                entry[random_.choice(CAPTURE_KEYS)] = random_.choice(ODD)
+        path.write_bytes(mutated(content, random_) if seed % 2 else json.dumps(content).encode())
+        worked += survives(seed, use)
+    assert 0.05 * FILES < worked < 0.9 * FILES
 
 
 def test_mutated_pictures_are_read_or_refused_in_one_line(tmp_path: Path) -> None:

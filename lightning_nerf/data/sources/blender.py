@@ -9,16 +9,14 @@ from typing import ClassVar
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
-from lightning_nerf.cameras.cameras import Cameras
 from lightning_nerf.checks import BadArgument, MissingFile, check_instance, check_integer
 from lightning_nerf.data.default_box import DEFAULT_BOX, fit_box
-from lightning_nerf.data.frames import Frame, Transforms, unique_names
-from lightning_nerf.data.images import picture_size, read_masks, read_pictures
-from lightning_nerf.data.scene import Images, Scene
+from lightning_nerf.data.frames import Frame, Transforms
+from lightning_nerf.data.scene import Scene
 from lightning_nerf.data.source import Source
-from lightning_nerf.data.splits import SplitFiles, choose_split_files
+from lightning_nerf.data.splits import TEST_EVERY, SplitFiles, choose_split_files
+from lightning_nerf.data.views import camera_tensors, no_views, read_views, thinned
 from lightning_nerf.scene_box import SceneBox
 
 
@@ -48,6 +46,8 @@ class BlenderSource(Source):
     """
 
     needs_times: ClassVar[bool] = False
+    is_capture: ClassVar[bool] = False  # honor lenses, and find files whose paths are another machine's
+    held_out_every: int = TEST_EVERY  # of the frames of one file for all splits
 
     def __init__(
         self,
@@ -92,13 +92,7 @@ class BlenderSource(Source):
             transforms = self._transforms(self._files().train)
         except FileNotFoundError:  # a mere test needs no training views
             return default
-        frames = transforms.frames
-        stated = [transforms.size(frame) for frame in frames]
-        first = picture_size(frames[0].image) if None in stated else (0, 0)
-        sizes = [size or first for size in stated]  # width, height
-        intrinsics = [transforms.intrinsics(frame, *size) for frame, size in zip(frames, sizes, strict=True)]
-        poses = torch.tensor([frame.c2w for frame in frames], dtype=torch.float32)
-        box, message = fit_box(poses, torch.tensor(intrinsics, dtype=torch.float32), torch.tensor(sizes).flip(1))
+        box, message = fit_box(*camera_tensors(transforms.frames, transforms.intrinsics, transforms.size))
         if message is not None:
             rank_zero_info(message)
         return SceneBox(box)
@@ -131,11 +125,11 @@ class BlenderSource(Source):
             rank_zero_info(
                 f"{self.root} has no transforms_val.json: no validation views (holdout_every=10 makes some of train)."
             )
-            return Scene(_cameras([], [], []), Images.from_pictures([]), [])
+            return no_views()
         if found is None:
             raise MissingFile(files.message or "")
         transforms, frames = found
-        return _scene(transforms, frames, self.downscale, unique_names([f.image for f in frames], self.root))
+        return read_views(frames, transforms.intrinsics, self.downscale, self.root)
 
     def _frames(self, split: str) -> tuple[Transforms, list[Frame]] | None:
         """The split's file and the frames that the arguments leave of it; None where the scene has no such split."""
@@ -150,9 +144,7 @@ class BlenderSource(Source):
         frames = files.frames("train" if held_out else split, transforms.frames)
         if held_out:
             frames = [f for i, f in enumerate(frames) if (i % (self.holdout_every or 1) == 0) == (split == "val")]
-        frames = frames[:: self.every[split]]
-        limit = min(self.limit[split] or len(frames), len(frames))
-        frames = [frames[i * len(frames) // limit] for i in range(limit)]
+        frames = thinned(frames, self.every[split], self.limit[split])
         if not frames:
             by_holdout = f" with holdout_every={self.holdout_every}" if held_out else ""
             raise BadArgument(f"{path}: no {split} views are left of {len(transforms.frames)} frames{by_holdout}")
@@ -161,7 +153,9 @@ class BlenderSource(Source):
     def _transforms(self, path: Path) -> Transforms:
         """A file's content, read once, so that its warnings appear once."""
         if path not in self._read:
-            self._read[path] = Transforms(path, needs_times=self.needs_times)
+            self._read[path] = Transforms(
+                path, needs_times=self.needs_times, lenses=self.is_capture, resolve=self.is_capture
+            )
         return self._read[path]
 
     def _files(self) -> SplitFiles:
@@ -170,7 +164,8 @@ class BlenderSource(Source):
         if not os.path.isdir(self.root):  # Path.is_dir raises where the name is too long
             raise MissingFile(f"root: no folder {self.root}")
         if self._chosen is None:
-            self._chosen = choose_split_files(self.root, self.files["train"], self.files["val"], self.files["test"])
+            files = self.files
+            self._chosen = choose_split_files(self.root, files["train"], files["val"], files["test"], self.held_out_every)
         return self._chosen
 
 
@@ -179,28 +174,3 @@ def check_counts(**values: int | None) -> None:
     for name, value in values.items():
         if value is not None:
             check_integer(name, value, 1)
-
-
-def _scene(transforms: Transforms, frames: list[Frame], downscale: int, names: list[str]) -> Scene:
-    pictures, sizes = read_pictures([f.image for f in frames], downscale)
-    masks = None
-    if any(f.mask for f in frames):
-        masks = read_masks([f.mask for f in frames], sizes, downscale)
-        if not any(bool(mask.any()) for mask in masks):
-            raise BadArgument(f"{transforms.path}: the masks exclude every pixel of all {len(frames)} views")
-    intrinsics = [
-        [x / downscale for x in transforms.intrinsics(frame, width, height)]
-        for frame, (height, width) in zip(frames, sizes, strict=True)
-    ]
-    return Scene(_cameras(frames, intrinsics, pictures), Images.from_pictures(pictures, masks), names)
-
-
-def _cameras(frames: list[Frame], intrinsics: list[list[float]], pictures: list[Tensor]) -> Cameras:
-    n = len(frames)
-    times = None if not frames or frames[0].time is None else torch.tensor([f.time for f in frames], dtype=torch.float32)
-    return Cameras(
-        torch.tensor([f.c2w for f in frames], dtype=torch.float32).view(n, 3, 4),
-        torch.tensor(intrinsics, dtype=torch.float32).view(n, 4),
-        torch.tensor([[p.shape[1], p.shape[0]] for p in pictures], dtype=torch.int64).view(n, 2),
-        times=times,
-    )
