@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -117,9 +117,17 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         if spec is None:
             raise BadArgument(f"checkpoint_path: {checkpoint_path} names no data module; build {cls.__name__} yourself")
         data = build(spec, cls, allow=allow, **kwargs)
-        if isinstance(state := content.get(type(data).__qualname__), dict):  # where Lightning keeps it
-            data.load_state_dict(state)
+        data.take_state(content)
         return data
+
+    def take_state(self, checkpoint: Mapping[str, Any]) -> None:
+        """Load what a checkpoint's content holds of this data module, if anything."""
+        if isinstance(state := checkpoint.get(type(self).__qualname__), dict):  # where Lightning keeps it
+            self.load_state_dict(state)
+
+    def to_world(self) -> Tensor | None:
+        """[4, 4] float64, from the scene's units to those of its files; None: they are the same."""
+        return None
 
     @property
     def scene_name(self) -> str:

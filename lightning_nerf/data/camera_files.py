@@ -10,9 +10,12 @@ import torch
 
 from lightning_nerf.cameras.cameras import LENS_MODELS, Cameras
 from lightning_nerf.checks import BadArgument
+from lightning_nerf.data.captured_box import cameras_to_scene_units
 from lightning_nerf.data.frame_times import near_miss
 from lightning_nerf.data.frames import MAX_FRAMES, Transforms
+from lightning_nerf.data.intrinsics import full_sphere
 from lightning_nerf.data.json_file import read_json_object
+from lightning_nerf.data.lenses import lens_tensors
 from lightning_nerf.files import whole_file
 
 _COEFFICIENTS = {
@@ -22,16 +25,17 @@ _COEFFICIENTS = {
 }
 
 
-def read_cameras(path: Path, train: Cameras, reads_times: bool = True) -> Cameras:
-    """The cameras of a ``transforms.json``; its pictures need not exist.
+def read_cameras(path: Path, train: Cameras, reads_times: bool = True, to_world: torch.Tensor | None = None) -> Cameras:
+    """The cameras of a ``transforms.json``, with their lenses; its pictures need not exist.
 
     The size is the file's ``w`` and ``h``, else that of the first training camera, whose bounds are taken too. With
-    ``reads_times=False`` the cameras have no times, and those in the file may be anything.
+    ``reads_times=False`` the cameras have no times, and those in the file may be anything. With ``to_world`` [4, 4], from
+    a scene's units to those of its files, the file's poses are in the latter, and those of the cameras in the former.
 
     Raises:
         MissingFile, BadArgument: naming the file and the frame.
     """
-    transforms = Transforms(path, cameras_only=True, reads_times=reads_times)
+    transforms = Transforms(path, cameras_only=True, reads_times=reads_times, lenses=True)
     frames = transforms.frames
     size = transforms.size(frames[0])
     if size is None:
@@ -39,8 +43,14 @@ def read_cameras(path: Path, train: Cameras, reads_times: bool = True) -> Camera
         size = width, height
     times = None if frames[0].time is None else torch.tensor([f.time for f in frames], dtype=torch.float32)
     c2w = torch.tensor([f.c2w for f in frames], dtype=torch.float32)
-    intrinsics = torch.tensor([transforms.intrinsics(frame, *size) for frame in frames])
-    cameras = Cameras.of_one_size(c2w, intrinsics, *size, times=times)
+    around = [frame.lens.model == "equirectangular" for frame in frames]
+    intrinsics = torch.tensor(
+        [full_sphere(*size) if a else transforms.intrinsics(f, *size) for f, a in zip(frames, around, strict=True)]
+    )
+    lens_model, lens = lens_tensors([frame.lens for frame in frames])
+    cameras = Cameras.of_one_size(c2w, intrinsics, *size, times=times)._replace(lens_model=lens_model, lens=lens)
+    if to_world is not None:
+        cameras = cameras_to_scene_units(cameras, to_world)
     bounds = train.bounds
     return cameras if bounds is None else cameras._replace(bounds=bounds[:1].expand(len(frames), 2).contiguous())
 

@@ -51,7 +51,8 @@ def _cameras(options: argparse.Namespace, scene: TrainedScene, times: Times | No
         return _in_size(options, cameras), names
     if path not in PATHS:
         reads_times = times is None and "times" in scene.module.field.wants
-        return _in_size(options, read_cameras(Path(path), data.scene("train").cameras, reads_times)), None
+        cameras = read_cameras(Path(path), data.scene("train").cameras, reads_times, data.to_world())
+        return _in_size(options, cameras), None
     train, box = _in_size(options, data.scene("train").cameras), data.scene_box.aabb
     framed = object_box(scene.module.estimator, box)
     n = options.n_frames or (times and times.n_frames) or FRAMES

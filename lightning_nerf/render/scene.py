@@ -59,6 +59,7 @@ def load(checkpoint: Path | str, recipes: Sequence[str], rest: Sequence[str], al
         raise BadArgument(f"--ckpt: {checkpoint} is no Lightning checkpoint: it has no 'state_dict'")
     scene = _by_recipes(recipes, rest) if recipes else _by_itself(checkpoint, content, rest, allow)
     module, data, trainer = scene
+    data.take_state(content)
     data.prepare_data()
     module.field.bind(data.scene_box)
     module.estimator.bind(data.scene_box)

@@ -243,8 +243,11 @@ def test_camera_files_name_the_lens(model: int, coefficients: list[float], expec
     assert (entry["w"], entry["h"]) == (5, 4)
 
 
-def test_written_cameras_are_read_again(tmp_path: Path) -> None:
-    cameras = numbered_scene().cameras
+@pytest.mark.parametrize("with_lenses", [False, True])
+def test_written_cameras_are_read_again(with_lenses: bool, tmp_path: Path) -> None:
+    cameras = numbered_scene(((6, 4), (6, 4), (6, 4))).cameras
+    if with_lenses:
+        cameras = through(cameras, [OPENCV, FISHEYE, OPENCV], [[0.1, -0.02, 0.001, 0.0005], [0.05, 0.01], [0.2]])
     write_cameras(tmp_path / "transforms.json", cameras, ["a.png", "b.png", "c.png"])
     assert [f["file_path"] for f in json.loads((tmp_path / "transforms.json").read_text())["frames"]] == [
         "a.png",
@@ -256,6 +259,11 @@ def test_written_cameras_are_read_again(tmp_path: Path) -> None:
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs)
+    turned = torch.tensor([[0.0, -2, 0, 1], [2, 0, 0, 2], [0, 0, 2, 3], [0, 0, 0, 1]])
+    moved = read_cameras(tmp_path / "transforms.json", cameras, to_world=turned)  # from files' units to the scene's
+    there = turned[:3, :3] @ moved.c2w[:, :, 3:] + turned[:3, 3:]
+    torch.testing.assert_close(there, cameras.c2w[:, :, 3:])
+    torch.testing.assert_close(turned[:3, :3] @ moved.c2w[:, :, :3] / 2, cameras.c2w[:, :, :3])
     with pytest.raises(ValueError, match="names: expected 3, one of each camera, got 1"):
         write_cameras(tmp_path / "transforms.json", cameras, ["a.png"])
 
