@@ -114,6 +114,7 @@ class Colmap:
         """Poses by COLMAP's incremental or global mapper, into a folder for each model."""
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
+        self._set_lenses()
         arguments = self._database, self._images, folder, self._options.threads
         if mapper == "global":
             map_in_process(*arguments, log=self._folder)
@@ -152,6 +153,18 @@ class Colmap:
             if n >= _ENOUGH:
                 counts.update(names[key] for key in self._colmap.pair_id_to_image_pair(pair))
         return dict(counts)
+
+    def _set_lenses(self) -> None:
+        """Give all cameras the lens of the options: features and matches found with another one stay valid."""
+        with self._open() as database:
+            for old in database.read_all_cameras():
+                if old.model.name != self._options.camera_model:
+                    focal = old.mean_focal_length()
+                    new = self._colmap.Camera.create_from_model_name(
+                        old.camera_id, self._options.camera_model, focal, old.width, old.height
+                    )
+                    new.has_prior_focal_length = old.has_prior_focal_length
+                    database.update_camera(new)
 
     def _reader(self) -> Any:  # pycolmap is imported on use: its classes cannot be named here
         options = self._colmap.ImageReaderOptions()

@@ -17,6 +17,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from lightning_nerf import cpu_threads
 from lightning_nerf.checks import BadArgument, MissingFile
@@ -57,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> Report:
 
 def parse(args: list[str]) -> Options:
     """The command's options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=_COMMAND,
         usage=f"{_COMMAND} PHOTOS_OR_VIDEO OUT [arguments]",
         description=__doc__,
@@ -76,8 +77,8 @@ def parse(args: list[str]) -> Options:
         photos""")  # fmt: skip
     add("--mapper", choices=MAPPERS, default="incremental", help="""incremental (default): add picture by picture; global:
         all at once, faster for many""")  # fmt: skip
-    add("--camera_model", choices=CAMERA_MODELS, default="SIMPLE_RADIAL", metavar="MODEL", help=f"""the lens; default
-        SIMPLE_RADIAL, which fits phones and cameras. One of {", ".join(CAMERA_MODELS)}""")  # fmt: skip
+    add("--camera_model", choices=CAMERA_MODELS, default="OPENCV", metavar="MODEL", help=f"""the lens; default
+        OPENCV, which fits phones and cameras. One of {", ".join(CAMERA_MODELS)}""")  # fmt: skip
     add("--single_camera", action=argparse.BooleanOptionalAction, default=None, help="""all pictures of one size share one
         lens and focal length, or each has its own; default: those share that have one size, and one camera and focal length
         in their EXIF data""")  # fmt: skip
@@ -85,14 +86,19 @@ def parse(args: list[str]) -> Options:
         longer side; default 1600. OUT keeps the full size""")  # fmt: skip
     add("--threads", type=int, default=cpu_threads.usable_cpus(), metavar="N", help="CPU threads; default all")
     options, rest = parser.parse_known_args(args)
-    if rest:
+    if rest and rest[0].startswith("-"):
         names = [action.dest for action in parser._actions]
-        name = rest[0].removeprefix("--").partition("=")[0]
-        parser.exit(2, f"{_COMMAND}: {unknown(name, names)}\n" if rest[0].startswith("--") else f"{_COMMAND}: {_TWO}\n")
+        parser.error(unknown(rest[0].lstrip("-").partition("=")[0], names))
+    if rest:
+        parser.error(f"expected two paths, PHOTOS_OR_VIDEO and OUT, got {rest[0]} beside them")
     return Options(**vars(options))
 
 
-_TWO = "expected two paths, PHOTOS_OR_VIDEO and OUT, got more"
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2 and one line."""
+        self.exit(2, f"{_COMMAND}: {message}\n")
+        raise AssertionError  # not reached
 
 
 def check(options: Options) -> None:

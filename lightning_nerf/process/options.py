@@ -22,7 +22,7 @@ class Options(NamedTuple):
     n_frames: int | None = None  # in place of fps
     matcher: str = "auto"
     mapper: str = "incremental"
-    camera_model: str = "SIMPLE_RADIAL"
+    camera_model: str = "OPENCV"
     single_camera: bool | None = None  # None: photos of one size, focal length and camera name share one
     max_size: int = 1600  # of the longer side, in pixels, where features are looked for
     threads: int = 1

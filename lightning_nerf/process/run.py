@@ -37,8 +37,7 @@ def process(options: Options, open_sfm: Callable[[Options, Path, Path], Structur
     names, unreadable = _pictures(options, stages, progress)
     sfm = open_sfm(options, out / "images", out / WORK)
 
-    lens = [options.camera_model, options.single_camera, options.max_size, sfm.version]
-    begun = stages.begin("features", lens)
+    begun = stages.begin("features", [options.single_camera, options.max_size, sfm.version])
     if begun.is_new:
         sfm.reset()
     if not begun.is_done:
@@ -115,7 +114,7 @@ def _models(options: Options, stages: Stages, sfm: StructureFromMotion, n: int, 
     """All models, the largest first, which lies in OUT/sparse/0."""
     folder = options.out / WORK / "models"
     sparse = options.out / "sparse"
-    if stages.begin("model", options.mapper).is_done:
+    if stages.begin("model", [options.mapper, options.camera_model]).is_done:
         paths = [folder / str(name) for name in _list(stages.result("model"))]
         if all(path.is_dir() for path in paths):
             return [sfm.read(path) for path in paths]

@@ -44,7 +44,8 @@ def open_video(path: Path) -> Video:
         header = iio.immeta(path, plugin="FFMPEG")
         fps, seconds = float(header["fps"]), float(header["duration"])
     except Exception as error:  # of many kinds, from the program
-        raise BadArgument(f"{path}: cannot be read as a video ({str(error).strip().splitlines()[-1:] or error})") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+        raise BadArgument(f"{path}: cannot be read as a video ({reason})") from error
     if not (fps > 0 and seconds > 0 and math.isfinite(fps * seconds)):
         raise BadArgument(f"{path}: expected a video with a length, got {seconds} s at {fps} frames per second")
     return Video(fps, seconds, iter(iio.imiter(path, plugin="FFMPEG")))
