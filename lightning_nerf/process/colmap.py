@@ -117,7 +117,9 @@ class Colmap:
         self._set_lenses()
         arguments = self._database, self._images, folder, self._options.threads
         if mapper == "global":
-            map_in_process(*arguments, log=self._folder)
+            code = map_in_process(*arguments, log=self._folder)
+            if code:
+                raise BadArgument(f"--mapper: COLMAP's global mapper ended with code {code}; its log is in {self._folder}")
         else:
             map_incrementally(self._colmap, *arguments, count)
         return sorted(path for path in folder.iterdir() if (path / "images.bin").is_file())

@@ -1,4 +1,4 @@
-"""COLMAP's mappers, each so that Ctrl-C ends it at once, and its log."""
+"""COLMAP's mappers, each so that Ctrl-C ends it at once, and its log. Imports no torch: a new process starts with it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import multiprocessing
 from pathlib import Path
 from types import ModuleType
 
-from lightning_nerf.checks import BadArgument
 from lightning_nerf.process.sfm import Count
 
 
@@ -50,8 +49,8 @@ def map_globally(database: Path, images: Path, folder: Path, threads: int, log: 
     pycolmap.global_mapping(database, images, folder, options)
 
 
-def map_in_process(database: Path, images: Path, folder: Path, threads: int, log: Path) -> None:
-    """:func:`map_globally` in a process of its own: it looks at Ctrl-C only when it has finished."""
+def map_in_process(database: Path, images: Path, folder: Path, threads: int, log: Path) -> int | None:
+    """The exit code of :func:`map_globally` in a process of its own: it looks at Ctrl-C only when it has finished."""
     arguments = database, images, folder, threads, log
     process = multiprocessing.get_context("spawn").Process(target=map_globally, args=arguments, daemon=True)
     process.start()
@@ -60,5 +59,4 @@ def map_in_process(database: Path, images: Path, folder: Path, threads: int, log
     finally:
         process.kill()
         process.join()
-    if process.exitcode:
-        raise BadArgument(f"--mapper: COLMAP's global mapper ended with code {process.exitcode}; its log is in {log}")
+    return process.exitcode

@@ -28,7 +28,7 @@ from lightning_nerf.process.colmap import Colmap, load
 from lightning_nerf.process.options import CAMERA_MODELS, MAPPERS, MATCHERS, Options
 from lightning_nerf.process.progress import Progress
 from lightning_nerf.process.report import Report, show
-from lightning_nerf.process.run import process
+from lightning_nerf.process.run import check_out, process
 
 _COMMAND = "lightning-nerf process"
 
@@ -118,5 +118,6 @@ def check(options: Options) -> None:
         raise BadArgument(f"--max_size: expected >= 64, got {options.max_size}")
     if options.threads < 1:
         raise BadArgument(f"--threads: expected >= 1, got {options.threads}")
+    check_out(options)
     check_writable("OUT", options.out)
     load()  # before any work is done
