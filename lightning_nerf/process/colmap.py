@@ -96,7 +96,8 @@ class Colmap:
         """Match and verify the pairs that are not in the database yet."""
         with self._open() as database:
             ids = {image.name: image.image_id for image in database.read_all_images()}
-            missing = [(a, b) for a, b in pairs if not database.exists_two_view_geometry(ids[a], ids[b])]
+            known = [(a, b) for a, b in pairs if a in ids and b in ids]  # without pictures that COLMAP cannot read
+            missing = [(a, b) for a, b in known if not database.exists_two_view_geometry(ids[a], ids[b])]
         if not missing:
             return
         options = self._colmap.FeatureMatchingOptions()

@@ -19,6 +19,7 @@ AS_THEY_ARE = (".jpg", ".jpeg", ".png")
 _CONVERTED = (".bmp", ".tif", ".tiff", ".webp")  # written as PNG
 _UNREAD = (".heic", ".heif", ".avif", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2")
 _UPRIGHT = (None, 1)
+_FORMATS = {".jpg": ("JPEG", "MPO"), ".jpeg": ("JPEG", "MPO"), ".png": ("PNG",)}  # COLMAP goes by the name
 
 
 def list_photos(folder: Path) -> list[Path]:
@@ -91,7 +92,8 @@ def _enter(photo: Path, path: Path) -> None:
         with Image.open(photo) as picture:
             picture.load()
             is_upright = picture.getexif().get(ExifTags.Base.Orientation) in _UPRIGHT
-            if not is_upright or photo.suffix.lower() != path.suffix.lower():
+            is_as_named = picture.format in _FORMATS[path.suffix.lower()] and photo.suffix == path.suffix
+            if not is_upright or not is_as_named:
                 turned = ImageOps.exif_transpose(picture)
                 turned.save(path, exif=turned.getexif(), quality=97, subsampling=0)  # a PNG has no use for the last two
                 return

@@ -136,6 +136,8 @@ def write_report(path: Path, report: Report, used: Mapping[str, object]) -> None
 def _why(name: str, elsewhere: set[str], n_features: Mapping[str, int], n_partners: Mapping[str, int]) -> str:
     if name in elsewhere:
         return ELSEWHERE
-    if n_features.get(name, 0) < FEW_FEATURES:
+    if name not in n_features:
+        return UNREADABLE
+    if n_features[name] < FEW_FEATURES:
         return PLAIN
     return UNFIT if n_partners.get(name, 0) else ALONE

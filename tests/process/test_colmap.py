@@ -71,6 +71,17 @@ def test_features_and_matches_are_found_once_and_counted(tmp_path: Path) -> None
     assert sfm.n_features() == found
 
 
+def test_a_picture_that_colmap_cannot_read_hinders_no_other(tmp_path: Path) -> None:
+    pytest.importorskip("pycolmap")
+    names = ["odd.jpg", *shifted_photos(tmp_path / "images")[:2]]
+    (tmp_path / "images" / "odd.jpg").write_text("no picture")
+    sfm = Colmap(Options(tmp_path, tmp_path), tmp_path / "images", tmp_path / "colmap")
+    sfm.add_pictures([names])
+    sfm.extract(names, ignore)
+    sfm.match([("odd.jpg", "0.png"), ("0.png", "1.png")], ignore)
+    assert sfm.n_partners() == {"0.png": 1, "1.png": 1}
+
+
 @pytest.mark.parametrize("mapper", ["incremental", "global"])
 def test_poses_of_made_up_matches_are_found(mapper: str, tmp_path: Path) -> None:
     pycolmap = pytest.importorskip("pycolmap")

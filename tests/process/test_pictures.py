@@ -58,6 +58,13 @@ def test_names_lose_blanks_other_formats_become_png_and_no_name_comes_twice(tmp_
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / "c.png")), original)
 
 
+def test_a_file_of_another_format_than_its_name_says_is_written_anew(tmp_path: Path) -> None:
+    Image.fromarray(noise(0)).save(tmp_path / "a.jpg", "WEBP", lossless=True)
+    enter_photos([tmp_path / "a.jpg"], tmp_path / "out", ignore)
+    with Image.open(tmp_path / "out" / "a.jpg") as picture:
+        assert picture.format == "JPEG"
+
+
 def write_phone_photo(path: Path, focal: int, orientation: int = 1, size: tuple[int, int] = (32, 24)) -> None:
     exif = Image.Exif()
     exif[0x0112], exif[0x010F], exif[0x0110] = orientation, "Maker", "Phone"
