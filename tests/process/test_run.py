@@ -88,18 +88,18 @@ def test_pictures_that_are_gone_leave_the_result(options: Options) -> None:
 
 def test_the_largest_model_is_taken_and_the_report_says_why_the_others_have_no_pose(tmp_path: Path) -> None:
     names = [f"p{i}.png" for i in range(5)]
-    others = ["x0.png", "x1.png", "plain.png", "alone.png", "unfit.png"]
+    others = ["x0.png", "x1.png", "plain.png", "alone.png", "unfit.png", "odd.png"]
     source = write_photos(tmp_path / "photos", *names, *others)
     (source / "broken.jpg").write_text("no picture")
     models = [others[:2], names, names[:2]]  # the last is a failed start, whose pictures all have a pose
     report = run(Options(source, tmp_path / "out"), FakeSfm(models))
-    assert (report.registered, report.pictures, report.models, report.points) == (5, 11, [5, 2], 50)
+    assert (report.registered, report.pictures, report.models, report.points) == (5, 12, [5, 2], 50)
     assert {name: why.split()[0] for name, why in report.failed.items()} == {
         "broken.jpg": "cannot", "x0.png": "in", "x1.png": "in", "plain.png": "fewer", "alone.png": "matches",
-        "unfit.png": "matches",
+        "unfit.png": "matches", "odd.png": "cannot",
     }  # fmt: skip
     text = "\n".join(show(report))
-    for said in ("5 of 11 pictures (45 %)", "2 models", "in another model: x0.png, x1.png", "--mapper global"):
+    for said in ("5 of 12 pictures (42 %)", "2 models", "in another model: x0.png, x1.png", "--mapper global"):
         assert said in text
     written = json.loads((tmp_path / "out" / "report.json").read_text())
     assert written["failed"] == report.failed
