@@ -12,8 +12,14 @@ from lightning_nerf.cli_words import TRAINER_COMMANDS, nearest, refuse
 from lightning_nerf.recipes import recipe_names
 
 # Modules are imported when a command asks for them: `--help` has to be quick, and `doctor` has to run without Lightning.
-COMMANDS = {"render": "lightning_nerf.render.main", "doctor": "lightning_nerf.doctor", "bench": "lightning_nerf.bench.main"}
+COMMANDS = {
+    "process": "lightning_nerf.process.main",
+    "render": "lightning_nerf.render.main",
+    "doctor": "lightning_nerf.doctor",
+    "bench": "lightning_nerf.bench.main",
+}
 _ABOUT = {
+    "process": "camera poses of your own photos or video, to train on",
     "render": "pictures and films of a trained scene, from any camera",
     "doctor": "is the installation whole, and if not, what to do",
     "bench": "times and qualities: ops, perceptron, step, quality, frame",

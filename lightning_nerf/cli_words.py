@@ -54,7 +54,7 @@ def split_command(words: Sequence[str]) -> tuple[str, list[str]]:
         if word in TRAINER_COMMANDS and (i == 0 or words[i - 1] not in _CONFIG):
             return word, [*words[:i], *words[i + 1 :]]
     known = ", ".join(TRAINER_COMMANDS)
-    raise refuse(f"expected a command ({known}, render, doctor or bench); lightning-nerf --help has examples")
+    raise refuse(f"expected a command ({known}, process, render, doctor or bench); lightning-nerf --help has examples")
 
 
 def configs_first(words: Sequence[str]) -> list[str]:

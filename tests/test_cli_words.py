@@ -70,7 +70,7 @@ def test_resume_is_of_fit_alone(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("typed", "said"),
     [
-        ("", "expected a command (fit, validate, test, predict, render, doctor or bench)"),
+        ("", "expected a command (fit, validate, test, predict, process, render, doctor or bench)"),
         ("-c A", "expected a command"),
         ("fit", f"no recipe is named ({RECIPES}); for example: lightning-nerf fit -c {RECIPE}\n"),
         (

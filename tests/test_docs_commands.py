@@ -141,7 +141,7 @@ def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 def flags() -> dict[str, set[str]]:
     """The flags of each command, as its ``--help`` names them."""
     benchmarks = [f"bench {name}" for name in ("ops", "perceptron", "step", "quality", "frame")]
-    commands = ["fit", "test", "render", "doctor", *benchmarks]
+    commands = ["fit", "test", "process", "render", "doctor", *benchmarks]
     with pytest.MonkeyPatch.context() as patch:
         return {name: set(FLAG.findall(main([*name.split(), "--help"], patch))) for name in commands}
 
@@ -156,7 +156,7 @@ def test_flags_exist(page: str, flags: dict[str, set[str]]) -> None:
             continue  # another program's
         command = next((name for name in flags if OURS.sub("", span).startswith(f"{name} ")), None)
         known = set().union(*flags.values()) if command is None else flags[command]
-        if command not in (None, "doctor", "bench ops", "bench perceptron"):
+        if command not in (None, "process", "doctor", "bench ops", "bench perceptron"):
             known = known | flags["fit"]
         for flag in FLAG.findall(span):
             if flag.endswith(".help"):  # of LightningCLI, for every class

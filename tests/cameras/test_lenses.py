@@ -247,7 +247,7 @@ def test_camera_files_name_the_lens(model: int, coefficients: list[float], expec
 def test_written_cameras_are_read_again(with_lenses: bool, tmp_path: Path) -> None:
     cameras = numbered_scene(((6, 4), (6, 4), (6, 4))).cameras
     if with_lenses:
-        cameras = through(cameras, [OPENCV, FISHEYE, OPENCV], [[0.1, -0.02, 0.001, 0.0005], [0.05, 0.01], [0.2]])
+        cameras = through(cameras, [OPENCV, FISHEYE, OPENCV], [FOX, FISH, FOX])
     write_cameras(tmp_path / "transforms.json", cameras, ["a.png", "b.png", "c.png"])
     assert [f["file_path"] for f in json.loads((tmp_path / "transforms.json").read_text())["frames"]] == [
         "a.png",

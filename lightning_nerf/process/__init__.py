@@ -1,0 +1,1 @@
+"""``lightning-nerf process``: photos or a video to camera poses."""
