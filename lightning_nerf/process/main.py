@@ -3,7 +3,7 @@
   lightning-nerf process photos/ scene/
   lightning-nerf process walk.mp4 scene/ --n_frames 150
   lightning-nerf process photos/ scene/ --matcher exhaustive --mapper global
-  lightning-nerf fit -c captures/unbounded_occ --data.root scene/
+  lightning-nerf fit -c captures/unbounded_prop --data.root scene/
 
 OUT gets images/, sparse/0 (COLMAP's), transforms.json (nerfstudio's and instant-ngp's) and report.json. Ctrl-C keeps what
 is done; the same command goes on.
@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> Report:
         if not report.registered:
             raise BadArgument(f"no poses were found, see {options.out / 'report.json'}")
     print(options.out)
-    print(f"next: lightning-nerf fit -c captures/unbounded_occ --data.root {shlex.quote(str(options.out))}")
+    print(f"next: lightning-nerf fit -c captures/unbounded_prop --data.root {shlex.quote(str(options.out))}")
     return report
 
 

@@ -85,7 +85,7 @@ def test_it_ends_with_the_report_and_the_command_that_trains(
     command.main([str(photos), str(out)])
     said = capsys.readouterr()
     assert said.out.splitlines()[0] == "registered 3 of 3 pictures (100 %)"
-    assert said.out.splitlines()[-1] == f"next: lightning-nerf fit -c captures/unbounded_occ --data.root '{out}'"
+    assert said.out.splitlines()[-1] == f"next: lightning-nerf fit -c captures/unbounded_prop --data.root '{out}'"
     assert said.err == ""  # no progress: this is no terminal
 
 
