@@ -41,7 +41,7 @@ def resolve_recipe(name: str) -> str:
         return str(shipped)
     from lightning_nerf.checks import MissingFile
 
-    shown = name if len(name) < 200 else f"{name[:200]}..."
+    shown = name if len(name) < 100 else f"{name[:100]}..."
     raise MissingFile(f"config {shown!r}: no such file, nor a shipped recipe; those are {', '.join(recipe_names())}")
 
 
