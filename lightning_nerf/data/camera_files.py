@@ -15,14 +15,8 @@ from lightning_nerf.data.frame_times import near_miss
 from lightning_nerf.data.frames import MAX_FRAMES, Transforms
 from lightning_nerf.data.intrinsics import full_sphere
 from lightning_nerf.data.json_file import read_json_object
-from lightning_nerf.data.lenses import lens_tensors
+from lightning_nerf.data.lenses import MODELS, lens_tensors
 from lightning_nerf.files import whole_file
-
-_COEFFICIENTS = {
-    "OPENCV": ("k1", "k2", "p1", "p2", "k3"),
-    "FULL_OPENCV": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"),
-    "OPENCV_FISHEYE": ("k1", "k2", "k3", "k4"),
-}
 
 
 def read_cameras(path: Path, train: Cameras, reads_times: bool = True, to_world: torch.Tensor | None = None) -> Cameras:
@@ -107,4 +101,4 @@ def _lens_keys(cameras: Cameras, index: int) -> dict[str, object]:
     model, values = LENS_MODELS[int(cameras.lens_model[index])], cameras.lens[index].tolist()
     names = {"pinhole": "PINHOLE", "fisheye": "OPENCV_FISHEYE", "equirectangular": "EQUIRECTANGULAR"}
     name = names.get(model) or ("FULL_OPENCV" if any(values[5:]) else "OPENCV")
-    return {"camera_model": name, **dict(zip(_COEFFICIENTS.get(name, ()), values, strict=False))}
+    return {"camera_model": name, **dict(zip(MODELS[name][1], values, strict=False))}

@@ -14,7 +14,7 @@ from lightning_nerf.data.json_file import is_number, shorten
 
 _ORDER = {"opencv": ("k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6"), "fisheye": ("k1", "k2", "k3", "k4")}
 _POLYNOMIAL = ("k1", "k2", "p1", "p2", "k3")
-_MODELS = {  # by COLMAP's names: the lens, and those of its coefficients that the name allows
+MODELS = {  # by COLMAP's names: the lens, and those of its coefficients that the name allows, in OpenCV's order
     "PINHOLE": ("pinhole", ()),
     "SIMPLE_PINHOLE": ("pinhole", ()),
     "PERSPECTIVE": ("opencv", _POLYNOMIAL),  # nerfstudio's name for all of OpenCV's
@@ -48,12 +48,12 @@ def make_lens(where: str, name: str, values: Mapping[str, float]) -> Lens:
     Raises:
         BadArgument: another model, or a coefficient that the model does not have.
     """
-    if name not in _MODELS:
+    if name not in MODELS:
         raise BadArgument(
-            f"{where}: camera model {shorten(name)} is not supported, expected one of {', '.join(_MODELS)}; undistort the "
+            f"{where}: camera model {shorten(name)} is not supported, expected one of {', '.join(MODELS)}; undistort the "
             "pictures (say with COLMAP's image_undistorter) and give their new camera file"
         )
-    model, allowed = _MODELS[name]
+    model, allowed = MODELS[name]
     if model in ("pinhole", "equirectangular"):  # stray coefficients beside such a name have no meaning
         return Lens(model)
     extra = [key for key, value in values.items() if value and key not in allowed]

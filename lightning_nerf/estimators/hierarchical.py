@@ -9,15 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.checks import BadType, check_instance, check_integer, check_number
-from lightning_nerf.estimators.stratified import Chosen, Spacing, StratifiedEstimator, packed
-from lightning_nerf.ops.composite import composite
+from lightning_nerf.estimators.stratified import Chosen, Spacing, StratifiedEstimator, packed, rays_that_fit, weights_of
 from lightning_nerf.ops.importance import importance_sampling
-from lightning_nerf.ops.pack import check_capacity
 from lightning_nerf.ops.random import STREAM_COARSE, STREAM_FINE, random_uniform
 from lightning_nerf.ops.scan import segmented_sum
-from lightning_nerf.ops.visibility import prune_from
+from lightning_nerf.ops.visibility import prune_found
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import Densities, Evaluated, PackedSamples, Placement, Query, Rays, Round, RoundField
+from lightning_nerf.types import Densities, PackedSamples, Placement, Pruning, Query, Rays, Round, RoundField
 
 
 class Hierarchical(StratifiedEstimator):
@@ -109,7 +107,7 @@ class Hierarchical(StratifiedEstimator):
         """See :meth:`Estimator.bind`; binds the coarse field too."""
         super().bind(scene_box)
         if self.field is not None:
-            self.field.bind(scene_box if isinstance(scene_box, SceneBox) else SceneBox(self.aabb.clone()))
+            self.field.bind(self.box_for_fields(scene_box))
         return self
 
     def place(
@@ -145,28 +143,19 @@ class Hierarchical(StratifiedEstimator):
         """The samples that are neither transparent nor hidden by the densities that ``query`` gives."""
         found = query(rays, samples, self.early_stop_eps)
         check_instance("query", found, Densities)
-        values, features = found
-        values = values.float()
+        values = found.values.float()
         threshold = torch.full((), self.alpha_threshold, device=values.device)
         if in_training:
             depths = (values * (samples.t_ends - samples.t_starts)).nan_to_num(0.0, math.inf)
             is_used = torch.arange(len(values), device=values.device) < samples.offsets[-1]  # the tail may hold anything
             mean = torch.where(is_used, -torch.expm1(-depths), 0.0).sum() / samples.offsets[-1].clamp(min=1)
             threshold = (mean * 0.1).clamp(max=self.alpha_threshold)  # a tenth: intervals differ in length
-        left, sources = prune_from(
-            values, samples, early_stop_eps=self.early_stop_eps, alpha_thre=threshold, capacity=capacity
-        )
-        return Placement(left, evaluated=None if features is None else Evaluated(features, sources))
+        return prune_found(found, samples, Pruning(self.early_stop_eps, threshold), capacity)
 
     def _most(self, capacity: int | None, march_capacity: int | None, only_coarse: bool) -> int | None:
         """How many rays fit in both rounds; None: all."""
         each = self.n_coarse if only_coarse else self.n_coarse + self.n_fine
-        fits: list[int] = []
-        for limit, count in ((capacity, each), (march_capacity, self.n_coarse)):
-            if limit is not None:
-                check_capacity(limit)
-                fits.append(limit // count)
-        return min(fits, default=None)
+        return rays_that_fit((capacity, each), (march_capacity, self.n_coarse))
 
     def _evaluated(self, rays: Rays, coarse: PackedSamples, query: Query | None, in_training: bool) -> Round:
         """The coarse round: samples, weights with gradient, and what the coarse field gave."""
@@ -180,12 +169,7 @@ class Hierarchical(StratifiedEstimator):
         else:
             found = self.field.query(rays, coarse)
         check_instance("query", found, Densities)
-        nothing = coarse.t_starts.new_empty(len(coarse.t_starts), 0)
-        weights = composite(
-            found.values.float(), nothing, coarse.t_starts, coarse.t_ends, coarse.offsets, return_weights=True
-        ).weights
-        assert weights is not None
-        return Round(coarse, weights, output)
+        return Round(coarse, weights_of(found.values, coarse), output)
 
     @torch.no_grad()
     def finer(self, chosen: Chosen, edges: Tensor, weights: Tensor, key: Tensor | None) -> Tensor:

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
-from lightning_nerf.estimators.stratified import Chosen, Spacing, StratifiedEstimator, packed
-from lightning_nerf.ops.composite import composite
+from lightning_nerf.estimators.stratified import Chosen, Spacing, StratifiedEstimator, packed, rays_that_fit, weights_of
 from lightning_nerf.ops.importance import importance_sampling
-from lightning_nerf.ops.pack import check_capacity
 from lightning_nerf.ops.random import STREAM_PROPOSALS, random_uniform
 from lightning_nerf.scene_box import SceneBox
-from lightning_nerf.types import PackedSamples, Placement, Query, Rays, Round, RoundField
+from lightning_nerf.types import Placement, Query, Rays, Round, RoundField
 
 
 class Proposal(StratifiedEstimator):
@@ -46,8 +44,7 @@ class Proposal(StratifiedEstimator):
 
     Args:
         fields: one for each round before the last, a :class:`ProposalField` or any :class:`~lightning_nerf.RadianceField`;
-        in
-            recipes by ``class_path``. They are parts of the estimator, so the optimizer's group "estimator" trains them.
+            in recipes by ``class_path``. They are parts of the estimator, so the optimizer's group "estimator" trains them.
         counts: samples of each of these rounds on each active ray, as many numbers as fields.
         n_fine: samples of the last round, which the module's field sees.
         spacing: of the first round, "uniform", or "disparity" for scenes that go on far behind: then near must be > 0.
@@ -108,7 +105,7 @@ class Proposal(StratifiedEstimator):
         super().bind(scene_box)
         for field in self.fields:
             assert isinstance(field, RoundField)
-            field.bind(scene_box if isinstance(scene_box, SceneBox) else SceneBox(self.aabb.clone()))
+            field.bind(self.box_for_fields(scene_box))
         return self
 
     @property
@@ -131,12 +128,8 @@ class Proposal(StratifiedEstimator):
         march_capacity: int | None = None,
     ) -> Placement:
         """See :meth:`Estimator.place`; ``march_capacity`` bounds the samples of each round before the last."""
-        limits: list[int] = []
-        for limit, count in ((capacity, self.n_fine), (march_capacity, max(self.counts))):
-            if limit is not None:
-                check_capacity(limit)
-                limits.append(limit // count)
-        chosen = self.choose(rays, min(limits, default=None), exact=capacity is None)
+        most = rays_that_fit((capacity, self.n_fine), (march_capacity, max(self.counts)))
+        chosen = self.choose(rays, most, exact=capacity is None)
         jitter = None if key is None else self._jitter(key, chosen)
         unit = torch.arange(2.0, device=chosen.near.device).expand(len(chosen.near), 2)
         edges, cdfs, rounds = unit, unit, list[Round]()
@@ -159,17 +152,12 @@ class Proposal(StratifiedEstimator):
 
     def _round(self, i: int, rays: Rays, chosen: Chosen, edges: Tensor) -> Round:
         """Samples between edges [K, n + 1], and their weights by the i-th field."""
-        samples: PackedSamples = packed(chosen, self.at_shares(chosen, edges))
+        samples = packed(chosen, self.at_shares(chosen, edges))
         field = self.fields[i]
         assert isinstance(field, RoundField)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_learning):
             output = field.at_samples(rays, samples)
-        nothing = samples.t_starts.new_empty(len(samples.t_starts), 0)
-        weights = composite(
-            output.density.float(), nothing, samples.t_starts, samples.t_ends, samples.offsets, return_weights=True
-        ).weights
-        assert weights is not None
-        return Round(samples, weights, output, edges)
+        return Round(samples, weights_of(output.density, samples), output, edges)
 
     @torch.no_grad()
     def _cdfs(self, weights: Tensor, key: Tensor | None) -> Tensor:

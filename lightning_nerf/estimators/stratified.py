@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_nerf.argument_types import typed_errors
 from lightning_nerf.checks import BadArgument, check_instance
 from lightning_nerf.estimators.base import Estimator, corners
+from lightning_nerf.ops.composite import composite
 from lightning_nerf.ops.importance import importance_sampling
-from lightning_nerf.ops.pack import pack
+from lightning_nerf.ops.pack import check_capacity, pack
 from lightning_nerf.ops.random import random_uniform
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.scene_box import SceneBox, check_corners
@@ -68,6 +69,10 @@ class StratifiedEstimator(Estimator):
         self.clips.fill_(self.clip_to_box and not contracted)
         self._read_box()
         return self
+
+    def box_for_fields(self, scene_box: SceneBox | Tensor | Sequence[float] | Sequence[Sequence[float]]) -> SceneBox:
+        """The box of :meth:`bind` for fields of the estimator's own."""
+        return scene_box if isinstance(scene_box, SceneBox) else SceneBox(self.aabb.clone())
 
     def _read_box(self) -> None:
         self.is_clipping = bool(self.clips) if bool(self.aabb.isfinite().all()) else None
@@ -133,6 +138,26 @@ class StratifiedEstimator(Estimator):
         nearest, farthest = (1 / torch.where(used, t, 1.0).double() for t in (near, far))
         t = 1 / torch.addcmul(nearest, share.double(), farthest - nearest)
         return torch.where(used, t.float().clamp(near, far), 0.0)
+
+
+def rays_that_fit(*rounds: tuple[int | None, int]) -> int | None:
+    """How many rays fit in all rounds, each a capacity and the samples that it has of a ray; None: no round has a limit."""
+    fits: list[int] = []
+    for capacity, count in rounds:
+        if capacity is not None:
+            check_capacity(capacity)
+            fits.append(capacity // count)
+    return min(fits, default=None)
+
+
+def weights_of(densities: Tensor, samples: PackedSamples) -> Tensor:
+    """Weights [N] of samples, see :func:`~lightning_nerf.ops.composite.composite`; differentiable in densities [N]."""
+    nothing = samples.t_starts.new_empty(len(samples.t_starts), 0)
+    weights = composite(
+        densities.float(), nothing, samples.t_starts, samples.t_ends, samples.offsets, return_weights=True
+    ).weights
+    assert weights is not None
+    return weights
 
 
 def packed(chosen: Chosen, edges: Tensor, capacity: int | None = None) -> PackedSamples:

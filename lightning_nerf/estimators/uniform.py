@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.checks import check_integer
-from lightning_nerf.estimators.stratified import Spacing, StratifiedEstimator, packed
-from lightning_nerf.ops.pack import check_capacity
+from lightning_nerf.estimators.stratified import Spacing, StratifiedEstimator, packed, rays_that_fit
 from lightning_nerf.ops.random import STREAM_UNIFORM
 from lightning_nerf.types import Placement, Query, Rays
 
@@ -62,8 +61,5 @@ class Uniform(StratifiedEstimator):
     ) -> Placement:
         """See :meth:`Estimator.place`. ``query`` and ``march_capacity`` play no part."""
         assert self.fixed_count is not None
-        if capacity is not None:
-            check_capacity(capacity)
-        most = None if capacity is None else capacity // self.fixed_count
-        chosen = self.choose(rays, most, exact=capacity is None)
+        chosen = self.choose(rays, rays_that_fit((capacity, self.fixed_count)), exact=capacity is None)
         return Placement(packed(chosen, self.strata(chosen, self.fixed_count, key, STREAM_UNIFORM), capacity))

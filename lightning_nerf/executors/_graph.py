@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -12,6 +12,16 @@ from lightning_nerf.executors._sync import unwatched
 
 T = TypeVar("T")
 Pool = Any  # torch's own name for the handle of a memory pool is private
+Kind = tuple[bool, Hashable]  # of a step: whether its batch is the first of an accumulation window, and its variant
+
+
+class CapturedStep(NamedTuple):
+    """A step's graph, and where it leaves its results."""
+
+    graph: torch.cuda.CUDAGraph
+    loss: Tensor
+    logs: dict[str, Tensor]
+    grads: list[Tensor | None]  # of the optimizer's parameters, in its order
 
 
 def capture(what: str, fn: Callable[[], T], pool: Pool, stream: torch.cuda.Stream) -> tuple[torch.cuda.CUDAGraph, T]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lightning_nerf.checks import check_integer
-from lightning_nerf.executors._graph import Pool, capture, copy_batch, empty_batch
+from lightning_nerf.executors._graph import CapturedStep, Kind, Pool, capture, copy_batch, empty_batch
 from lightning_nerf.executors._sync import synchronizations, unwatched
 from lightning_nerf.executors._watch import Options, Rates, Watch
 from lightning_nerf.executors.base import Executor, StepProgram
@@ -33,16 +33,6 @@ class _Fit(NamedTuple):
     scaler: Scaler | None
     stream: torch.cuda.Stream
     events: list[torch.cuda.Event]  # one for each step that the host may be ahead
-
-
-class _Step(NamedTuple):
-    graph: torch.cuda.CUDAGraph
-    loss: Tensor
-    logs: dict[str, Tensor]
-    grads: list[Tensor | None]  # of the optimizer's parameters, in its order
-
-
-_Kind = tuple[bool, Hashable]  # of a step: whether its batch is the first of an accumulation window, and its variant
 
 
 class CUDAGraphExecutor(Executor):
@@ -112,10 +102,10 @@ class CUDAGraphExecutor(Executor):
         self.stopped = True
 
     def _clear(self) -> None:
-        self._steps: dict[_Kind, _Step] = {}
+        self._steps: dict[Kind, CapturedStep] = {}
         self._runs: dict[Hashable, torch.cuda.CUDAGraph] = {}
         self._updates: dict[Hashable, tuple[torch.cuda.CUDAGraph, Options]] = {}
-        self._current: _Step | None = None
+        self._current: CapturedStep | None = None
         self._watches: list[Watch] = []
         self._program_inputs: object = None
         self._rates: Rates | None = None
@@ -200,7 +190,7 @@ class CUDAGraphExecutor(Executor):
         if places:
             self.stop(f"{what} waits for the device: {places[0]}")
 
-    def _captured_step(self, program: StepProgram, batch: RayBatch | None) -> _Step | None:
+    def _captured_step(self, program: StepProgram, batch: RayBatch | None) -> CapturedStep | None:
         """The graph for this batch, ready to be replayed; None: eager this time."""
         accumulate, place = program.window()
         first, variant = place == 0, program.variant
@@ -241,7 +231,7 @@ class CUDAGraphExecutor(Executor):
             self._runs.clear()
             self._updates.clear()
 
-    def _capture_step(self, program: StepProgram, first: bool) -> _Step:
+    def _capture_step(self, program: StepProgram, first: bool) -> CapturedStep:
         batch, scaler, accumulate = self._batch, self._running.scaler, self._accumulate
 
         def fn() -> tuple[Tensor, dict[str, Tensor], list[Tensor | None]]:
@@ -261,7 +251,7 @@ class CUDAGraphExecutor(Executor):
         of_first = self._steps[True, program.variant].grads if not first else grads
         if any(a is not b for a, b in zip(grads, of_first, strict=True)):
             raise RuntimeError("CUDA graphs: accumulation moved a gradient to other memory; use strategy='auto'")
-        return _Step(graph, loss, logs, grads)
+        return CapturedStep(graph, loss, logs, grads)
 
     # -- gradients and update -------------------------------------------------------------------------------------------
 
@@ -272,7 +262,7 @@ class CUDAGraphExecutor(Executor):
             if grad is not None:
                 parameter.grad = grad
 
-    def _adopt_gradients(self, step: _Step, missing_is_zero: bool = False) -> bool:
+    def _adopt_gradients(self, step: CapturedStep, missing_is_zero: bool = False) -> bool:
         """Have the graphs' gradients hold what the parameters' do; False: one has a gradient and the other none."""
         alike = True
         for parameter, grad in zip(self._parameters, step.grads, strict=True):

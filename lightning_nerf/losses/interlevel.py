@@ -31,8 +31,8 @@ class Interlevel(Loss):
 
     Args:
         pulse_width: None: the histogram loss of mip-NeRF 360. Else half of the box's width, of each round or of all, as a
-        share
-            of the way from near to far in the estimator's spacing, > 0: the spline of Zip-NeRF, whose are 0.03 and 0.003.
+            share of the way from near to far in the estimator's spacing, > 0: the spline of Zip-NeRF, which takes 0.03 and
+            0.003.
         weight, name: see :class:`Loss`.
 
     Differentiable in the fields of earlier rounds.
@@ -131,9 +131,7 @@ def blurred(edges: Tensor, weights: Tensor, radius: float) -> tuple[Tensor, Tens
 
 
 def resampled(knots: Tensor, density: Tensor, edges: Tensor) -> Tensor:
-    """The integrals [K, m], float32, of a density that is linear between knots, over the intervals between edges [K, m +
-    1].
-    """
+    """Integrals [K, m], float32, of a density that is linear between knots, over the intervals of edges [K, m + 1]."""
     areas = 0.5 * (density[:, 1:] + density[:, :-1]) * knots.diff(dim=1)
     sums = torch.nn.functional.pad(areas.cumsum(1), (1, 0))
     at = edges.double().clamp(knots[:, :1], knots[:, -1:])

@@ -77,7 +77,7 @@ class SteppedModule(CheckpointedModule):
         if unknown or named_step != step:
             self.key[2].fill_(step)
         self._named = (step, rank, self.key._version)
-        self.begin_step(step // self.window().size)
+        self.begin_step(step // self.trainer.accumulate_grad_batches)
 
     def begin_step(self, update: int) -> None:
         """Prepare what in Python depends on the number of the update that this batch counts to; see :attr:`variant`."""

@@ -98,12 +98,20 @@ def prune_by(
     query: Query, rays: Rays, candidates: PackedSamples, pruning: Pruning, capacity: int | None = None
 ) -> Placement:
     """The candidates that survive by the densities that ``query`` gives, and the features that it left of them."""
-    early_stop_eps, alpha_thre = pruning
-    found = query(rays, candidates, early_stop_eps)
+    found = query(rays, candidates, pruning.early_stop_eps)
     check_instance("query", found, Densities)
+    return prune_found(found, candidates, pruning, capacity)
+
+
+def prune_found(found: Densities, candidates: PackedSamples, pruning: Pruning, capacity: int | None = None) -> Placement:
+    """:func:`prune_by` of densities that are there already, for thresholds that depend on them."""
     values, features = found
     samples, sources = prune_from(
-        values.float(), candidates, early_stop_eps=early_stop_eps, alpha_thre=alpha_thre, capacity=capacity
+        values.float(),
+        candidates,
+        early_stop_eps=pruning.early_stop_eps,
+        alpha_thre=pruning.alpha_thre,
+        capacity=capacity,
     )
     return Placement(samples, evaluated=None if features is None else Evaluated(features, sources))
 

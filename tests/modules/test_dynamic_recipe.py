@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_nerf.cli import main
+from tests.modules.short_recipes import psnr_of_fit
 
 # Over the recipe: fewer and smaller pictures, fewer samples, longer steps along the rays. The field is the recipe's.
 SHORT = """
@@ -36,9 +35,5 @@ FLOOR = 19.3  # dB: 1 below the least of three seeds. The mean training image gi
 def test_the_recipe_learns_a_scene_at_times_that_it_has_not_seen(
     tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("short.yaml").write_text(SHORT)
-    words = ["fit", "-c", "synthetic/dynamic", "-c", "short.yaml", f"--data.cache_dir={scene_cache}"]
-    monkeypatch.setattr(sys, "argv", ["lightning-nerf", *words])
-    reached = float(main().trainer.callback_metrics["test/psnr"])
+    reached = psnr_of_fit("synthetic/dynamic", SHORT, tmp_path, scene_cache, monkeypatch)
     assert reached >= FLOOR

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-from lightning_nerf.cli import main
+from tests.modules.short_recipes import psnr_of_fit
 
 # Over the recipe: fewer and smaller pictures, fewer rays, a quicker start. Field and proposals are the recipe's.
 SHORT = """
@@ -34,9 +33,5 @@ FLOOR = 19.7  # dB: 1 below the least of four seeds. The mean training image giv
 def test_the_recipe_learns_what_is_near_and_what_is_far(
     tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("short.yaml").write_text(SHORT)
-    words = ["fit", "-c", "synthetic/unbounded", "-c", "short.yaml", f"--data.cache_dir={scene_cache}"]
-    monkeypatch.setattr(sys, "argv", ["lightning-nerf", *words])
-    reached = float(main().trainer.callback_metrics["test/psnr"])
+    reached = psnr_of_fit("synthetic/unbounded", SHORT, tmp_path, scene_cache, monkeypatch)
     assert reached >= FLOOR

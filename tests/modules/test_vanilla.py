@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from lightning_nerf.cli import main
 from lightning_nerf.estimators import Estimator, Hierarchical, OccupancyGrid
 from lightning_nerf.fields import VanillaField
 from lightning_nerf.losses import Photometric, RoundPhotometric
 from lightning_nerf.modules import VanillaNeRF, WarmupDecay
+from tests.modules.short_recipes import psnr_of_fit
 from tests.modules.test_resume import assert_resumes
 
 # Over the recipe: fewer and smaller pictures, fewer samples, longer steps along the rays. The field is the recipe's.
@@ -43,11 +42,7 @@ FLOOR = 22.2  # dB: 1 below the least of three seeds. The mean training image gi
 def test_the_recipe_learns_the_synthetic_scene(
     tmp_path: Path, scene_cache: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    Path("short.yaml").write_text(SHORT)
-    words = ["fit", "-c", "synthetic/vanilla", "-c", "short.yaml", f"--data.cache_dir={scene_cache}"]
-    monkeypatch.setattr(sys, "argv", ["lightning-nerf", *words])
-    reached = float(main().trainer.callback_metrics["test/psnr"])
+    reached = psnr_of_fit("synthetic/vanilla", SHORT, tmp_path, scene_cache, monkeypatch)
     assert reached >= FLOOR
 
 
