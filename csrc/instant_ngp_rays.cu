@@ -1,4 +1,5 @@
 // The field along rays that end early. A warp holds four or eight rays and evaluates the next eight or four samples of each.
+#include "contract.cuh"
 #include "instant_ngp.h"
 #include "ray_queue.cuh"
 
@@ -27,6 +28,7 @@ struct Chunk {
     const float middle = (t_start + t_end) * 0.5f;
 #pragma unroll
     for (int a = 0; a < 3; ++a) x[a] = valid ? fmaf(middle, slot.direction[a], slot.origin[a]) : 0.0f;
+    if (s.contraction != kNoContraction) contract_unit(x, s.contraction);
     inside = inside_box(x);
 #pragma unroll
     for (int a = 0; a < 3; ++a) x[a] = clamp_to_unit(x[a]);
@@ -311,7 +313,7 @@ float largest_depth(double early_stop_eps) {
 
 RaySamples ray_samples(
     const Tensor& origins, const Tensor& directions, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
-    const Tensor& to_unit, double early_stop_eps, Tensor& taken) {
+    const Tensor& to_unit, int64_t contraction, double early_stop_eps, Tensor& taken) {
   check_float(origins, "origins");
   check_float(directions, "directions");
   check_float(t_starts, "t_starts");
@@ -322,18 +324,19 @@ RaySamples ray_samples(
   STD_TORCH_CHECK(origins.numel() == 3 * origins.size(0) && directions.numel() == origins.numel(), "rays must be [R, 3]");
   STD_TORCH_CHECK(t_ends.numel() == t_starts.numel(), "t_starts and t_ends must be equally long");
   STD_TORCH_CHECK(to_unit.numel() == 6, "to_unit must be [2, 3]");
+  STD_TORCH_CHECK(contraction >= kNoContraction && contraction <= kLinf, "contraction must be 0, 1 or 2, got ", contraction);
   return {data<float>(origins),          data<float>(directions),     data<float>(t_starts), data<float>(t_ends),
           data<int32_t>(offsets),        data<float>(to_unit),        origins.size(0),       t_starts.size(0),
-          largest_depth(early_stop_eps), mutable_data<int32_t>(taken)};
+          int(contraction),              largest_depth(early_stop_eps), mutable_data<int32_t>(taken)};
 }
 
 std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
     const Tensor& origins, const Tensor& directions, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
     const Tensor& working, const Tensor& levels, const Tensor& density1, const Tensor& density2, const Tensor& to_unit,
-    double density_bias, double early_stop_eps, bool bfloat16, bool keep_features) {
+    double density_bias, double early_stop_eps, bool bfloat16, bool keep_features, int64_t contraction) {
   const Launch launch(origins);
   Tensor taken = torch::stable::new_zeros(offsets, {1}, ScalarType::Int);
-  const RaySamples s = ray_samples(origins, directions, t_starts, t_ends, offsets, to_unit, early_stop_eps, taken);
+  const RaySamples s = ray_samples(origins, directions, t_starts, t_ends, offsets, to_unit, contraction, early_stop_eps, taken);
   const Encoding e = encoding(working, levels);
   const FieldWeights w = density_weights(density1, density2);
   Tensor densities = torch::stable::new_zeros(origins, {s.n}, ScalarType::Float);
@@ -358,10 +361,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instant_ngp_render(
     const Tensor& origins, const Tensor& directions, const Tensor& t_starts, const Tensor& t_ends, const Tensor& offsets,
     const Tensor& working, const Tensor& levels, const Tensor& density1, const Tensor& density2, const Tensor& color1,
     const Tensor& color2, const Tensor& color3, const Tensor& to_unit, double density_bias, double early_stop_eps,
-    const Tensor& alpha_thre, bool bfloat16) {
+    const Tensor& alpha_thre, bool bfloat16, int64_t contraction) {
   const Launch launch(origins);
   Tensor taken = torch::stable::new_zeros(offsets, {1}, ScalarType::Int);
-  const RaySamples s = ray_samples(origins, directions, t_starts, t_ends, offsets, to_unit, early_stop_eps, taken);
+  const RaySamples s = ray_samples(origins, directions, t_starts, t_ends, offsets, to_unit, contraction, early_stop_eps, taken);
   const Encoding e = encoding(working, levels);
   const FieldWeights w = field_weights(density1, density2, color1, color2, color3);
   check_float(alpha_thre, "alpha_thre");

@@ -16,6 +16,7 @@ struct RaySamples {
   const int32_t* offsets;   // [R + 1]
   const float* to_unit;     // [2, 3] factor and summand that take world space to the unit cube
   int64_t n_rays, n;
+  int contraction;      // see contract.cuh; behind to_unit
   float largest_depth;  // optical depth behind which samples are not evaluated
   int32_t* taken;       // [1] rays that warps have taken, 0 before
 };

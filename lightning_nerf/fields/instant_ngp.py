@@ -16,7 +16,7 @@ from lightning_nerf.fields.activations import leaky_sigmoid, truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import FusedMLP, mlp
 from lightning_nerf.ops import instant_ngp
-from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.ops.sample_points import CONTRACTIONS_OF_POINTS, sample_points
 from lightning_nerf.ops.spherical_harmonics import MAX_DEGREE
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, FrameKernel, PackedSamples, Pruning, Rays, Render
 
@@ -206,7 +206,7 @@ class InstantNGPField(RadianceField):
         dtype = self._ray_operands(rays, rays.directions)
         if dtype is None:
             return super().at_samples(rays, samples)
-        unit, directions, _ = sample_points(rays, samples, to_unit=self.affine)
+        unit, directions, _ = sample_points(rays, samples, to_unit=self.affine, contraction=self.scene_box.contraction)
         return self._fused(dtype, unit, directions, evaluated)
 
     def query(self, rays: Rays, samples: PackedSamples, early_stop_eps: float = 0.0) -> Densities:
@@ -228,6 +228,7 @@ class InstantNGPField(RadianceField):
                 early_stop_eps=early_stop_eps,
                 dtype=dtype,
                 keep_encoded=self.training,
+                contraction=self.scene_box.contraction,
             )
         )
 
@@ -250,6 +251,7 @@ class InstantNGPField(RadianceField):
                     early_stop_eps=pruning.early_stop_eps,
                     alpha_thre=pruning.alpha_thre,
                     dtype=dtype,
+                    contraction=self.scene_box.contraction,
                 )
             return Render(*result)
 
@@ -260,9 +262,9 @@ class InstantNGPField(RadianceField):
         return self.density_bias - math.log(self.unit_length)
 
     def _ray_operands(self, rays: Rays, *further: Tensor) -> torch.dtype | None:
-        """As :meth:`_operands`, for kernels that go from rays to the unit cube by themselves: they know no contraction."""
+        """As :meth:`_operands`, for kernels that go from rays to the unit cube by themselves."""
         dtype = self._operands(rays.origins.device, rays.origins, *further)
-        return dtype if dtype is None or self.scene_box.contraction == "none" else None
+        return dtype if self.scene_box.contraction in CONTRACTIONS_OF_POINTS else None
 
 
 @functools.cache

@@ -5,12 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lightning_nerf.capabilities import has, states
 from lightning_nerf.checks import check_integer, check_number
 from lightning_nerf.encodings import HashGrid
 from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import mlp
-from lightning_nerf.types import FieldOutput
+from lightning_nerf.ops.sample_points import CONTRACTIONS_OF_POINTS, sample_points
+from lightning_nerf.types import Evaluated, FieldOutput, PackedSamples, Rays
 
 
 class ProposalField(RadianceField):
@@ -64,14 +66,29 @@ class ProposalField(RadianceField):
         self.density_net = mlp(self.position_encoding.n_outputs, 1, width=width, hidden_layers=1, fused=fused)
         self.float()  # whatever torch's default is: kernels know no other
 
+    @states("by_unit_positions")
     def density(self, positions: Tensor) -> Tensor:
         """See :meth:`RadianceField.density`."""
-        unit = self.unit_positions(positions)
+        return self._density(self.unit_positions(positions))
+
+    def _density(self, unit: Tensor) -> Tensor:
         inside = (unit.clamp(0, 1) == unit).all(-1)
         logits = self.density_net(self.position_encoding(unit))[:, 0]
         return truncated_exp(logits + self.density_bias) / self.unit_length * inside
 
+    @states("by_unit_positions")
     def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
         """See :meth:`RadianceField.forward`; all is black."""
-        density = self.density(positions)
-        return FieldOutput(density, torch.zeros((), device=density.device).expand(len(density), 3))
+        return _black(self.density(positions))
+
+    def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
+        """See :meth:`RadianceField.at_samples`; the way to the unit cube is a part of placing the points."""
+        contraction = self.scene_box.contraction
+        plain = all(has(method, "by_unit_positions") for method in (self.density, self.forward))
+        if not plain or contraction not in CONTRACTIONS_OF_POINTS:
+            return super().at_samples(rays, samples, evaluated)
+        return _black(self._density(sample_points(rays, samples, to_unit=self.affine, contraction=contraction)[0]))
+
+
+def _black(density: Tensor) -> FieldOutput:
+    return FieldOutput(density, torch.zeros((), device=density.device).expand(len(density), 3))

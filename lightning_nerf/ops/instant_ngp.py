@@ -25,6 +25,7 @@ from lightning_nerf.ops.instant_ngp_reference import (
     render_reference,
 )
 from lightning_nerf.ops.library import Context, Inputs
+from lightning_nerf.scene_box import CONTRACTIONS
 from lightning_nerf.types import Evaluated, PackedSamples, Rays
 
 SHARED_BYTES = 106496  # of shared memory for a block of the backward kernel
@@ -119,6 +120,7 @@ def ray_densities(
     early_stop_eps: float,
     dtype: torch.dtype,
     keep_encoded: bool = False,
+    contraction: str = "none",
 ) -> tuple[Tensor, Tensor | None]:
     """Densities [N] of packed samples, evaluated from the front of each ray until less than ``early_stop_eps`` is left.
 
@@ -129,7 +131,8 @@ def ray_densities(
         rays: R rays.
         samples: N packed samples.
         working, levels, density1, density2, density_bias, dtype: see :func:`field`.
-        to_unit: [2, 3], factor and summand that take world space to the unit cube.
+        to_unit: [2, 3], factor and summand that make the scene's box the unit cube.
+        contraction: behind it, "none", "l2" or "linf".
         early_stop_eps: transmittance in [0, 1); 0 evaluates all.
         keep_encoded: also return the encodings [N, 32] in ``dtype``; rows that were not evaluated hold anything.
 
@@ -150,6 +153,7 @@ def ray_densities(
         early_stop_eps,
         dtype == torch.bfloat16,
         keep_encoded,
+        CONTRACTIONS.index(contraction),
     )
     return densities, encoded if keep_encoded else None
 
@@ -166,6 +170,7 @@ def render(
     early_stop_eps: float,
     alpha_thre: Tensor,
     dtype: torch.dtype,
+    contraction: str = "none",
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Color [R, 3] without background, opacity [R], depth [R] and composited samples [R] int32 of R rays, in one kernel.
 
@@ -188,6 +193,7 @@ def render(
         early_stop_eps,
         alpha_thre,
         dtype == torch.bfloat16,
+        CONTRACTIONS.index(contraction),
     )
 
 
@@ -274,7 +280,7 @@ def _fake_field_backward(
 
 
 def _fake_ray_densities(origins: Tensor, directions: Tensor, t_starts: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
-    bfloat16, keep = rest[-2:]
+    bfloat16, keep = rest[9:11]
     n = t_starts.shape[0]
     dtype = torch.bfloat16 if bfloat16 else torch.float16
     return origins.new_empty(n), origins.new_empty(n if keep else 0, ENCODED, dtype=dtype)
@@ -304,14 +310,14 @@ library.define(
 library.define(
     "instant_ngp_ray_densities",
     f"({_PACKED}, Tensor working, Tensor levels, Tensor density1, Tensor density2, Tensor to_unit, float density_bias, "
-    "float early_stop_eps, bool bfloat16, bool keep_features) -> (Tensor, Tensor)",
+    "float early_stop_eps, bool bfloat16, bool keep_features, int contraction=0) -> (Tensor, Tensor)",
     ray_densities_reference,
     _fake_ray_densities,
 )
 library.define(
     "instant_ngp_render",
     f"({_PACKED}, Tensor working, Tensor levels, {_WEIGHTS}, Tensor to_unit, float density_bias, float early_stop_eps, "
-    "Tensor alpha_thre, bool bfloat16) -> (Tensor, Tensor, Tensor, Tensor)",
+    "Tensor alpha_thre, bool bfloat16, int contraction=0) -> (Tensor, Tensor, Tensor, Tensor)",
     render_reference,
     _fake_render,
 )

@@ -12,6 +12,7 @@ from lightning_nerf.ops import spherical_harmonics as harmonics
 from lightning_nerf.ops.composite_reference import reference as composite_reference
 from lightning_nerf.ops.sample_points import sample_points
 from lightning_nerf.ops.visibility import ALL, _visible
+from lightning_nerf.scene_box import CONTRACTIONS
 from lightning_nerf.types import PackedSamples, Rays
 
 ENCODED = 32
@@ -144,8 +145,9 @@ def ray_densities_reference(
     early_stop_eps: float,
     bfloat16: bool,
     keep_features: bool,
+    contraction: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    unit = to_unit[1] + _points(origins, directions, t_starts, t_ends, offsets)[0] * to_unit[0]
+    unit = _points(origins, directions, t_starts, t_ends, offsets, to_unit, contraction)[0]
     features = hash_grid.reference(unit, working.to(density1.dtype), levels)
     geometry = _linear(_linear(features, density1, bfloat16).relu(), density2, bfloat16)
     densities = torch.where(_inside(unit), (geometry[:, 0] + density_bias).exp(), 0.0)
@@ -172,9 +174,9 @@ def render_reference(
     early_stop_eps: float,
     alpha_thre: Tensor,
     bfloat16: bool,
+    contraction: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    positions, seen_along = _points(origins, directions, t_starts, t_ends, offsets)
-    unit = to_unit[1] + positions * to_unit[0]
+    unit, seen_along = _points(origins, directions, t_starts, t_ends, offsets, to_unit, contraction)
     weights = (density1, density2, color1, color2, color3)
     density, rgb, _ = field_reference(
         unit, seen_along, working.float(), working, levels, None, None, *weights, density_bias, bfloat16, False
@@ -189,7 +191,13 @@ def render_reference(
 
 
 def _points(
-    origins: Tensor, directions: Tensor, t_starts: Tensor, t_ends: Tensor, offsets: Tensor
+    origins: Tensor,
+    directions: Tensor,
+    t_starts: Tensor,
+    t_ends: Tensor,
+    offsets: Tensor,
+    to_unit: Tensor,
+    contraction: int,
 ) -> tuple[Tensor, Tensor]:
     n, n_rays = len(t_starts), len(origins)
     owner = torch.searchsorted(offsets[1:].contiguous(), torch.arange(n, device=offsets.device), right=True)
@@ -197,5 +205,6 @@ def _points(
     nothing = origins.new_zeros(n_rays)
     kept = torch.ones(n_rays, dtype=torch.bool, device=origins.device)
     rays = Rays(origins, directions, nothing, nothing)
-    positions, seen_along, _ = sample_points(rays, PackedSamples(t_starts, t_ends, ray_indices, offsets, kept))
-    return positions, seen_along
+    samples = PackedSamples(t_starts, t_ends, ray_indices, offsets, kept)
+    unit, seen_along, _ = sample_points(rays, samples, to_unit=to_unit, contraction=CONTRACTIONS[contraction])
+    return unit, seen_along

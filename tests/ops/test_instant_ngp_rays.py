@@ -12,8 +12,9 @@ from torch import Tensor
 from lightning_nerf.ops import instant_ngp
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.ops.instant_ngp import field, ray_densities, render
-from lightning_nerf.ops.sample_points import sample_points
+from lightning_nerf.ops.sample_points import CONTRACTIONS_OF_POINTS, sample_points
 from lightning_nerf.ops.visibility import prune, prune_from
+from lightning_nerf.scene_box import CONTRACTIONS
 from lightning_nerf.types import Evaluated, PackedSamples, Rays
 from tests.ops.harness import DEVICES, poison_tail, ragged_offsets, rand, to
 from tests.ops.ngp import HALVES, LAYOUTS, OPS, ROUNDOFF, distance, net, normal
@@ -69,13 +70,16 @@ def depth_in_front(s: Scene, densities: Tensor) -> Tensor:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ray_densities(device: str, dtype: torch.dtype, layout: tuple[int, int]) -> None:
+@pytest.mark.parametrize("contraction", CONTRACTIONS_OF_POINTS)
+def test_ray_densities(device: str, dtype: torch.dtype, layout: tuple[int, int], contraction: str) -> None:
     p, s = net(layout, device), scene(device)
     n = len(s.owner)
     rest = (p.working, p.levels, p.weights.density1, p.weights.density2, s.to_unit)
-    expected, encoded = instant_ngp.ray_densities_reference(*along(s), *rest, BIAS, 0.0, dtype == torch.bfloat16, True)
+    expected, encoded = instant_ngp.ray_densities_reference(
+        *along(s), *rest, BIAS, 0.0, dtype == torch.bfloat16, True, CONTRACTIONS.index(contraction)
+    )
     in_front = depth_in_front(s, expected)
-    options: dict[str, Any] = {"density_bias": BIAS, "dtype": dtype}
+    options: dict[str, Any] = {"density_bias": BIAS, "dtype": dtype, "contraction": contraction}
     for eps in (0.0, 1e-4):
         densities, kept = ray_densities(s.rays, s.samples, *rest, early_stop_eps=eps, keep_encoded=True, **options)
         assert kept is not None
@@ -121,25 +125,27 @@ def test_field_takes_the_encodings_that_ray_densities_kept(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("alpha_thre", [0.0, 0.3])
-def test_render(device: str, dtype: torch.dtype, layout: tuple[int, int], alpha_thre: float) -> None:
+@pytest.mark.parametrize(("alpha_thre", "contraction"), [(0.0, "none"), (0.3, "none"), (0.0, "l2"), (0.3, "linf")])
+def test_render(device: str, dtype: torch.dtype, layout: tuple[int, int], alpha_thre: float, contraction: str) -> None:
     p, s = net(layout, device), scene(device)
     threshold = torch.tensor(alpha_thre, device=device)
     arguments = (p.working, p.levels, p.weights, s.to_unit)
     options: dict[str, Any] = {"density_bias": BIAS, "dtype": dtype}
-    rgb, opacity, depth, count = render(s.rays, s.samples, *arguments, early_stop_eps=1e-4, alpha_thre=threshold, **options)
+    mapped: dict[str, Any] = {**options, "contraction": contraction}
+    rgb, opacity, depth, count = render(s.rays, s.samples, *arguments, early_stop_eps=1e-4, alpha_thre=threshold, **mapped)
+    index = CONTRACTIONS.index(contraction)
     expected = instant_ngp.render_reference(
-        *along(s), p.working, p.levels, *p.weights, s.to_unit, BIAS, 1e-4, threshold, dtype == torch.bfloat16
+        *along(s), p.working, p.levels, *p.weights, s.to_unit, BIAS, 1e-4, threshold, dtype == torch.bfloat16, index
     )
 
     survivors = prune(
-        ray_densities(s.rays, s.samples, p.working, p.levels, *p.weights[:2], s.to_unit, early_stop_eps=0.0, **options)[0],
+        ray_densities(s.rays, s.samples, p.working, p.levels, *p.weights[:2], s.to_unit, early_stop_eps=0.0, **mapped)[0],
         s.samples,
         early_stop_eps=1e-4,
         alpha_thre=threshold,
     )
-    positions, directions, _ = sample_points(s.rays, survivors)
-    density, colors = field(s.to_unit[1] + positions * s.to_unit[0], directions, *p, **options)
+    unit, directions, _ = sample_points(s.rays, survivors, to_unit=s.to_unit, contraction=contraction)
+    density, colors = field(unit, directions, *p, **options)
     parts = composite(density, colors, survivors.t_starts, survivors.t_ends, survivors.offsets)
     for theirs in (expected, (parts.channels, parts.opacity, parts.depth, survivors.offsets.diff())):
         for a, e in zip((rgb, opacity, depth), theirs[:3], strict=True):

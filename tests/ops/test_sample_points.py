@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.ops.sample_points import reference, sample_points
+from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import PackedSamples, Rays
 from tests.ops.harness import DEVICES, assert_detected, check_op, ragged_offsets, rand, to
 
@@ -53,10 +54,26 @@ def test_kernel_matches_the_reference(device: str, times: bool, name: str) -> No
 
 
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("contraction", [0, 1, 2])
 @pytest.mark.parametrize("name", CASES)
-def test_positions_in_the_unit_cube(device: str, name: str) -> None:
+def test_positions_in_the_unit_cube(device: str, name: str, contraction: int) -> None:
     to_unit = torch.stack([rand(3, seed=8, low=0.2), rand(3, seed=9, low=-1)])
-    check_op("sample_points", reference, (*arguments(name)[:-1], to_unit), device=device, **TOLERANCE)
+    check_op("sample_points", reference, (*arguments(name)[:-1], to_unit, contraction), device=device, **TOLERANCE)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("contraction", ["l2", "linf"])
+def test_contracted_positions_are_those_of_the_box(device: str, contraction: str) -> None:
+    box = SceneBox(torch.tensor([[-1.0, -0.5, -2.0], [1.0, 1.5, 2.0]], device=device), contraction)
+    far = torch.tensor([0.1, 3.0, 1e6, 3e18, 3e30], device=device)  # inside, and ever farther; the last overflow squares
+    rays = Rays(torch.zeros(5, 3, device=device), rand(5, 3, seed=3, low=-1, high=1).to(device), torch.zeros_like(far), far)
+    offsets = torch.arange(6, dtype=torch.int32, device=device)
+    samples = PackedSamples(far, far, offsets[:5], offsets, torch.ones(5, dtype=torch.bool, device=device))
+    unit = sample_points(rays, samples, to_unit=box.affine(), contraction=contraction)[0]
+    torch.testing.assert_close(unit, box.to_unit(sample_points(rays, samples)[0]), rtol=0, atol=1e-6)
+    assert ((unit >= 0) & (unit <= 1)).all()
+    with pytest.raises(ValueError, match="contraction: expected 'none' without to_unit"):
+        sample_points(rays, samples, contraction=contraction)
 
 
 def test_only_positions_are_mapped() -> None:
