@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_nerf.arguments import Recorded
 from lightning_nerf.checks import REALS, BadArgument, BadType, check_instance, check_number, check_tensor
 from lightning_nerf.ops.sample_points import per_sample, sample_points
-from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_contraction, check_corners
+from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_contraction, check_corners, check_front
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, FrameKernel, PackedSamples, Rays
 
 WANTS = ("times", "cameras", "footprints")
@@ -83,6 +83,7 @@ class RadianceField(Recorded, nn.Module, ABC):
         check_tensor("scene_box.aabb", scene_box.aabb, (2, 3), REALS)
         check_corners("scene_box.aabb", scene_box.aabb)
         check_contraction("scene_box.contraction", scene_box.contraction)
+        check_front("scene_box.aabb", scene_box)
         self._lay_over(scene_box)
 
     def _lay_over(self, scene_box: SceneBox) -> None:
