@@ -77,6 +77,28 @@ class SceneBox(NamedTuple):
         unit = torch.addcmul(summand, positions, factor)
         return unit if self.contraction == "none" else 0.25 * contract(2 * unit - 1, self.contraction) + 0.5
 
+    @torch.no_grad()
+    def unit_scale(self, positions: Tensor, affine: Tensor | None = None) -> Tensor:
+        """How long a short length at world positions [..., 3] is in the unit cube, per unit of world length: [...].
+
+        The mean over directions in this sense: the cube root of the determinant of the Jacobian of :meth:`to_unit`. Not
+        differentiable.
+
+        Source: Barron, Mildenhall, Verbin, Srinivasan, Hedman, "Zip-NeRF", ICCV 2023, supplement.
+        """
+        factor, summand = self.affine() if affine is None else affine
+        if self.contraction == "ndc":
+            front = self.aabb[0, 1]
+            shrink = front / positions[..., 1].clamp(max=_FARTHEST).maximum(_NEAREST * front)
+            return (factor[0] * factor[2] / front) ** (1 / 3) * shrink ** (4 / 3)
+        plain = factor.prod() ** (1 / 3)
+        if self.contraction == "none":
+            return plain.expand(positions.shape[:-1])
+        x = 2 * torch.addcmul(summand, positions, factor) - 1
+        norm = _norm(x.clamp(-_FARTHEST, _FARTHEST), self.contraction)[..., 0].clamp(min=1)
+        # Across the ray from the middle (2 - 1 / |x|) / |x|, twice, and along it 1 / |x|^2.
+        return 0.5 * plain * ((2 - 1 / norm) / norm.square()) ** (2 / 3)
+
     def from_unit(self, unit: Tensor) -> Tensor:
         """The inverse of :meth:`to_unit`; differentiable. The surface of a contracted cube is infinitely far away."""
         if self.contraction == "ndc":

@@ -186,6 +186,13 @@ class RadianceField(Recorded, nn.Module, ABC):
         """World positions [N, 3] in the unit cube of the scene's box, see :meth:`SceneBox.to_unit`."""
         return self.scene_box.to_unit(positions, self._affine)
 
+    def unit_sigmas(self, positions: Tensor, footprints: Tensor) -> Tensor:
+        """How far pixels spread in the unit cube, [N]: the standard deviation of squares of sides ``footprints`` [N].
+
+        ``footprints`` are in world units, at world positions [N, 3]; see :meth:`SceneBox.unit_scale`. Not differentiable.
+        """
+        return footprints.detach() * (self.scene_box.unit_scale(positions, self._affine) / math.sqrt(12))
+
     @abstractmethod
     def density(self, positions: Tensor) -> Tensor:
         """Density [N] at positions [N, 3] (world space), and, by keyword, what the field wants of times and footprints."""

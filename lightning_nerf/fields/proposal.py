@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lightning_nerf.checks import check_integer, check_number
+from lightning_nerf.checks import check_instance, check_integer, check_number
 from lightning_nerf.encodings import HashGrid
 from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
@@ -36,6 +36,8 @@ class ProposalField(RadianceField):
         width: of the perceptron's hidden layer, 1 to 4096.
         density_bias: added to the log density, per third of the box's longest side.
         fused: under CUDA autocast, run the perceptron in one kernel where there is one; False: layer by layer.
+        antialias: fade levels of the grid that are finer than a pixel is at the sample, see :class:`HashGrid`; rays need a
+            footprint, which those of data modules and cameras have.
 
     Differentiable in all parameters and once in positions.
 
@@ -55,7 +57,11 @@ class ProposalField(RadianceField):
         width: int = 16,
         density_bias: float = -1.0,
         fused: bool = True,
+        antialias: bool = False,
     ) -> None:
+        check_instance("antialias", antialias, bool)
+        if antialias:
+            self.wants = (*self.wants, "footprints")
         super().__init__()
         check_integer("width", width, 1, 4096)
         check_number("density_bias", density_bias, "(-inf, inf)")
@@ -64,14 +70,15 @@ class ProposalField(RadianceField):
         self.density_net = mlp(self.position_encoding.n_outputs, 1, width=width, hidden_layers=1, fused=fused)
         self.float()  # whatever torch's default is: kernels know no other
 
-    def density(self, positions: Tensor) -> Tensor:
+    def density(self, positions: Tensor, footprints: Tensor | None = None) -> Tensor:
         """See :meth:`RadianceField.density`."""
         unit = self.unit_positions(positions)
         inside = (unit.clamp(0, 1) == unit).all(-1)
-        logits = self.density_net(self.position_encoding(unit))[:, 0]
+        widths = () if footprints is None else (self.unit_sigmas(positions, footprints),)
+        logits = self.density_net(self.position_encoding(unit, *widths))[:, 0]
         return truncated_exp(logits + self.density_bias) / self.unit_length * inside
 
-    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+    def forward(self, positions: Tensor, directions: Tensor, footprints: Tensor | None = None) -> FieldOutput:
         """See :meth:`RadianceField.forward`; all is black."""
-        density = self.density(positions)
+        density = self.density(positions, footprints)
         return FieldOutput(density, torch.zeros((), device=density.device).expand(len(density), 3))
