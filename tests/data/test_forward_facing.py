@@ -19,6 +19,7 @@ from lightning_nerf.data.forward_facing import fit_forward
 from lightning_nerf.estimators import Proposal
 from lightning_nerf.fields import InstantNGPField, ProposalField
 from lightning_nerf.modules import UnboundedNeRF
+from lightning_nerf.types import Render
 from tests.data.captures import (
     CENTER,
     FOCAL,
@@ -166,16 +167,26 @@ def test_a_film_stays_where_the_cameras_were(tmp_path: Path) -> None:
     assert float(orbit(train, box, 12).c2w[:, 1, 2].max()) > 0.5  # which looks from behind
 
 
-def test_a_scene_is_trained_rendered_and_filmed(tmp_path: Path) -> None:
+def test_a_scene_is_trained_rendered_and_filmed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     field = InstantNGPField(n_levels=4, log2_table_size=10, max_resolution=64, width=16)
     estimator = Proposal([ProposalField(n_levels=2, log2_table_size=8, max_resolution=32)], [16], 8, spacing="disparity")
     module = UnboundedNeRF(field, estimator, samples_per_step=1024, max_rays=128, initial_rays=128, seed=3)
+    filmed: list[Tensor] = []
+    render_camera = UnboundedNeRF.render_camera
+
+    def recorded(self: UnboundedNeRF, cameras: Cameras, index: int, background: Tensor | None = None) -> Render:
+        filmed.append(cameras.c2w[index])
+        return render_camera(self, cameras, index, background)
+
+    monkeypatch.setattr(UnboundedNeRF, "render_camera", recorded)
     data = llff(tmp_path)
     fit = trainer(tmp_path, max_steps=30, callbacks=[Turntable(n_frames=3)])
     fit.fit(module, datamodule=data)
     assert fit.global_step == 30
     fit.test(module, datamodule=data, verbose=False)
     assert list(tmp_path.rglob("turntable.*"))
+    assert len(filmed) > 3
+    assert all(float(c2w[1, 2]) < -0.9 for c2w in filmed)  # none looks from behind
     render = module.render_view("test", 0, data)
     assert bool(render.rgb.isfinite().all())
     assert float(render.opacity.max()) > 0
