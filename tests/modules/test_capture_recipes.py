@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.captures import FOCAL, H, W, write_colmap, write_llff, write_pictures
+from tests.data.captures import FOCAL, H, W, facing_poses, write_colmap, write_llff, write_pictures
 from tests.modules.short_recipes import fit_shortened
 
 # Over the recipe: fewer steps, rays and weights.
@@ -33,7 +33,7 @@ model:
 
 def write_llff_scene(root: Path) -> None:
     """20 pictures, as fern has."""
-    write_llff(root, 20, images="images_4", scale=4)
+    write_llff(root, 20, images="images_4", scale=4, poses=facing_poses)
 
 
 def write_mipnerf360(root: Path) -> None:
