@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number
+from lightning_nerf.checks import BadArgument, check_instance, check_integer, check_number, check_tensor
 from lightning_nerf.ops.frequency import MAX_FREQUENCIES, frequency
 from lightning_nerf.ops.hash_grid import hash_grid
 from lightning_nerf.ops.memory import check_fits
@@ -45,7 +45,11 @@ class HashGrid(nn.Module):
     The float16 copy is the parameter's :class:`~lightning_nerf.optim.HalfMirror`: :class:`~lightning_nerf.FusedAdam` writes
     both; after the step of any other optimizer, and any other in-place change of the table, the next use renews the copy.
 
-    Source: Mueller et al. 2022, equations 2 and 3, table 1.
+    Given the widths of samples, :meth:`forward` fades the levels whose cells are finer than that: a pixel that covers many
+    cells gets nearly nothing from them, instead of whichever cell its middle hits.
+
+    Source: Mueller et al. 2022, equations 2 and 3, table 1; fading: Barron, Mildenhall, Verbin, Srinivasan, Hedman,
+    "Zip-NeRF", ICCV 2023, equation 3.
     """
 
     levels: Tensor
@@ -105,15 +109,33 @@ class HashGrid(nn.Module):
             return table.detach().half()
         return HalfMirror.made_for(table).current(table)
 
-    def forward(self, positions: Tensor) -> Tensor:
-        """Features [N, n_levels * n_features] of positions [N, n_dims]."""
+    def forward(self, positions: Tensor, sigmas: Tensor | None = None) -> Tensor:
+        """Features [N, n_levels * n_features] of positions [N, n_dims].
+
+        Args:
+            positions: in the unit cube.
+            sigmas: [N], the standard deviation of a Gaussian around each position, in sides of the cube. The features of a
+                level of n cells per side are multiplied by ``erf(1 / sqrt(8 sigma^2 n^2))``, a number in [0, 1] that is 1
+                where sigma is 0. Not differentiable in them. None: of points.
+        """
         if positions.shape[-1] != self.n_dims:
             raise BadArgument(f"positions: expected shape [N, {self.n_dims}], got {list(positions.shape)}")
         if positions.is_cuda and self.table.dtype is torch.float32 and torch.is_autocast_enabled("cuda"):
             # bfloat16 features of a float16 table: their gradients need the range of bfloat16.
             dtype = torch.get_autocast_dtype("cuda")
-            return hash_grid(positions, self.table, self.levels, working=self.working_table(), dtype=dtype)
-        return hash_grid(positions, self.table, self.levels)
+            features = hash_grid(positions, self.table, self.levels, working=self.working_table(), dtype=dtype)
+        else:
+            features = hash_grid(positions, self.table, self.levels)
+        if sigmas is None:
+            return features
+        check_tensor("sigmas", sigmas, (len(positions),), torch.float32)
+        by_level = features.view(-1, self.n_levels, self.n_features)
+        return (by_level * self._fading(sigmas)[..., None].to(features.dtype)).view_as(features)
+
+    @torch.no_grad()
+    def _fading(self, sigmas: Tensor) -> Tensor:
+        """[N, n_levels]."""
+        return torch.erf(1 / (math.sqrt(8) * sigmas.abs()[:, None] * self.levels[:, 0]))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> HashGrid:
         super()._apply(fn, recurse)  # gives the parameter other data without another version

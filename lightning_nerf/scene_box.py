@@ -9,9 +9,11 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_instance, check_tensor
 
-CONTRACTIONS = ("none", "l2", "linf")
+CONTRACTIONS = ("none", "l2", "linf", "ndc")
+_BALLS = ("l2", "linf")
 HALF_SIDE = 1.5  # of the box, as frequencies encode positions: the box of the NeRF-Synthetic scenes
 _FARTHEST = 1e15  # half-sides; beyond it a square overflows float32
+_NEAREST = 1e-6  # of the distance of a frustum's front face: what lies nearer, or behind, is taken to lie there
 
 
 class SceneBox(NamedTuple):
@@ -26,7 +28,16 @@ class SceneBox(NamedTuple):
 
     and the ball (or cube) of radius 2 becomes the unit cube.
 
-    Source: Barron, Mildenhall, Verbin, Srinivasan, Hedman, "Mip-NeRF 360", CVPR 2022, equation 10.
+    With "ndc", for cameras near the origin that look along +y, normalized device coordinates: the frustum from the origin
+    through the box's front face, on the plane y = n with n > 0, becomes the unit cube. Its far end is infinitely far away:
+
+        ndc(x, y, z) = (n x / y, 1 - n / y, n z / y), the first and the last scaled as the front face is
+
+    What lies beside the frustum, or nearer than the front face, lies outside of the cube. Where the box ends behind plays
+    no part in the map.
+
+    Source: Barron, Mildenhall, Verbin, Srinivasan, Hedman, "Mip-NeRF 360", CVPR 2022, equation 10; Mildenhall et al.,
+    "NeRF", ECCV 2020, appendix C.
 
     >>> import torch
     >>> from lightning_nerf import SceneBox
@@ -58,19 +69,50 @@ class SceneBox(NamedTuple):
         if positions.shape[-1:] != (3,):  # one coordinate would be taken for all three
             raise BadArgument(f"positions: expected shape [..., 3], got {list(positions.shape)}")
         factor, summand = self.affine() if affine is None else affine
+        if self.contraction == "ndc":
+            front = self.aabb[0, 1]
+            shrink = front / positions[..., 1:2].clamp(max=_FARTHEST).maximum(_NEAREST * front)
+            across = torch.addcmul(summand, positions.clamp(-_FARTHEST, _FARTHEST) * shrink, factor)
+            return torch.cat([across[..., :1], 1 - shrink, across[..., 2:]], -1)
         unit = torch.addcmul(summand, positions, factor)
         return unit if self.contraction == "none" else 0.25 * contract(2 * unit - 1, self.contraction) + 0.5
 
+    @torch.no_grad()
+    def unit_scale(self, positions: Tensor, affine: Tensor | None = None) -> Tensor:
+        """How long a short length at world positions [..., 3] is in the unit cube, per unit of world length: [...].
+
+        The mean over directions in this sense: the cube root of the determinant of the Jacobian of :meth:`to_unit`. Not
+        differentiable.
+
+        Source: Barron, Mildenhall, Verbin, Srinivasan, Hedman, "Zip-NeRF", ICCV 2023, supplement.
+        """
+        factor, summand = self.affine() if affine is None else affine
+        if self.contraction == "ndc":
+            front = self.aabb[0, 1]
+            shrink = front / positions[..., 1].clamp(max=_FARTHEST).maximum(_NEAREST * front)
+            return (factor[0] * factor[2] / front) ** (1 / 3) * shrink ** (4 / 3)
+        plain = factor.prod() ** (1 / 3)
+        if self.contraction == "none":
+            return plain.expand(positions.shape[:-1])
+        x = 2 * torch.addcmul(summand, positions, factor) - 1
+        norm = _norm(x.clamp(-_FARTHEST, _FARTHEST), self.contraction)[..., 0].clamp(min=1)
+        # Across the ray from the middle (2 - 1 / |x|) / |x|, twice, and along it 1 / |x|^2.
+        return 0.5 * plain * ((2 - 1 / norm) / norm.square()) ** (2 / 3)
+
     def from_unit(self, unit: Tensor) -> Tensor:
         """The inverse of :meth:`to_unit`; differentiable. The surface of a contracted cube is infinitely far away."""
+        if self.contraction == "ndc":
+            shrink = (1 - unit[..., 1:2]).clamp(min=1 / _FARTHEST)
+            across = torch.lerp(self.aabb[0], self.aabb[1], unit) / shrink
+            return torch.cat([across[..., :1], self.aabb[0, 1] / shrink, across[..., 2:]], -1)
         if self.contraction != "none":
             unit = 0.5 * expand(4 * unit - 2, self.contraction) + 0.5
         return torch.lerp(self.aabb[0], self.aabb[1], unit)
 
 
 def encoded_reach(contraction: str) -> float:
-    """Where the unit cube ends in positions as frequencies encode them: at 1.5, or for contracted space at 3."""
-    return HALF_SIDE if contraction == "none" else 2 * HALF_SIDE
+    """Where the unit cube ends in positions as frequencies encode them: at 1.5, with "l2" or "linf" at 3."""
+    return 2 * HALF_SIDE if contraction in _BALLS else HALF_SIDE
 
 
 def encodable(unit: Tensor, contraction: str) -> Tensor:
@@ -81,7 +123,7 @@ def encodable(unit: Tensor, contraction: str) -> Tensor:
 
 def contract(x: Tensor, contraction: str) -> Tensor:
     """Points [..., 3] in half-sides from the middle of the box, moved into the ball of radius 2, see :class:`SceneBox`."""
-    check_contraction("contraction", contraction)
+    _check_ball(contraction)
     x = x.clamp(-_FARTHEST, _FARTHEST)
     norm = _norm(x, contraction).clamp(min=1)  # the clamp has no gradient below 1: the inside is the identity
     return x * ((2 - 1 / norm) / norm)
@@ -89,7 +131,7 @@ def contract(x: Tensor, contraction: str) -> Tensor:
 
 def expand(y: Tensor, contraction: str) -> Tensor:
     """The inverse of :func:`contract`."""
-    check_contraction("contraction", contraction)
+    _check_ball(contraction)
     norm = _norm(y, contraction).clamp(1, 2 - 1 / _FARTHEST)
     return y / (norm * (2 - norm)).clamp(min=torch.finfo(y.dtype).tiny)
 
@@ -106,6 +148,16 @@ def check_box(name: str, box: SceneBox) -> None:
     check_tensor(f"{name}.aabb", box.aabb, (2, 3), torch.float32)
     check_corners(f"{name}.aabb", box.aabb)
     check_contraction(f"{name}.contraction", box.contraction)
+    check_front(f"{name}.aabb", box)
+
+
+def check_front(name: str, box: SceneBox) -> None:
+    """With contraction "ndc" the box has to lie in front of the cameras."""
+    if box.contraction == "ndc" and not float(box.aabb[0, 1]) > 0:
+        raise BadArgument(
+            f"{name}: expected a minimum of y > 0 with contraction 'ndc', whose cameras look from the origin along y, got "
+            f"{box.aabb.tolist()}; a capture of LLFF or COLMAP is turned so where no aabb is given"
+        )
 
 
 def check_corners(name: str, corners: Tensor) -> None:
@@ -115,6 +167,12 @@ def check_corners(name: str, corners: Tensor) -> None:
         raise BadArgument(f"{name}: expected a minimum corner and a maximum corner above it, got {corners.tolist()}")
     if not bool(sides.isfinite().all()) or not bool((1 / sides).isfinite().all()):
         raise BadArgument(f"{name}: expected sides between 1e-38 and 1e38, got {corners.tolist()}")
+
+
+def _check_ball(contraction: str) -> None:
+    check_contraction("contraction", contraction)
+    if contraction not in _BALLS:
+        raise BadArgument(f"contraction: expected one of {', '.join(_BALLS)}, got {contraction!r}")
 
 
 def _norm(x: Tensor, contraction: str) -> Tensor:

@@ -16,8 +16,8 @@ from lightning_nerf.render.main import parse as parse_render
 RECIPE = "synthetic/instant_ngp"
 RECIPES = (
     "blender/instant_ngp, blender/vanilla_hierarchical, blender/vanilla_occgrid, captures/unbounded_occ, "
-    "captures/unbounded_prop, dnerf/fast, dnerf/tnerf, synthetic/dynamic, synthetic/instant_ngp, synthetic/unbounded, "
-    "synthetic/vanilla"
+    "captures/unbounded_prop, dnerf/fast, dnerf/tnerf, llff/instant_ngp, mipnerf360/unbounded, synthetic/dynamic, "
+    "synthetic/instant_ngp, synthetic/unbounded, synthetic/vanilla"
 )
 
 

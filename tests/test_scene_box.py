@@ -165,6 +165,55 @@ def test_no_gradient_is_nan(kind: str, dtype: torch.dtype) -> None:
         assert bool(gradient.isfinite().all())
 
 
+def check_ndc(box: Tensor, near_share: float) -> None:
+    """Against the equations of NeRF's appendix, whose cameras look along -z with y up, point by point in Python."""
+    (low_x, near, low_z), (high_x, _, high_z) = box.tolist()
+    for x, y, z in rand(100, 3, seed=2, low=-3, high=3).double().tolist():
+        ahead = near + abs(y) * 10
+        # As NeRF has them: a_x = f / (W / 2) where the picture's half is as wide as the front face, at the distance n.
+        ndc_x = -near / ((high_x - low_x) / 2) * (x / -ahead)
+        ndc_y = -near / ((high_z - low_z) / 2) * (z / -ahead)
+        ndc_z = 1 + 2 * near_share * near / -ahead
+        middle = ((low_x + high_x) / (high_x - low_x), (low_z + high_z) / (high_z - low_z))  # 0 in the paper
+        expected = [(ndc_x - middle[0] + 1) / 2, (ndc_z + 1) / 2, (ndc_y - middle[1] + 1) / 2]
+        unit = SceneBox(box.double(), "ndc").to_unit(torch.tensor([[x, ahead, z]], dtype=torch.float64))
+        torch.testing.assert_close(unit, torch.tensor([expected], dtype=torch.float64))
+
+
+FRONT = torch.tensor([[-1.5, 1.0, -1.0], [1.5, 3.0, 1.0]])
+
+
+@pytest.mark.parametrize("box", [FRONT, OBLONG], ids=["symmetric", "oblong"])
+def test_a_frustum_becomes_the_cube_by_the_papers_equations(box: Tensor) -> None:
+    check_ndc(box, 1.0)
+    assert_detected(lambda: check_ndc(box, 0.9))
+
+
+@DTYPES
+def test_what_a_frustum_does_not_hold_lies_outside_of_the_cube(dtype: torch.dtype) -> None:
+    box = SceneBox(FRONT.to(dtype), "ndc")
+    outside = [[0, 0.999, 0], [0, 0, 0], [0.1, -2, 0.1], [1.51, 1, 0], [-15.1, 10, 0], [0, 10, 10.1], [0, -math.inf, 0]]
+    inside = [[0, 1, 0], [1.5, 1, -1], [-14.9, 10, 9.9], [0, 1e30, 0], [0, math.inf, 0]]
+    for points_, holds in ((outside, False), (inside, True)):
+        unit = box.to_unit(torch.tensor(points_, dtype=dtype))
+        assert bool(unit.isfinite().all())
+        assert ((unit.clamp(0, 1) == unit).all(-1) == holds).all()
+
+
+@DTYPES
+def test_a_frustums_map_is_undone_and_differentiable(dtype: torch.dtype) -> None:
+    box, unit = SceneBox(OBLONG.to(dtype), "ndc"), rand(1000, 3, seed=5, low=0, high=0.999).to(dtype)
+    # 1 - n / y keeps n / y to eps, of which at least a thousandth is left.
+    torch.testing.assert_close(box.to_unit(box.from_unit(unit)), unit, rtol=0, atol=16 * torch.finfo(dtype).eps)
+    assert bool(box.from_unit(torch.ones(1, 3, dtype=dtype)).isfinite().all())
+    world = box.from_unit(unit[:20]).double().requires_grad_()
+    assert torch.autograd.gradcheck(SceneBox(OBLONG.double(), "ndc").to_unit, world)
+    values = torch.tensor([0.0, 1.0, -1.0, 1e-30, 1e15, -1e38, math.inf], dtype=dtype)
+    anywhere = torch.cartesian_prod(values, values, values).requires_grad_()
+    (gradient,) = torch.autograd.grad(box.to_unit(anywhere).sum(), anywhere)
+    assert bool(gradient.isfinite().all())
+
+
 @pytest.mark.parametrize("kind", CONTRACTIONS)
 def test_a_kept_affine_map_changes_nothing(kind: str) -> None:
     box, x = SceneBox(OBLONG, kind), points("l2", torch.float32, -2, 3)
@@ -177,6 +226,8 @@ def test_a_kept_affine_map_changes_nothing(kind: str) -> None:
 @pytest.mark.parametrize("kind", CONTRACTIONS)
 def test_positions_have_any_shape(kind: str, shape: tuple[int, ...]) -> None:
     box, x = SceneBox(CUBE, kind), rand(*shape, seed=0, low=-3, high=3)
+    if kind == "ndc":
+        box, x = SceneBox(OBLONG, kind), x.abs() + 0.1  # in front of the origin
     unit = box.to_unit(x)
     assert unit.shape == shape
     assert torch.equal(unit.view(-1, 3), box.to_unit(x.view(-1, 3)))
@@ -193,21 +244,22 @@ def test_positions_have_any_shape(kind: str, shape: tuple[int, ...]) -> None:
         (SceneBox(CUBE * math.nan), "box.aabb: expected a minimum corner and a maximum corner above it"),
         (SceneBox(CUBE * 3e38), "box.aabb: expected sides between 1e-38 and 1e38"),
         (SceneBox(CUBE * 1e-40), "box.aabb: expected sides between 1e-38 and 1e38"),
-        (SceneBox(CUBE, "L2"), "box.contraction: expected one of none, l2, linf, got 'L2'"),
+        (SceneBox(CUBE, "ndc"), "box.aabb: expected a minimum of y > 0 with contraction 'ndc'"),
+        (SceneBox(CUBE, "L2"), "box.contraction: expected one of none, l2, linf, ndc, got 'L2'"),
     ],
 )
 def test_boxes_that_are_none_are_named(box: SceneBox, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}"):
         check_box("box", box)
     for kind in CONTRACTIONS:
-        check_box("box", SceneBox(CUBE, kind))
+        check_box("box", SceneBox(OBLONG if kind == "ndc" else CUBE, kind))
 
 
 @pytest.mark.parametrize("kind", ["L2", "linff", "", None])
 def test_a_contraction_that_is_misspelt_is_no_other_one(kind: str) -> None:
     box = SceneBox(CUBE, kind)
     for move in (box.to_unit, box.from_unit):
-        with pytest.raises(ValueError, match="contraction: expected one of none, l2, linf, got"):
+        with pytest.raises(ValueError, match="contraction: expected one of none, l2, linf, ndc, got"):
             move(torch.full((1, 3), 0.75))
 
 
@@ -217,7 +269,7 @@ def test_positions_have_three_coordinates(shape: tuple[int, ...]) -> None:
         SceneBox(CUBE).to_unit(torch.zeros(shape))
 
 
-@pytest.mark.parametrize(("contraction", "reach"), [("none", 1.5), ("l2", 3.0), ("linf", 3.0)])
+@pytest.mark.parametrize(("contraction", "reach"), [("none", 1.5), ("l2", 3.0), ("linf", 3.0), ("ndc", 1.5)])
 def test_the_unit_cube_is_encoded_as_the_box_of_synthetic_scenes(contraction: str, reach: float) -> None:
     unit = torch.tensor([[0.0, 0.5, 1.0]])
     assert encoded_reach(contraction) == reach

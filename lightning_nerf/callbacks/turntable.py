@@ -15,7 +15,7 @@ from lightning_nerf.callbacks.loggers import log_video, warning_instead
 from lightning_nerf.callbacks.progress import shown
 from lightning_nerf.callbacks.run_folder import WritesRunFiles, run_folder
 from lightning_nerf.callbacks.trained import trained
-from lightning_nerf.cameras.paths import orbit
+from lightning_nerf.cameras.paths import orbit, sway
 from lightning_nerf.checks import check_integer, check_number
 
 
@@ -25,7 +25,8 @@ class Turntable(WritesRunFiles):
     Loggers that take films (WandbLogger) get it as ``test/turntable``.
     The camera circles the middle of the scene's box with the training cameras' intrinsics, at their mean distance or, where
     the object would not fit in the picture, farther away. Where the training views have times, the time passes once, from
-    the first of them to the last, while the camera goes round. The file takes its name when it is finished.
+    the first of them to the last, while the camera goes round. A scene that is seen from one side (contraction "ndc") is
+    filmed from there, see :func:`~lightning_nerf.cameras.paths.sway`. The file takes its name when it is finished.
 
     Args:
         n_frames: frames of the full turn.
@@ -50,7 +51,11 @@ class Turntable(WritesRunFiles):
         data, background = module.datamodule, module.eval_background()
         box = data.scene_box.aabb
         framed = object_box(module.estimator, box)
-        cameras = orbit(data.scene("train").cameras, box, self.n_frames, self.elevation, framed)
+        train = data.scene("train").cameras
+        if data.scene_box.contraction == "ndc":  # nothing is seen from behind
+            cameras = sway(train, box, self.n_frames)
+        else:
+            cameras = orbit(train, box, self.n_frames, self.elevation, framed)
         views = shown(trainer, range(self.n_frames), "turntable", "frame")
         with trainer.precision_plugin.forward_context():
             frames = [to_uint8(module.render_camera(cameras, i, background).rgb).numpy() for i in views]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from lightning_nerf.cameras.cameras import Cameras
 from lightning_nerf.cameras.frusta import as_pinholes
-from lightning_nerf.cameras.poses import helix_poses, turntable_poses
+from lightning_nerf.cameras.poses import helix_poses, look_at, turntable_poses
 from lightning_nerf.checks import BadArgument
 
 _STEEPEST = 80.0  # degrees; nearer to the pole a camera that stays upright spins
@@ -46,6 +48,21 @@ def spiral(train: Cameras, aabb: Tensor, n_frames: int, turns: float = 2.0, fram
     radius = float(radii.mean())
     poses = helix_poses(n_frames, radius, elevations, turns, target=center.tolist())
     return _as_training(train, poses, 0.0 if framed is None else _step_back(train, poses, center, framed))
+
+
+def sway(train: Cameras, aabb: Tensor, n_frames: int) -> Cameras:
+    """One round within the training cameras' own places, for scenes that they see from one side, looking along +y.
+
+    An ellipse around their middle, as wide and as high as nine tenths of them, that looks at the middle of the box; else as
+    :func:`orbit`.
+    """
+    _around(train, aabb)
+    eyes = train.c2w[:, :, 3].cpu()
+    middle = eyes.mean(0)
+    reach = (eyes - middle).abs().quantile(0.9, dim=0)
+    angle = torch.arange(n_frames) * (2 * math.pi / max(n_frames, 1))
+    around = torch.stack([angle.cos(), torch.zeros_like(angle), angle.sin()], -1)
+    return _as_training(train, look_at(middle + reach * around, aabb.mean(0).tolist()), 0.0)
 
 
 def resized(cameras: Cameras, width: int, height: int) -> Cameras:

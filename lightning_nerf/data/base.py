@@ -20,7 +20,7 @@ from lightning_nerf.data.scene import Scene, checked_scene
 from lightning_nerf.data.seen_pixels import without_unseen_pixels
 from lightning_nerf.data.source import Source
 from lightning_nerf.ops.draw_rays import draw_background, draw_rays
-from lightning_nerf.scene_box import SceneBox, check_box, check_contraction, check_corners
+from lightning_nerf.scene_box import SceneBox, check_box, check_contraction, check_corners, check_front
 from lightning_nerf.types import RayBatch
 
 if TYPE_CHECKING:
@@ -50,8 +50,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             or "random", a color of its own for each ray and step. :class:`~lightning_nerf.modules.NeRFModule` begins with
             random ones in any case.
         eval_background: the same for evaluation, "white" or "black". None: as ``background``, and white for "random".
-        contraction: how the field sees space outside of the box, "none", "l2" or "linf", see
-            :class:`~lightning_nerf.SceneBox`.
+        contraction: how the field sees space outside of the box, "none", "l2" or "linf", or "ndc" for cameras that look
+            one way, see :class:`~lightning_nerf.SceneBox`.
 
     >>> from lightning_nerf import NeRFDataModule
     >>> from lightning_nerf.data.sources import SyntheticSource
@@ -74,6 +74,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         check_instance("source", source, Source)
         check_contraction("contraction", contraction)
         self._box = None if aabb is None else SceneBox(_checked_aabb(aabb), contraction)
+        if self._box is not None:
+            check_front("aabb", self._box)
         self.contraction = contraction
         for name, value in [("near", near), ("far", far)]:
             if value is not None:
@@ -145,6 +147,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             elif (box := self.scene("train").box) is None:
                 raise BadArgument(f"aabb: {type(self.source).__name__} knows no box; give two corners that hold the scene")
             self._box = box._replace(contraction=self.contraction) if self.contraction != "none" else box
+            check_front("aabb", self._box)
         return self._box
 
     @property

@@ -12,6 +12,7 @@ from torch import Tensor
 from lightning_nerf.checks import check_tensor
 from lightning_nerf.data.base import NeRFDataModule
 from lightning_nerf.data.sources.found import FoundSource
+from lightning_nerf.scene_box import SceneBox, check_box
 
 
 class CaptureData(NeRFDataModule):
@@ -41,7 +42,8 @@ class CaptureData(NeRFDataModule):
         far: where rays end. None: in proportion to the box.
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
-        contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
+        contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`; or "ndc" for a forward-facing capture of LLFF or
+            COLMAP, which is then turned: the cameras look along y from near the origin, and content begins at y = 1.
     """
 
     def __init__(
@@ -64,14 +66,27 @@ class CaptureData(NeRFDataModule):
         contraction: str = "l2",
     ) -> None:
         self._found = FoundSource(
-            root, format, test_every, holdout_every, downscale, images_folder, n_train, n_val, n_test, normalize
+            root,
+            format,
+            test_every,
+            holdout_every,
+            downscale,
+            images_folder,
+            n_train,
+            n_val,
+            n_test,
+            normalize,
+            contraction == "ndc",
         )
+        self._derives_box = aabb is None
         super().__init__(self._found, aabb, near, far, background, eval_background, contraction)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """``to_world`` [4, 4] float64; empty with ``normalize=False``."""
+        """``to_world`` [4, 4] float64; empty with ``normalize=False``. With contraction "ndc" also the box, ``aabb``."""
         to_world = self.to_world()
-        return {} if to_world is None else {"to_world": to_world}
+        if to_world is None:
+            return {}
+        return {"to_world": to_world, **({"aabb": self.scene_box.aabb} if self.contraction == "ndc" else {})}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Take a checkpoint's ``to_world``; views that were read with another are read again when next asked for.
@@ -83,6 +98,9 @@ class CaptureData(NeRFDataModule):
             return
         check_tensor("to_world", to_world, (4, 4), torch.float64)
         self._found.use_transform(to_world)
+        if self.contraction == "ndc" and self._derives_box and (aabb := state_dict.get("aabb")) is not None:
+            self._box = SceneBox(aabb.cpu(), "ndc")
+            check_box("aabb", self._box)
         used = [scene.to_world for scene in self._scenes.values() if scene.to_world is not None]
         if any(not torch.equal(each, to_world.cpu().float()) for each in used):
             self._scenes.clear()

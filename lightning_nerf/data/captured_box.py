@@ -32,6 +32,7 @@ class CaptureFit(NamedTuple):
 
     to_world: Tensor  # [4, 4] float64: a rotation times a scale, and the scene's origin
     why: str
+    region: str = "its box is [-1, 1]^3"
 
     @property
     def scale(self) -> float:
@@ -44,7 +45,7 @@ class CaptureFit(NamedTuple):
         up = ", ".join(f"{v:.3f}" for v in torch.nn.functional.normalize(self.to_world[:3, 2], dim=0).tolist())
         return (
             f"The scene's origin is ({x:.4g}, {y:.4g}, {z:.4g}) of its files ({self.why}), its z is their ({up}), and its "
-            f"unit {self.scale:.4g} of theirs; its box is [-1, 1]^3"
+            f"unit {self.scale:.4g} of theirs; {self.region}"
         )
 
 

@@ -104,6 +104,12 @@ def central_rays(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor
     return _rays_through(c2w, intrinsics, sizes, 0.5, 0.5)
 
 
+def corner_rays(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of rays through the four corners of each picture, as of a pinhole: [4 V, 3]."""
+    rays = [_rays_through(c2w, intrinsics, sizes, x, y) for x in (0.0, 1.0) for y in (0.0, 1.0)]
+    return torch.cat([origins for origins, _ in rays]), torch.cat([directions for _, directions in rays])
+
+
 def spread_rays(c2w: Tensor, intrinsics: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """The same of rays that are spread evenly over each picture, 81 of each: [81 V, 3]."""
     at = [(i + 0.5) / _PER_SIDE for i in range(_PER_SIDE)]

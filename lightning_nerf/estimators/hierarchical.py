@@ -55,7 +55,7 @@ class Hierarchical(StratifiedEstimator):
         field: evaluated in the first round in place of the module's field; a :class:`~lightning_nerf.RadianceField`, in
             recipes by ``class_path``. It is a part of the estimator, so the optimizer's group "estimator" trains it. None:
             one field for both rounds.
-        spacing: of the coarse strata, "uniform" or "disparity"; see :class:`Uniform` for this and the next.
+        spacing: of the coarse strata, "uniform", "disparity" or "power"; see :class:`Uniform` for this and the next.
         clip_to_box: cut each ray's interval at the scene's box, in a scene without contraction.
         weight_floor: added to each weight, so that every coarse interval may get fine samples, >= 0.
         alpha_threshold: samples of the last round that are of lower opacity are dropped, in [0, 1). In training a tenth of

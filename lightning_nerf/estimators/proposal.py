@@ -47,7 +47,8 @@ class Proposal(StratifiedEstimator):
             in recipes by ``class_path``. They are parts of the estimator, so the optimizer's group "estimator" trains them.
         counts: samples of each of these rounds on each active ray, as many numbers as fields.
         n_fine: samples of the last round, which the module's field sees.
-        spacing: of the first round, "uniform", or "disparity" for scenes that go on far behind: then near must be > 0.
+        spacing: of the first round, "uniform", or "disparity" for scenes that go on far behind: then near must be > 0; or
+            "power" for the same with content from the camera on, see :func:`~lightning_nerf.estimators.stratified.warp`.
         clip_to_box: cut each ray's interval at the scene's box, in a scene without contraction.
         padding: added to each weight, so that every interval may get samples, >= 0.
         anneal_steps: steps in which a grows to 1, >= 0.

@@ -19,8 +19,9 @@ from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.scene_box import SceneBox, check_corners
 from lightning_nerf.types import PackedSamples, Rays
 
-Spacing = Literal["uniform", "disparity"]
-SPACINGS = ("uniform", "disparity")
+Spacing = Literal["uniform", "disparity", "power"]
+SPACINGS = ("uniform", "disparity", "power")
+POWER = -1.5  # lambda of Zip-NeRF's power transformation
 _NEAREST = 2.0**-10  # of far: where disparity spacing begins if near <= 0 cannot be refused without a wait
 
 
@@ -39,7 +40,8 @@ class StratifiedEstimator(Estimator):
     """Base of estimators that put a fixed number of samples on each active ray, one in each of as many strata.
 
     Args:
-        spacing: "uniform", strata of equal length, or "disparity", of equal length in 1 / t.
+        spacing: "uniform", strata of equal length; "disparity", of equal length in 1 / t; "power", of equal length in
+            :func:`warp`: even in t near the camera, where near may be 0, and sparser far away than even in 1 / t.
         clip_to_box: cut each ray's interval at the scene's box, where the box has no contraction.
     """
 
@@ -52,7 +54,7 @@ class StratifiedEstimator(Estimator):
         if spacing not in SPACINGS:
             raise BadArgument(f"spacing: expected one of {', '.join(SPACINGS)}, got {spacing!r}")
         check_instance("clip_to_box", clip_to_box, bool)
-        self.spacing = spacing
+        self.spacing: Spacing = spacing
         self.clip_to_box = clip_to_box
         self.register_buffer("aabb", torch.full((2, 3), float("nan")))
         self.register_buffer("clips", torch.zeros((), dtype=torch.bool))
@@ -107,7 +109,7 @@ class StratifiedEstimator(Estimator):
     def _intervals(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
         """near, far [R], and whether a ray is to be sampled between them [R]."""
         near, far = rays.near.detach(), rays.far.detach()
-        if self.clip_to_box and self.is_clipping is None:
+        if (self.clip_to_box or self.spacing == "power") and self.is_clipping is None:
             raise RuntimeError(f"{type(self).__name__} is not bound to a scene: call bind(scene_box) first")
         if self.is_clipping:
             near, far, _ = (t[:, 0] for t in ray_aabb(rays.origins, rays.directions, self.aabb[None], near, far))
@@ -134,10 +136,39 @@ class StratifiedEstimator(Estimator):
         if self.spacing == "uniform":
             return torch.lerp(chosen.near[:, None], chosen.far[:, None], share)
         used, near, far = (t[:, None] for t in (chosen.used, chosen.near, chosen.far))
+        half_side = 0.5 * (self.aabb[1] - self.aabb[0]).amax().double() if self.spacing == "power" else 1.0
         # float64: far may be a million times near. Each operation is monotone, and so are the edges.
-        nearest, farthest = (1 / torch.where(used, t, 1.0).double() for t in (near, far))
-        t = 1 / torch.addcmul(nearest, share.double(), farthest - nearest)
+        first, last = (warp(torch.where(used, t, 1.0).double(), self.spacing, half_side) for t in (near, far))
+        t = unwarp(torch.addcmul(first, share.double(), last - first), self.spacing, half_side)
         return torch.where(used, t.float().clamp(near, far), 0.0)
+
+
+def warp(t: Tensor, spacing: Spacing, half_side: Tensor | float = 1.0) -> Tensor:
+    r"""Distances t > 0, with "power" >= 0, as numbers of which strata of a spacing have equal shares.
+
+    "power" is P(2 x, -1.5), where x is t in half-sides of the scene's box, in which cameras lie within 1, and
+
+    .. math:: P(x, \lambda) = \frac{|\lambda - 1|}{\lambda}
+        \left(\left(\frac{x}{|\lambda - 1|} + 1\right)^\lambda - 1\right)
+
+    Source: Barron, Mildenhall, Verbin, Srinivasan, Hedman, "Zip-NeRF", ICCV 2023, supplement.
+    """
+    if spacing == "uniform":
+        return t
+    if spacing == "disparity":
+        return 1 / t
+    scale = abs(POWER - 1)
+    return scale / POWER * ((t.clamp(min=0) * (2 / scale) / half_side + 1) ** POWER - 1)
+
+
+def unwarp(s: Tensor, spacing: Spacing, half_side: Tensor | float = 1.0) -> Tensor:
+    """The inverse of :func:`warp`."""
+    if spacing == "uniform":
+        return s
+    if spacing == "disparity":
+        return 1 / s
+    scale = abs(POWER - 1)
+    return 0.5 * scale * half_side * ((s * (POWER / scale) + 1) ** (1 / POWER) - 1)
 
 
 def rays_that_fit(*rounds: tuple[int | None, int]) -> int | None:

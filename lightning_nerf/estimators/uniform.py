@@ -32,7 +32,8 @@ class Uniform(StratifiedEstimator):
         count: samples on each active ray, >= 1.
         spacing: "uniform": strata of equal length. "disparity": of equal length in 1 / t, so that they grow with the
             distance; near has to be > 0. A smaller one is refused on a CPU and wherever no capacity is given. Elsewhere
-            such a ray begins at far / 1024, since to look would have each step wait for the device.
+            such a ray begins at far / 1024, since to look would have each step wait for the device. "power": of equal
+            length in :func:`~lightning_nerf.estimators.stratified.warp`, even in t near the camera; near may be 0.
         clip_to_box: cut each ray's interval at the scene's box, in a scene without contraction; a ray that misses the box
             gets no samples. False: near and far of the rays alone count, and no scene has to be bound.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lightning_nerf.arguments import Recorded
 from lightning_nerf.checks import REALS, BadArgument, BadType, check_instance, check_number, check_tensor
 from lightning_nerf.ops.sample_points import per_sample, sample_points
-from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_contraction, check_corners
+from lightning_nerf.scene_box import CONTRACTIONS, SceneBox, check_contraction, check_corners, check_front
 from lightning_nerf.types import Densities, Evaluated, FieldOutput, FrameKernel, PackedSamples, Rays
 
 WANTS = ("times", "cameras", "footprints")
@@ -83,6 +83,7 @@ class RadianceField(Recorded, nn.Module, ABC):
         check_tensor("scene_box.aabb", scene_box.aabb, (2, 3), REALS)
         check_corners("scene_box.aabb", scene_box.aabb)
         check_contraction("scene_box.contraction", scene_box.contraction)
+        check_front("scene_box.aabb", scene_box)
         self._lay_over(scene_box)
 
     def _lay_over(self, scene_box: SceneBox) -> None:
@@ -184,6 +185,13 @@ class RadianceField(Recorded, nn.Module, ABC):
     def unit_positions(self, positions: Tensor) -> Tensor:
         """World positions [N, 3] in the unit cube of the scene's box, see :meth:`SceneBox.to_unit`."""
         return self.scene_box.to_unit(positions, self._affine)
+
+    def unit_sigmas(self, positions: Tensor, footprints: Tensor) -> Tensor:
+        """How far pixels spread in the unit cube, [N]: the standard deviation of squares of sides ``footprints`` [N].
+
+        ``footprints`` are in world units, at world positions [N, 3]; see :meth:`SceneBox.unit_scale`. Not differentiable.
+        """
+        return footprints.detach() * (self.scene_box.unit_scale(positions, self._affine) / math.sqrt(12))
 
     @abstractmethod
     def density(self, positions: Tensor) -> Tensor:

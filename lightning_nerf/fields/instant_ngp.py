@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import check_integer, check_number, needs_grad
+from lightning_nerf.checks import check_instance, check_integer, check_number, needs_grad
 from lightning_nerf.encodings import HashGrid, SphericalHarmonics
 from lightning_nerf.fields.activations import leaky_sigmoid, truncated_exp
 from lightning_nerf.fields.base import RadianceField
@@ -55,6 +55,9 @@ class InstantNGPField(RadianceField):
             There are kernels for 32 encoded features, 2 or 4 per level, ``sh_degree`` up to 4, and the default perceptrons;
             any other shape runs op by op, with the same parameters, its perceptrons in one kernel each where there is one.
             False: op by op and layer by layer, which leaves the perceptrons their second derivatives.
+        antialias: fade levels of the grid that are finer than a pixel is at the sample, see :class:`HashGrid`: what is seen
+            from afar does not flicker, and pictures from far and near agree on one scene. Rays need a footprint, which
+            those of data modules and cameras have. Kernels of the whole field know none, so the field runs op by op.
 
     Differentiable in all parameters and once in positions; op by op also in directions. A direction that requires a
     gradient is not sent to the fused kernels.
@@ -80,7 +83,11 @@ class InstantNGPField(RadianceField):
         sh_degree: int = 4,
         density_bias: float = -1.0,
         fused: bool = True,
+        antialias: bool = False,
     ) -> None:
+        check_instance("antialias", antialias, bool)
+        if antialias:
+            self.wants = (*self.wants, "footprints")
         super().__init__()
         for name, value in [("width", width), ("geometry_features", geometry_features)]:
             check_integer(name, value, 1, MAX_WIDTH)
@@ -108,37 +115,42 @@ class InstantNGPField(RadianceField):
         self.float()  # whatever torch's default is: kernels know no other, and the table is float32, too
         layers = (width, geometry_features, density_layers, color_layers)
         fits = n_levels * n_features == 32 and layers == (64, 16, 1, 2) and sh_degree <= KERNEL_DEGREE
-        self.fused = fused and n_features in (2, 4) and fits
+        self.fused = fused and not antialias and n_features in (2, 4) and fits
 
     # -- op by op ----------------------------------------------------------------------------------------------------
 
     @states("fused")
-    def geometry(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+    def geometry(self, positions: Tensor, footprints: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Density [N] and all outputs [N, geometry_features] of the density perceptron."""
         unit = self.unit_positions(positions)
         inside = (unit.clamp(0, 1) == unit).all(-1)
-        features = self.density_net(self.position_encoding(unit))
+        widths = () if footprints is None else (self.unit_sigmas(positions, footprints),)
+        features = self.density_net(self.position_encoding(unit, *widths))
         density = truncated_exp(features[:, 0] + self.density_bias) / self.unit_length
         return density * inside, features
 
     @states("fused")
-    def density(self, positions: Tensor) -> Tensor:
+    def density(self, positions: Tensor, footprints: Tensor | None = None) -> Tensor:
         """See :meth:`RadianceField.density`."""
-        dtype = self._operands(positions.device)
+        dtype = self._operands(positions.device) if footprints is None else None
         if dtype is None:
-            return self.geometry(positions)[0]
+            return self._geometry(positions, footprints)[0]
         return self._fused(dtype, self.unit_positions(positions), None).density
 
     @states("fused")
-    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+    def forward(self, positions: Tensor, directions: Tensor, footprints: Tensor | None = None) -> FieldOutput:
         """See :meth:`RadianceField.forward`."""
-        dtype = self._operands(positions.device, directions)
+        dtype = self._operands(positions.device, directions) if footprints is None else None
         if dtype is not None:
             return self._fused(dtype, self.unit_positions(positions), directions)
-        density, features = self.geometry(positions)
+        density, features = self._geometry(positions, footprints)
         encoded = self.direction_encoding(directions)
         logits = self.color_net(torch.cat([encoded.to(features.dtype), features], dim=-1))
         return FieldOutput(density, leaky_sigmoid(logits))
+
+    def _geometry(self, positions: Tensor, footprints: Tensor | None) -> tuple[Tensor, Tensor]:
+        """A subclass whose :meth:`geometry` takes positions alone is called so."""
+        return self.geometry(positions) if footprints is None else self.geometry(positions, footprints)
 
     def encoded(self, positions: Tensor, times: Tensor | None = None) -> Tensor:
         """Features [N, F] of the hash grid, see :class:`~lightning_nerf.types.EncodedField`; the field is static."""

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import check_integer, check_number
+from lightning_nerf.checks import check_instance, check_integer, check_number
 from lightning_nerf.encodings import HashGrid
 from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
@@ -38,6 +38,8 @@ class ProposalField(RadianceField):
         width: of the perceptron's hidden layer, 1 to 4096.
         density_bias: added to the log density, per third of the box's longest side.
         fused: under CUDA autocast, run the perceptron in one kernel where there is one; False: layer by layer.
+        antialias: fade levels of the grid that are finer than a pixel is at the sample, see :class:`HashGrid`; rays need a
+            footprint, which those of data modules and cameras have.
 
     Differentiable in all parameters and once in positions.
 
@@ -57,7 +59,11 @@ class ProposalField(RadianceField):
         width: int = 16,
         density_bias: float = -1.0,
         fused: bool = True,
+        antialias: bool = False,
     ) -> None:
+        check_instance("antialias", antialias, bool)
+        if antialias:
+            self.wants = (*self.wants, "footprints")
         super().__init__()
         check_integer("width", width, 1, 4096)
         check_number("density_bias", density_bias, "(-inf, inf)")
@@ -67,24 +73,25 @@ class ProposalField(RadianceField):
         self.float()  # whatever torch's default is: kernels know no other
 
     @states("by_unit_positions")
-    def density(self, positions: Tensor) -> Tensor:
+    def density(self, positions: Tensor, footprints: Tensor | None = None) -> Tensor:
         """See :meth:`RadianceField.density`."""
-        return self._density(self.unit_positions(positions))
+        widths = () if footprints is None else (self.unit_sigmas(positions, footprints),)
+        return self._density(self.unit_positions(positions), *widths)
 
-    def _density(self, unit: Tensor) -> Tensor:
+    def _density(self, unit: Tensor, *widths: Tensor) -> Tensor:
         inside = (unit.clamp(0, 1) == unit).all(-1)
-        logits = self.density_net(self.position_encoding(unit))[:, 0]
+        logits = self.density_net(self.position_encoding(unit, *widths))[:, 0]
         return truncated_exp(logits + self.density_bias) / self.unit_length * inside
 
     @states("by_unit_positions")
-    def forward(self, positions: Tensor, directions: Tensor) -> FieldOutput:
+    def forward(self, positions: Tensor, directions: Tensor, footprints: Tensor | None = None) -> FieldOutput:
         """See :meth:`RadianceField.forward`; all is black."""
-        return _black(self.density(positions))
+        return _black(self.density(positions, footprints))
 
     def at_samples(self, rays: Rays, samples: PackedSamples, evaluated: Evaluated | None = None) -> FieldOutput:
         """See :meth:`RadianceField.at_samples`; the way to the unit cube is a part of placing the points."""
         contraction = self.scene_box.contraction
-        plain = all(has(method, "by_unit_positions") for method in (self.density, self.forward))
+        plain = not self.wants and all(has(method, "by_unit_positions") for method in (self.density, self.forward))
         if not plain or contraction not in CONTRACTIONS_OF_POINTS:
             return super().at_samples(rays, samples, evaluated)
         return _black(self._density(sample_points(rays, samples, to_unit=self.affine, contraction=contraction)[0]))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from lightning_nerf.callbacks.framing import object_box
 from lightning_nerf.cameras.cameras import Cameras
-from lightning_nerf.cameras.paths import orbit, resized, spiral
+from lightning_nerf.cameras.paths import orbit, resized, spiral, sway
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.base import SPLITS
 from lightning_nerf.data.camera_files import read_cameras, time_hint
@@ -56,6 +56,8 @@ def _cameras(options: argparse.Namespace, scene: TrainedScene, times: Times | No
     train, box = _in_size(options, data.scene("train").cameras), data.scene_box.aabb
     framed = object_box(scene.module.estimator, box)
     n = options.n_frames or (times and times.n_frames) or FRAMES
+    if data.scene_box.contraction == "ndc":  # nothing is seen from behind
+        return sway(train, box, n), None
     if path == "orbit":
         return orbit(train, box, n, options.elevation, framed), None
     return spiral(train, box, n, framed=framed), None

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.capabilities import has, states
-from lightning_nerf.checks import check_instance, check_number, check_tensor
+from lightning_nerf.checks import BadArgument, check_instance, check_number, check_tensor
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.renderers.base import Renderer
 from lightning_nerf.types import FieldOutput, PackedSamples, Render
 
+FILLS = ("background", "last_sample")
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -35,22 +36,29 @@ class VolumeRenderer(Renderer):
         world
             units, >= 0. Volumes near cameras are seen by few pixels each, but by many samples: without the scale they
             fill with floaters. Pictures are the same. 0: no scale.
+        fill: what the light that is left at the end of a ray falls on. "background": the one that is given. "last_sample":
+            the color of the ray's last sample, with its gradient, in training and evaluation alike; the background shows
+            only on rays without samples. For captures, which no background is behind: a field need not become opaque far
+            away to hide one. Not for pictures with alpha, whose truth is on a background.
 
     Source: Philip, Deschaintre, "Floaters no more: radiance field gradient scaling for improved near-camera training",
     EGSR 2023, for ``gradient_distance``.
     """
 
-    def __init__(self, early_stop_eps: float = 0.0, gradient_distance: float = 0.0) -> None:
+    def __init__(self, early_stop_eps: float = 0.0, gradient_distance: float = 0.0, fill: str = "background") -> None:
         super().__init__()
         check_number("early_stop_eps", early_stop_eps, "[0, 1)")
         check_number("gradient_distance", gradient_distance, "[0, inf)")
+        if fill not in FILLS:
+            raise BadArgument(f"fill: expected one of {', '.join(FILLS)}, got {fill!r}")
+        self.fill = fill
         self.early_stop_eps = early_stop_eps
         self.gradient_distance = gradient_distance
 
     @property
     def is_plain(self) -> bool:
         """See :attr:`Renderer.is_plain`."""
-        return has(self.forward, "quadrature") and self.early_stop_eps == 0
+        return has(self.forward, "quadrature") and self.early_stop_eps == 0 and self.fill == "background"
 
     @states("quadrature")
     def forward(
@@ -71,6 +79,8 @@ class VolumeRenderer(Renderer):
             check_tensor(f"extras[{name!r}]", extra, (n, "k"), _FLOATS)
         if self.gradient_distance > 0:
             output = with_scaled_gradients(output, samples, self.gradient_distance)
+        if self.fill == "last_sample":
+            background = last_colors(output.rgb, samples, background)
         channels = torch.cat([output.rgb, *output.extras.values()], dim=1) if output.extras else output.rgb
         result = composite(
             output.density,
@@ -90,7 +100,20 @@ class VolumeRenderer(Renderer):
 
     def extra_repr(self) -> str:
         """The constructor's arguments, for ``print``."""
-        return f"early_stop_eps={self.early_stop_eps}, gradient_distance={self.gradient_distance}"
+        return f"early_stop_eps={self.early_stop_eps}, gradient_distance={self.gradient_distance}, fill={self.fill!r}"
+
+
+def last_colors(rgb: Tensor, samples: PackedSamples, background: Tensor | None = None) -> Tensor:
+    """The color [R, 3] of each ray's last sample, of colors [N, 3]; where it has none, ``background``, by default black.
+
+    float32; differentiable in both. Nothing waits for a device.
+    """
+    first, end = samples.offsets[:-1], samples.offsets[1:]
+    behind = rgb.new_zeros(3, dtype=torch.float32) if background is None else background.float()
+    if len(rgb) == 0:
+        return behind.expand(len(end), 3)
+    last = rgb.index_select(0, (end - 1).clamp(min=0)).float()
+    return torch.where((end > first)[:, None], last, behind)
 
 
 def with_scaled_gradients(output: FieldOutput, samples: PackedSamples, distance: float) -> FieldOutput:

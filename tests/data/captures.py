@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lightning_nerf.cameras.cameras import LENS_MODELS, Cameras
-from lightning_nerf.cameras.poses import spiral_poses
+from lightning_nerf.cameras.poses import look_at, spiral_poses
 from tests.data.test_images import random_picture
 
 H, W, FOCAL = 12, 16, 20.0
@@ -26,6 +26,15 @@ def world_poses(n: int) -> Tensor:
     """Cameras [n, 3, 4] that look at CENTER from 4 away, in a world whose up is y."""
     poses = spiral_poses(n, 4.0, (-10.0, 60.0))
     turned = TILT @ poses
+    turned[:, :, 3] += torch.tensor(CENTER)
+    return turned
+
+
+def facing_poses(n: int) -> Tensor:
+    """Cameras [n, 3, 4] within 0.5 of CENTER that look the same way but for a few degrees, in a world whose up is y."""
+    i = torch.arange(n, dtype=torch.float64)
+    eyes = torch.stack([0.5 * (2.4 * i).cos(), 0.1 * (1.7 * i).sin(), 0.4 * (2.4 * i).sin()], -1)
+    turned = TILT @ look_at(eyes, (0.0, 8.0, 0.3)).float()
     turned[:, :, 3] += torch.tensor(CENTER)
     return turned
 
@@ -63,8 +72,13 @@ def write_colmap(
     images: str = "images",
     size: tuple[int, int] = (H, W),
     n_posed: int | None = None,
+    poses: Callable[[int], Tensor] = world_poses,
+    points: Sequence[Sequence[float]] = (),
 ) -> Path:
-    """``f_0.png``, ... in ``images`` and a model of the first ``n_posed``; its points are CENTER and ones around it."""
+    """``f_0.png``, ... in ``images`` and a model of the first ``n_posed``.
+
+    Its points are the given ones, or CENTER and some around it.
+    """
     pycolmap = pytest.importorskip("pycolmap")
     names = [f"f_{i}.png" for i in range(n)]
     write_pictures(root / images, names, *size)
@@ -73,23 +87,32 @@ def write_colmap(
         model_.add_camera_with_trivial_rig(
             pycolmap.Camera(model=model, width=W, height=H, params=list(params), camera_id=key)
         )
-    for i, pose in enumerate(world_poses(n)[:n_posed].double().numpy()):
+    for i, pose in enumerate(poses(n)[:n_posed].double().numpy()):
         rotation = (pose[:, :3] * np.array([1.0, -1.0, -1.0])).T
         matrix = np.concatenate([rotation, -rotation @ pose[:, 3:]], 1)
         image = pycolmap.Image(name=names[i], camera_id=i % cameras + 1, image_id=i + 1)
         model_.add_image_with_trivial_frame(image, pycolmap.Rigid3d(matrix))
-    for offset in np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)]):
-        model_.add_point3D(np.array(CENTER) + offset, pycolmap.Track(), np.zeros(3, np.uint8))
+    around = np.array(CENTER) + np.concatenate([np.zeros((1, 3)), np.eye(3), -np.eye(3)])
+    for point in np.array(points) if points else around:
+        model_.add_point3D(point, pycolmap.Track(), np.zeros(3, np.uint8))
     (root / sparse).mkdir(parents=True)
     (model_.write_text if text else model_.write_binary)(str(root / sparse))
     return root
 
 
-def write_llff(root: Path, n: int = 9, *, images: str = "images", scale: int = 1, columns: int = 17) -> Path:
+def write_llff(
+    root: Path,
+    n: int = 9,
+    *,
+    images: str = "images",
+    scale: int = 1,
+    columns: int = 17,
+    poses: Callable[[int], Tensor] = world_poses,
+) -> Path:
     """Pictures that are ``scale`` times smaller than the ``poses_bounds.npy`` beside them says."""
     write_pictures(root / images, [f"f_{i}.png" for i in range(n)])
-    poses = world_poses(n).double().numpy()
-    down_right_back = np.stack([-poses[:, :, 1], poses[:, :, 0], poses[:, :, 2], poses[:, :, 3]], 2)
+    c2w = poses(n).double().numpy()
+    down_right_back = np.stack([-c2w[:, :, 1], c2w[:, :, 0], c2w[:, :, 2], c2w[:, :, 3]], 2)
     camera = np.broadcast_to(np.array([H, W, FOCAL])[None, :, None] * scale, (n, 3, 1))
     rows = np.concatenate([np.concatenate([down_right_back, camera], 2).reshape(n, 15), np.tile([2.0, 6.0], (n, 1))], 1)
     np.save(root / "poses_bounds.npy", rows[:, :columns])

@@ -229,7 +229,7 @@ def test_the_box_is_the_arguments_or_the_sources() -> None:
         (SceneBox(torch.zeros(2, 3)), r"Knowing.box\(\).aabb: expected a minimum corner and a maximum corner above it"),
         (
             SceneBox(torch.tensor(BOX).float(), "l5"),
-            r"Knowing.box\(\).contraction: expected one of none, l2, linf, got 'l5'",
+            r"Knowing.box\(\).contraction: expected one of none, l2, linf, ndc, got 'l5'",
         ),
     ],
 )
@@ -302,7 +302,7 @@ def test_backgrounds(background: str, given: str | None, expected: str) -> None:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"contraction": "cube"}, "contraction: expected one of none, l2, linf, got 'cube'"),
+        ({"contraction": "cube"}, "contraction: expected one of none, l2, linf, ndc, got 'cube'"),
         ({"background": "grey"}, 'background: expected "white", "black" or "random", got \'grey\''),
         ({"eval_background": "random"}, "eval_background: expected"),
         ({"near": 2.0, "far": 2.0}, "near, far: expected 0 <= near < far, got 2.0, 2.0"),

@@ -295,7 +295,7 @@ REFUSED: dict[str, tuple[Callable[[Scene], Any], str]] = {
         lambda s: s._replace(names=["a", "../b", "c"]), r"it.names\[1\]: expected a name under which a picture can be saved"
     ),
     "an unknown contraction": (
-        box(contraction="cube"), "it.box.contraction: expected one of none, l2, linf, got 'cube'"
+        box(contraction="cube"), "it.box.contraction: expected one of none, l2, linf, ndc, got 'cube'"
     ),
 }  # fmt: skip
 

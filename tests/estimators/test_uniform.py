@@ -11,13 +11,14 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, BadType
 from lightning_nerf.estimators import Estimator, Hierarchical, Uniform
+from lightning_nerf.estimators.stratified import unwarp, warp
 from lightning_nerf.ops.random import make_key
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import Densities, PackedSamples, Placement, Rays
 from tests.ops.harness import DEVICES, rand
 
 BOX = SceneBox(torch.tensor([[-1.0, -1.0, -1.0], [1.0, 1.0, 1.0]]))
-SPACINGS = ("uniform", "disparity")
+SPACINGS = ("uniform", "disparity", "power")
 
 
 def rays_of(n: int, device: str = "cpu", near: float = 0.25) -> Rays:
@@ -87,6 +88,8 @@ def test_a_capacity_changes_no_bit_of_the_rays_that_fit(kind: str, spacing: str,
 def test_each_sample_lies_in_its_stratum(count: int, spacing: Any, device: str) -> None:
     rays = rays_of(50, device)
     estimator = Uniform(count, spacing, clip_to_box=False)
+    if spacing == "power":  # the others need no box
+        estimator = estimator.bind(BOX).to(device)
     samples = estimator.place(rays, key=make_key(1, device=device)).samples
     index = samples.ray_indices.long()
     assert torch.equal(index.cpu(), torch.arange(50)[torch.arange(50) % 5 != 4].repeat_interleave(count))
@@ -94,7 +97,8 @@ def test_each_sample_lies_in_its_stratum(count: int, spacing: Any, device: str) 
     near, far = (t.double()[index].view(-1, count)[:, :1] for t in (rays.near, rays.far))
 
     def share(t: Tensor) -> Tensor:
-        return (t - near) / (far - near) if spacing == "uniform" else (1 / t - 1 / near) / (1 / far - 1 / near)
+        move = {"uniform": lambda t: t, "disparity": lambda t: 1 / t, "power": lambda t: (1 + 0.8 * t) ** -1.5}[spacing]
+        return (move(t) - move(near)) / (move(far) - move(near))  # type: ignore[no-any-return]
 
     shares = share(edges)
     assert (edges[0] < edges[1]).all()
@@ -204,7 +208,10 @@ def test_rays_without_an_interval_get_no_samples(kind: str, spacing: str, capaci
             assert samples.kept.all()
             assert not torch.cat([each.float() for each in samples[:3]]).any()
     endless = away._replace(far=torch.full((8,), math.inf))
-    assert not MAKES[kind](spacing=spacing, clip_to_box=False).place(endless, fog).samples.offsets.any()
+    estimator = MAKES[kind](spacing=spacing, clip_to_box=False)
+    if spacing == "power":  # the others need no box
+        estimator.bind(BOX)
+    assert not estimator.place(endless, fog).samples.offsets.any()
 
 
 @pytest.mark.parametrize("kind", MAKES)
@@ -252,16 +259,49 @@ def test_disparity_reaches_far_beyond_what_float32_sums_hold() -> None:
     torch.testing.assert_close(edges[:, -2], torch.full((4,), 0.64), rtol=1e-5, atol=0)
 
 
+def check_power(half_side: float, lam: float) -> None:
+    """Against Zip-NeRF's equation in Python's numbers, of edges from 0 on, in a box of this half side."""
+    box = SceneBox(half_side * torch.tensor([[-0.5, -1.0, -0.5], [0.5, 1.0, 0.5]]))  # the longest side counts
+    rays = rays_of(1)._replace(near=torch.zeros(1), far=torch.full((1,), 1e4 * half_side))
+    samples = Uniform(32, "power", clip_to_box=False).bind(box).place(rays).samples
+
+    def p(t: float) -> float:
+        x, scale = 2 * t / half_side, abs(lam - 1)
+        return scale / lam * ((x / scale + 1) ** lam - 1)
+
+    # Sample k is drawn at (k + 1/2) / n of the way and ends midway to the next.
+    shares = torch.tensor([p(t) / p(1e4 * half_side) for t in samples.t_ends.tolist()], dtype=torch.float64)
+    # Edges are float32; at the far end, where the last but one is, P is flat.
+    torch.testing.assert_close(shares, (torch.arange(32) + 1).double() / 32, rtol=2e-6, atol=0)
+
+
+@pytest.mark.parametrize("half_side", [1.0, 0.01, 300.0])
+def test_power_spacing_is_even_in_zipnerfs_power_of_the_distance_in_half_sides(half_side: float) -> None:
+    check_power(half_side, -1.5)
+    with pytest.raises(AssertionError):
+        check_power(half_side, -1.4)
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+def test_warping_is_undone(spacing: Any) -> None:
+    t = torch.logspace(-3, 5, 200, dtype=torch.float64)
+    s = warp(t, spacing, 2.0)
+    assert (s.diff() > 0).all() if spacing != "disparity" else (s.diff() < 0).all()
+    # P ends at 5 / 3, so that of t = 1e5 the last 1e-7 are left: eps over that, relative.
+    torch.testing.assert_close(unwarp(s, spacing, 2.0), t, rtol=1e-8, atol=0)
+
+
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
         (lambda: Uniform(0), BadArgument, "count: expected an integer >= 1|count: .*1"),
-        (lambda: Uniform(spacing="log"), BadArgument, "spacing: expected one of uniform, disparity, got 'log'"),  # type: ignore[arg-type]
+        (lambda: Uniform(spacing="log"), BadArgument, "spacing: expected one of uniform, disparity, power, got 'log'"),  # type: ignore[arg-type]
         (lambda: Uniform(clip_to_box="no"), BadType, "clip_to_box: expected bool, got str"),  # type: ignore[arg-type]
         (lambda: Uniform().bind([1, 1, 1, 0, 0, 0]), BadArgument, "scene_box: expected a minimum corner"),
         (lambda: Uniform().bind([1, 1]), BadArgument, "scene_box: expected corners"),
         (lambda: Uniform().place(rays_of(3)), RuntimeError, "Uniform is not bound to a scene: call bind"),
         (lambda: Uniform().bind(BOX).place(rays_of(3), capacity=-1), BadArgument, "capacity: expected 0 <= capacity"),
+        (lambda: Uniform(4, "power", False).place(rays_of(3)), RuntimeError, "Uniform is not bound to a scene: call bind"),
         (lambda: Hierarchical(n_coarse=0), BadArgument, "n_coarse: .*1"),
         (lambda: Hierarchical(n_fine=0), BadArgument, "n_fine: .*1"),
         (lambda: Hierarchical(weight_floor=-1), BadArgument, "weight_floor: .*, got -1"),

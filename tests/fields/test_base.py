@@ -34,7 +34,7 @@ class Fog(RadianceField):
         (SceneBox(CUBE * NAN), "scene_box.aabb: expected a minimum corner and a maximum corner above it"),
         (SceneBox(CUBE * 3e38), "scene_box.aabb: expected sides between 1e-38 and 1e38"),
         (SceneBox(CUBE * 1e-40), "scene_box.aabb: expected sides between 1e-38 and 1e38"),
-        (SceneBox(CUBE, "L2"), "scene_box.contraction: expected one of none, l2, linf, got 'L2'"),
+        (SceneBox(CUBE, "L2"), "scene_box.contraction: expected one of none, l2, linf, ndc, got 'L2'"),
     ],
 )
 def test_a_field_is_bound_to_a_box_with_volume(box: Any, message: str) -> None:
@@ -62,12 +62,12 @@ def test_wishes_that_are_none_are_named(
         Fog()
 
 
-@pytest.mark.parametrize("index", [3, -1, 100])
+@pytest.mark.parametrize("index", [4, -1, 100])
 def test_saved_weights_name_a_contraction_that_exists(index: int) -> None:
     field = Fog()
     field.bind(SceneBox(CUBE))
     state = field.state_dict() | {"contraction": torch.tensor(index, dtype=torch.int8)}
-    with pytest.raises(BadArgument, match=f"contraction: expected 0 to 2, got {index}"):
+    with pytest.raises(BadArgument, match=f"contraction: expected 0 to 3, got {index}"):
         Fog().load_state_dict(state)
 
 

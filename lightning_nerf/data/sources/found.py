@@ -50,6 +50,7 @@ class FoundSource(Source):
         test_every, holdout_every, downscale, n_train, n_val, n_test, normalize: of the source, see
             :class:`~lightning_nerf.data.sources.TransformsSource`.
         images_folder: the folder of the pictures, of COLMAP and LLFF only.
+        ndc: turn the scene for contraction "ndc", of COLMAP and LLFF only.
 
     Attributes:
         chosen: the source that reads the folder.
@@ -71,6 +72,7 @@ class FoundSource(Source):
         n_val: int | None = None,
         n_test: int | None = None,
         normalize: bool = True,
+        ndc: bool = False,
     ) -> None:
         check_instance("root", root, str, os.PathLike)
         if format not in FORMATS:
@@ -79,13 +81,14 @@ class FoundSource(Source):
         self.root = Path(os.path.expanduser(root))
         self.format = format
         self.images_folder = images_folder
+        self.ndc = ndc
         common = (test_every, holdout_every, downscale)
         counts = (n_train, n_val, n_test, normalize)
         # Each checks the arguments now, and looks at no file.
         self._sources: dict[str, NormalizedSource] = {
             "transforms": TransformsSource(root, *common, *counts),
-            "colmap": ColmapSource(root, *common, images_folder, *counts),
-            "llff": LLFFSource(root, *common, images_folder, *counts),
+            "colmap": ColmapSource(root, *common, images_folder, *counts, ndc),
+            "llff": LLFFSource(root, *common, images_folder, *counts, ndc),
         }
         self._chosen: NormalizedSource | None = None
         self._to_world: Tensor | None = None  # a checkpoint's
@@ -99,7 +102,13 @@ class FoundSource(Source):
     def chosen(self) -> NormalizedSource:
         """The source that reads the folder."""
         if self._chosen is None:
-            self._chosen = self._sources[self._found_format() if self.format == "auto" else self.format]
+            format = self._found_format() if self.format == "auto" else self.format
+            if self.ndc and format == "transforms":
+                raise BadArgument(
+                    f"contraction: 'ndc' begins where content does, which files of transforms do not state; take 'l2' for "
+                    f"{shown(self.root)}, or format colmap or llff where it has their files"
+                )
+            self._chosen = self._sources[format]
         return self._chosen
 
     def box(self) -> SceneBox | None:

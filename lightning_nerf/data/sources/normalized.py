@@ -9,8 +9,10 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lightning_nerf.data.captured_box import CAPTURE_BOX, CaptureFit, fit_capture, to_scene_units
+from lightning_nerf.cameras.cameras import Cameras
+from lightning_nerf.data.captured_box import CAPTURE_BOX, CaptureFit, cameras_to_scene_units, fit_capture, to_scene_units
 from lightning_nerf.data.default_box import derive_box
+from lightning_nerf.data.forward_facing import facing_forward, fit_forward, forward_box
 from lightning_nerf.data.scene import Scene
 from lightning_nerf.data.source import Source
 from lightning_nerf.scene_box import SceneBox
@@ -24,6 +26,7 @@ class CapturedCameras(NamedTuple):
     sizes: Tensor  # [V, 2]: height, width
     points: Tensor | None = None  # [P, 3], on surfaces
     upright: Tensor | None = None  # [V, 3, 4]: c2w with the axes of upright pictures; None: c2w
+    nearest: Tensor | None = None  # [V]: where the rays of each view begin, if all views say so
 
 
 class NormalizedSource(Source):
@@ -35,6 +38,7 @@ class NormalizedSource(Source):
 
     has_up: ClassVar[bool] = False  # whether the files' z is meant to be up
     normalize: bool = True
+    ndc: bool = False  # whether the scene is turned for contraction "ndc"
     _to_world: Tensor | None = None
 
     @abstractmethod
@@ -48,10 +52,17 @@ class NormalizedSource(Source):
     def read(self, split: str) -> Scene:
         """The views of a split, in the scene's units."""
         scene, to_world = self.read_world(split), self.to_world()
-        return scene if to_world is None else to_scene_units(scene, to_world)
+        if to_world is None:
+            return scene
+        scene = to_scene_units(scene, to_world)
+        return facing_forward(scene) if self.ndc else scene
 
     def box(self) -> SceneBox:
-        """[-1, 1]^3, or with ``normalize=False`` a box around what the cameras look at."""
+        """[-1, 1]^3; with ``normalize=False`` a box around what the cameras look at; with ``ndc`` their common frustum."""
+        if self.ndc and (to_world := self.to_world()) is not None and (captured := self.captured()) is not None:
+            cameras = Cameras(captured.c2w, captured.intrinsics, captured.sizes.flip(1))
+            c2w = cameras_to_scene_units(cameras, to_world).c2w
+            return SceneBox(forward_box(c2w, captured.intrinsics, captured.sizes), "ndc")
         if not self.normalize and (captured := self.captured()) is not None:
             return SceneBox(derive_box(captured.c2w, captured.intrinsics, captured.sizes)[0])
         return SceneBox(torch.tensor(CAPTURE_BOX, dtype=torch.float32))
@@ -62,7 +73,9 @@ class NormalizedSource(Source):
             return None
         if self._to_world is None:
             captured = self.captured()
-            if captured is None:
+            if self.ndc and captured is not None:
+                fit = fit_forward(*captured[:4], nearest=captured.nearest, upright=captured.upright)
+            elif captured is None:
                 fit = CaptureFit(torch.eye(4, dtype=torch.float64), "no cameras to train on")
             else:
                 fit = fit_capture(*captured[:4], has_up=self.has_up, upright=captured.upright)

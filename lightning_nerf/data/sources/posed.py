@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -52,6 +53,8 @@ class PosedSource(NormalizedSource):
         images_folder: the folder of the pictures, from ``root``; None: ``images_N`` for the ``downscale``, else ``images``.
         n_train, n_val, n_test: at most this many views, evenly spaced. None: all.
         normalize: read the scene in units of its own; False: in those of the files.
+        ndc: turn the scene for contraction "ndc": cameras that look one way, see
+            :mod:`lightning_nerf.data.forward_facing`.
     """
 
     def __init__(
@@ -65,10 +68,14 @@ class PosedSource(NormalizedSource):
         n_val: int | None = None,
         n_test: int | None = None,
         normalize: bool = True,
+        ndc: bool = False,
     ) -> None:
         check_instance("root", root, str, os.PathLike)
         check_instance("images_folder", images_folder, str, type(None))
         check_instance("normalize", normalize, bool)
+        check_instance("ndc", ndc, bool)
+        if ndc and not normalize:
+            raise BadArgument("normalize: expected True with contraction 'ndc', for which the scene is turned")
         for name, value, least in (
             ("test_every", test_every, 2),
             ("holdout_every", holdout_every, 2),
@@ -86,6 +93,7 @@ class PosedSource(NormalizedSource):
         self.images_folder = images_folder
         self.limit = {"train": n_train, "val": n_val, "test": n_test}
         self.normalize = normalize
+        self.ndc = ndc
         self._posed: Posed | None = None
         self._listed: ListedSplits | None = None
 
@@ -101,7 +109,10 @@ class PosedSource(NormalizedSource):
     def captured(self) -> CapturedCameras:
         """All cameras that have a picture, and the points."""
         posed = self._content()
-        return CapturedCameras(*camera_tensors(posed.frames, _intrinsics, _size), posed.points, upright_poses(posed.frames))
+        tensors = camera_tensors(posed.frames, _intrinsics, _size)
+        begins = [frame.bounds[0] for frame in posed.frames if frame.bounds is not None]
+        nearest = torch.tensor(begins, dtype=torch.float64) if len(begins) == len(posed.frames) else None
+        return CapturedCameras(*tensors, posed.points, upright_poses(posed.frames), nearest)
 
     def read_world(self, split: str) -> Scene:
         """The views of a split in the units of the files; names are file stems, or paths if two are alike."""
