@@ -79,9 +79,11 @@ class ProposalField(RadianceField):
         return self._density(self.unit_positions(positions), *widths)
 
     def _density(self, unit: Tensor, *widths: Tensor) -> Tensor:
-        inside = (unit.clamp(0, 1) == unit).all(-1)
         logits = self.density_net(self.position_encoding(unit, *widths))[:, 0]
-        return truncated_exp(logits + self.density_bias) / self.unit_length * inside
+        density = truncated_exp(logits + self.density_bias) / self.unit_length
+        if self.scene_box.contraction in ("l2", "linf"):  # all of space is in the cube
+            return density
+        return density * (unit.clamp(0, 1) == unit).all(-1)
 
     @states("by_unit_positions")
     def forward(self, positions: Tensor, directions: Tensor, footprints: Tensor | None = None) -> FieldOutput:
