@@ -16,6 +16,7 @@ from lightning_nerf.cameras.cameras import check_bounds
 from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.checks import BadArgument, check_instance, check_number
 from lightning_nerf.data.loaders import StepNumbers, ViewIndices
+from lightning_nerf.data.picture_memory import scene_on_device
 from lightning_nerf.data.scene import Scene, checked_scene
 from lightning_nerf.data.seen_pixels import without_unseen_pixels
 from lightning_nerf.data.source import Source
@@ -52,6 +53,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         eval_background: the same for evaluation, "white" or "black". None: as ``background``, and white for "random".
         contraction: how the field sees space outside of the box, "none", "l2" or "linf", see
             :class:`~lightning_nerf.SceneBox`.
+        device_budget: GiB of a CUDA device's memory for pictures; those that do not fit stay in the host's, and the device
+            reads them from there. None: three quarters of what is free. 0: all stay.
 
     >>> from lightning_nerf import NeRFDataModule
     >>> from lightning_nerf.data.sources import SyntheticSource
@@ -69,13 +72,14 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",
+        device_budget: float | None = None,
     ) -> None:
         super().__init__()
         check_instance("source", source, Source)
         check_contraction("contraction", contraction)
         self._box = None if aabb is None else SceneBox(_checked_aabb(aabb), contraction)
         self.contraction = contraction
-        for name, value in [("near", near), ("far", far)]:
+        for name, value in [("near", near), ("far", far), ("device_budget", device_budget)]:
             if value is not None:
                 check_number(name, value, "[0, inf)")
         if near is not None and far is not None and not near < far:
@@ -88,6 +92,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         self.source = source
         self.background = background
         self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")
+        self.device_budget = device_budget
         self._scenes: dict[str, Scene] = {}
         self._on_device: dict[str, Scene] = {}
 
@@ -187,10 +192,14 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         return self._scenes[split]
 
     def scene_on(self, device: torch.device | str, split: str = "train") -> Scene:
-        """The views of a split on ``device``: copied there on first use and kept, for one device at a time."""
-        there = self._on_device.get(split)
-        if there is None or there.images.colors.device != _with_index(device):
-            there = self._on_device[split] = self.scene(split).to(device)
+        """The views of a split on ``device``: copied there on first use and kept, for one device at a time.
+
+        Pixels that do not fit stay in pinned host memory; their tensors are of ``device`` all the same.
+        """
+        there, device = self._on_device.get(split), _with_index(device)
+        if there is None or there.images.colors.device != device:
+            self._on_device.pop(split, None)  # before the other device's copy is made
+            there = self._on_device[split] = scene_on_device(self.scene(split), device, self.device_budget, split)
         return there
 
     def draw(self, key: Tensor, capacity: int, n_rays: Tensor | None = None, open_views: Tensor | None = None) -> RayBatch:

@@ -42,6 +42,7 @@ class CaptureData(NeRFDataModule):
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
+        device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
     """
 
     def __init__(
@@ -62,11 +63,12 @@ class CaptureData(NeRFDataModule):
         background: str = "random",
         eval_background: str | None = None,
         contraction: str = "l2",
+        device_budget: float | None = None,
     ) -> None:
         self._found = FoundSource(
             root, format, test_every, holdout_every, downscale, images_folder, n_train, n_val, n_test, normalize
         )
-        super().__init__(self._found, aabb, near, far, background, eval_background, contraction)
+        super().__init__(self._found, aabb, near, far, background, eval_background, contraction, device_budget)
 
     def state_dict(self) -> dict[str, Tensor]:
         """``to_world`` [4, 4] float64; empty with ``normalize=False``."""

@@ -34,6 +34,7 @@ class SyntheticDynamicScene(SyntheticScene):
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
+        device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[SyntheticSource]] = SyntheticDynamicSource
@@ -52,6 +53,7 @@ class SyntheticDynamicScene(SyntheticScene):
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",
+        device_budget: float | None = None,
     ) -> None:
         super().__init__(
             resolution,
@@ -66,4 +68,5 @@ class SyntheticDynamicScene(SyntheticScene):
             background,
             eval_background,
             contraction,
+            device_budget,
         )

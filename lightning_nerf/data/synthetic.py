@@ -32,6 +32,7 @@ class SyntheticScene(NeRFDataModule):
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
+        device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[SyntheticSource]] = SyntheticSource
@@ -50,9 +51,19 @@ class SyntheticScene(NeRFDataModule):
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",
+        device_budget: float | None = None,
     ) -> None:
         source = self.source_class(resolution, n_train, n_test, n_val, seed, cache_dir)
-        super().__init__(source, source.aabb if aabb is None else aabb, near, far, background, eval_background, contraction)
+        super().__init__(
+            source,
+            source.aabb if aabb is None else aabb,
+            near,
+            far,
+            background,
+            eval_background,
+            contraction,
+            device_budget,
+        )
 
     @classmethod
     def arguments_of_file(cls, arguments: Plain) -> Plain:

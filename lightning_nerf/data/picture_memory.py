@@ -1,0 +1,156 @@
+"""Where the pixels of pictures lie: in the device's memory, or in the host's, from where the device reads them."""
+
+from __future__ import annotations
+
+import weakref
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from lightning_nerf.checks import BadArgument
+from lightning_nerf.data.scene import Images, Scene
+from lightning_nerf.ops.memory import available_bytes
+
+SHARE = 0.75  # of the device's free memory for pictures, where no budget says how much; the rest is the training's
+_MAPPED = 1 | 2  # cudaHostRegisterPortable, cudaHostRegisterMapped
+_LARGE = 2**20  # bytes, from which on an allocation has pages of its own
+_TYPES = {torch.uint8: "|u1", torch.int64: "<i8"}
+
+
+class Kept(NamedTuple):
+    """Which tensors of :class:`~lightning_nerf.data.Images` stay in the host's memory."""
+
+    colors: bool
+    drawable: bool
+
+
+def kept_on_host(images: Images, budget: int | None) -> Kept:
+    """What of the pictures does not fit in ``budget`` bytes of a device; None: no limit.
+
+    Where not all of it fits, colors go to the host first: a ray reads one of each, and the list of drawable pixels is the
+    smaller of the two where masks leave out much.
+    """
+    listed = 0 if images.drawable is None else images.drawable.nbytes
+    if budget is None or images.colors.nbytes + listed <= budget:
+        return Kept(colors=False, drawable=False)
+    return Kept(colors=True, drawable=listed > budget)
+
+
+def scene_on_device(scene: Scene, device: torch.device, budget_gib: float | None, split: str) -> Scene:
+    """A scene for draws on ``device``. On CUDA, pixels beyond the budget stay in pinned host memory, as CUDA tensors.
+
+    Args:
+        scene: on the CPU.
+        device: where to.
+        budget_gib: GiB of the device's memory for the pictures; None: three quarters of what is free.
+        split: for the message that says where pictures lie, if not all are on the device.
+    """
+    if device.type != "cuda":
+        return scene.to(device)
+    budget = _budget_bytes(device, budget_gib)
+    images, kept = scene.images, kept_on_host(scene.images, budget)
+    if not kept.colors:
+        return scene.to(device)
+    rank_zero_info(_where(images, kept, budget, split))
+    empty = {name: getattr(images, name)[:0] for name, stays in kept._asdict().items() if stays}
+    there = scene._replace(images=images._replace(**empty)).to(device)
+    views = {name: device_view(getattr(images, name), device) for name in empty}
+    return there._replace(images=there.images._replace(**views))
+
+
+def device_view(tensor: Tensor, device: torch.device) -> Tensor:
+    """A CPU tensor as a CUDA one of the same memory, which is pinned: kernels read it over the bus, and nothing is copied.
+
+    The view keeps the memory alive and pinned. Its ``data_ptr()`` is the host's.
+
+    Args:
+        tensor: contiguous, uint8 or int64.
+        device: a CUDA device.
+
+    Raises:
+        BadArgument: the system does not lend so much pinned memory.
+    """
+    if tensor.numel() == 0:
+        return tensor.to(device)
+    with torch.cuda.device(device):
+        memory = _HostMemory(tensor)
+        view = torch.as_tensor(memory, device=device)
+    if view.data_ptr() != memory.tensor.data_ptr():
+        raise BadArgument(
+            f"device_budget: {device} cannot read the host's memory; expected a budget that holds all pictures"
+        )
+    return view
+
+
+class _HostMemory:
+    """Pinned memory of a tensor, as torch takes over a device's memory from other libraries."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self._registration = _pinned(tensor)
+        self.__cuda_array_interface__ = {
+            "shape": tuple(tensor.shape),
+            "typestr": _TYPES[tensor.dtype],
+            "data": (self.tensor.data_ptr(), False),
+            "strides": None,
+            "version": 3,
+        }
+
+
+class _Registration:
+    """A tensor's own memory, pinned for as long as this lives."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        weakref.finalize(self, _unpin, tensor, torch.cuda.current_device()).atexit = False
+
+
+_registrations: weakref.WeakValueDictionary[int, _Registration] = weakref.WeakValueDictionary()  # by address
+
+
+def _pinned(tensor: Tensor) -> tuple[Tensor, _Registration | None]:
+    """The tensor, its own memory pinned; or a pinned copy.
+
+    In place where it pays, because a pinned copy takes the same again, rounded up to a power of two. What is small shares
+    its page with others, and pages of a file cannot be pinned.
+    """
+    if (known := _registrations.get(tensor.data_ptr())) is not None or tensor.is_pinned():
+        return tensor, known
+    if tensor.nbytes >= _LARGE and tensor.untyped_storage().filename is None:
+        if int(_cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, _MAPPED)) == 0:
+            known = _registrations[tensor.data_ptr()] = _Registration(tensor)
+            return tensor, known
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda")  # raises for the failure above, for which a later kernel would be blamed
+    try:
+        return tensor.pin_memory(), None
+    except RuntimeError as error:
+        raise BadArgument(
+            f"device_budget: the host cannot pin {tensor.nbytes / 2**30:.3g} GiB of pictures ({error}); "
+            "expected a budget that holds them, or a larger downscale"
+        ) from error
+
+
+def _cudart() -> Any:  # torch does not type it
+    return torch.cuda.cudart()
+
+
+def _unpin(tensor: Tensor, device: int) -> None:
+    torch.cuda.synchronize(device)  # a kernel may still read it
+    _cudart().cudaHostUnregister(tensor.data_ptr())
+
+
+def _budget_bytes(device: torch.device, gib: float | None) -> int | None:
+    if gib is not None:
+        return int(gib * 2**30)
+    free = available_bytes(device)
+    return None if free is None else int(SHARE * free)
+
+
+def _where(images: Images, kept: Kept, budget: int | None, split: str) -> str:
+    on_host = images.colors.nbytes + (images.drawable.nbytes if kept.drawable and images.drawable is not None else 0)
+    return (
+        f"{split} pictures: {on_host / 2**30:.3g} GiB stay in pinned host memory and are read from there, "
+        f"since the device has {(budget or 0) / 2**30:.3g} GiB for them (device_budget)"
+    )
