@@ -230,6 +230,11 @@ class RayBatch(NamedTuple):
     alpha: Tensor | None = None  # [R] in [0, 1], None where the images have none
     mask: Tensor | None = None  # [R] bool, False: not a training ray (inactive); None: all rays count
 
+    def map(self, function: Callable[[Tensor], Tensor]) -> RayBatch:
+        """``function`` of each tensor, those of the rays too."""
+        rest = (None if value is None else function(value) for value in self[1:])
+        return RayBatch(self.rays.map(function), *rest)  # type: ignore[arg-type]
+
 
 # As torch's documentation of default_collate says. Here, so that a DataLoader's worker processes know it, too.
 default_collate_fn_map.update({Rays: collate_rays, RayBatch: collate_rays})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ from lightning_nerf.arguments import Recorded, build
 from lightning_nerf.cameras.cameras import check_bounds
 from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.checks import BadArgument, check_instance, check_number
+from lightning_nerf.data.host_rays import HostRays, host_rays
 from lightning_nerf.data.loaders import StepNumbers, ViewIndices
+from lightning_nerf.data.picture_files import pictures_in
 from lightning_nerf.data.picture_memory import scene_on_device
 from lightning_nerf.data.scene import Scene, checked_scene
 from lightning_nerf.data.seen_pixels import without_unseen_pixels
@@ -55,6 +58,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             :class:`~lightning_nerf.SceneBox`.
         device_budget: GiB of a CUDA device's memory for pictures; those that do not fit stay in the host's, and the device
             reads them from there. None: three quarters of what is free. 0: all stay.
+        picture_cache: a folder. Pictures are decoded once, into a file there, and mapped; later runs find the file. None:
+            only those that the host's memory does not hold, in ``~/.cache/lightning-nerf/pictures``.
 
     >>> from lightning_nerf import NeRFDataModule
     >>> from lightning_nerf.data.sources import SyntheticSource
@@ -73,6 +78,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         eval_background: str | None = None,
         contraction: str = "none",
         device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         super().__init__()
         check_instance("source", source, Source)
@@ -92,7 +98,9 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         self.source = source
         self.background = background
         self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")
+        check_instance("picture_cache", picture_cache, str, os.PathLike, type(None))
         self.device_budget = device_budget
+        self.picture_cache = None if picture_cache is None else Path(os.path.expanduser(picture_cache))
         self._scenes: dict[str, Scene] = {}
         self._on_device: dict[str, Scene] = {}
 
@@ -182,7 +190,9 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             raise BadArgument(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         if split not in self._scenes:
             self.source.prepare()
-            scene = checked_scene(f"{type(self.source).__name__}.read({split!r})", self.source.read(split))
+            with pictures_in(self.picture_cache):
+                scene = self.source.read(split)
+            scene = checked_scene(f"{type(self.source).__name__}.read({split!r})", scene)
             scene = without_unseen_pixels(scene)
             self._scenes[split] = scene  # where the box comes from, if it is not given
             if scene.cameras.bounds is None:
@@ -194,10 +204,11 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
     def scene_on(self, device: torch.device | str, split: str = "train") -> Scene:
         """The views of a split on ``device``: copied there on first use and kept, for one device at a time.
 
-        Pixels that do not fit stay in pinned host memory; their tensors are of ``device`` all the same.
+        Pixels that do not fit stay in pinned host memory; their tensors are of ``device`` all the same. Where the host's
+        memory does not hold them either, they stay on the CPU, in a mapped file.
         """
         there, device = self._on_device.get(split), _with_index(device)
-        if there is None or there.images.colors.device != device:
+        if there is None or there.cameras.c2w.device != device:
             self._on_device.pop(split, None)  # before the other device's copy is made
             there = self._on_device[split] = scene_on_device(self.scene(split), device, self.device_budget, split)
         return there
@@ -207,7 +218,15 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
 
         The first call on a device copies the pictures there. Call :meth:`scene_on` before capturing a CUDA graph.
         """
-        return draw_rays(self.scene_on(key.device).pixels(), key, capacity, n_rays, open_views)
+        if not self.draws_on_host(key.device):
+            return draw_rays(self.scene_on(key.device).pixels(), key, capacity, n_rays, open_views)
+        n_rays, open_views = (None if value is None else value.cpu() for value in (n_rays, open_views))
+        drawn = draw_rays(self.scene("train").pixels(), key.cpu(), capacity, n_rays, open_views)
+        return drawn.map(lambda tensor: tensor.to(key.device))
+
+    def draws_on_host(self, device: torch.device) -> bool:
+        """Whether training rays for ``device`` are drawn on the host, since no memory holds the pictures."""
+        return self.scene_on(device).images.colors.device != _with_index(device)
 
     def time_range(self) -> tuple[float, float] | None:
         """The first and the last time of the training views; None: they have no times."""
@@ -223,11 +242,13 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         color = None if grey is None else (grey, grey, grey)
         return draw_background(key, n, color=color, random_steps=random_steps)
 
-    def train_dataloader(self) -> StepNumbers:
-        """Step numbers, without end."""
+    def train_dataloader(self) -> StepNumbers | HostRays:
+        """Step numbers, without end; the steps' rays where these are drawn on the host."""
         loop = self.trainer.fit_loop if self.trainer else None
         if loop and loop.min_steps is not None and loop.min_epochs == 1:
             loop.min_epochs = 0  # Lightning's own addition to min_steps: nothing would ever stop the fit
+        if self.trainer and self.draws_on_host(self.trainer.strategy.root_device):
+            return host_rays(self.trainer, self.scene("train").pixels(), self._steps_done)
         return StepNumbers(self._steps_done)
 
     def val_dataloader(self) -> ViewIndices:

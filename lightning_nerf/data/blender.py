@@ -37,6 +37,7 @@ class BlenderData(NeRFDataModule):
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
         device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[BlenderSource]] = BlenderSource
@@ -61,6 +62,7 @@ class BlenderData(NeRFDataModule):
         eval_background: str | None = None,
         contraction: str = "none",
         device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         source = self.source_class(
             root,
@@ -75,4 +77,4 @@ class BlenderData(NeRFDataModule):
             n_val,
             n_test,
         )
-        super().__init__(source, aabb, near, far, background, eval_background, contraction, device_budget)
+        super().__init__(source, aabb, near, far, background, eval_background, contraction, device_budget, picture_cache)

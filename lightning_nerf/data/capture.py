@@ -43,6 +43,7 @@ class CaptureData(NeRFDataModule):
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
         device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     def __init__(
@@ -64,11 +65,14 @@ class CaptureData(NeRFDataModule):
         eval_background: str | None = None,
         contraction: str = "l2",
         device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         self._found = FoundSource(
             root, format, test_every, holdout_every, downscale, images_folder, n_train, n_val, n_test, normalize
         )
-        super().__init__(self._found, aabb, near, far, background, eval_background, contraction, device_budget)
+        super().__init__(
+            self._found, aabb, near, far, background, eval_background, contraction, device_budget, picture_cache
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """``to_world`` [4, 4] float64; empty with ``normalize=False``."""

@@ -35,6 +35,7 @@ class SyntheticDynamicScene(SyntheticScene):
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
         device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[SyntheticSource]] = SyntheticDynamicSource
@@ -54,6 +55,7 @@ class SyntheticDynamicScene(SyntheticScene):
         eval_background: str | None = None,
         contraction: str = "none",
         device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         super().__init__(
             resolution,
@@ -69,4 +71,5 @@ class SyntheticDynamicScene(SyntheticScene):
             eval_background,
             contraction,
             device_budget,
+            picture_cache,
         )

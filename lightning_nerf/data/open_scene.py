@@ -33,6 +33,7 @@ class SyntheticUnboundedScene(SyntheticScene):
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "l2" or "linf"; with "none" only the box is seen, see :class:`NeRFDataModule`.
         device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[SyntheticSource]] = SyntheticUnboundedSource
@@ -52,6 +53,7 @@ class SyntheticUnboundedScene(SyntheticScene):
         eval_background: str | None = None,
         contraction: str = "l2",
         device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         super().__init__(
             resolution,
@@ -67,4 +69,5 @@ class SyntheticUnboundedScene(SyntheticScene):
             eval_background,
             contraction,
             device_budget,
+            picture_cache,
         )

@@ -1,4 +1,4 @@
-"""Where the pixels of pictures lie: in the device's memory, or in the host's, from where the device reads them."""
+"""Where pixels lie: in the device's memory, in the host's, from where the device reads them, or in a mapped file only."""
 
 from __future__ import annotations
 
@@ -42,6 +42,8 @@ def kept_on_host(images: Images, budget: int | None) -> Kept:
 def scene_on_device(scene: Scene, device: torch.device, budget_gib: float | None, split: str) -> Scene:
     """A scene for draws on ``device``. On CUDA, pixels beyond the budget stay in pinned host memory, as CUDA tensors.
 
+    Those of a mapped file that the host's memory does not hold either stay CPU tensors: rays are drawn on the host.
+
     Args:
         scene: on the CPU.
         device: where to.
@@ -54,11 +56,25 @@ def scene_on_device(scene: Scene, device: torch.device, budget_gib: float | None
     images, kept = scene.images, kept_on_host(scene.images, budget)
     if not kept.colors:
         return scene.to(device)
-    rank_zero_info(_where(images, kept, budget, split))
+    is_pinned = not needs_host_draws(images)
+    rank_zero_info(_where(images, kept, budget, split, is_pinned))
+    if not is_pinned:
+        return scene._replace(cameras=scene.cameras.map(lambda tensor: tensor.to(device)))
     empty = {name: getattr(images, name)[:0] for name, stays in kept._asdict().items() if stays}
     there = scene._replace(images=images._replace(**empty)).to(device)
     views = {name: device_view(getattr(images, name), device) for name in empty}
     return there._replace(images=there.images._replace(**views))
+
+
+def needs_host_draws(images: Images) -> bool:
+    """Whether pixels are in a mapped file, and would not fit in the host's memory if they were read whole."""
+    free = available_bytes(torch.device("cpu"))
+    return is_mapped(images.colors) and free is not None and images.colors.nbytes > SHARE * free
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Whether a CPU tensor's memory is a file."""
+    return tensor.device.type == "cpu" and tensor.untyped_storage().filename is not None
 
 
 def device_view(tensor: Tensor, device: torch.device) -> Tensor:
@@ -112,12 +128,13 @@ _registrations: weakref.WeakValueDictionary[int, _Registration] = weakref.WeakVa
 def _pinned(tensor: Tensor) -> tuple[Tensor, _Registration | None]:
     """The tensor, its own memory pinned; or a pinned copy.
 
-    In place where it pays, because a pinned copy takes the same again, rounded up to a power of two. What is small shares
-    its page with others, and pages of a file cannot be pinned.
+    In place where it pays, because torch's pinned copy takes the same again, rounded up to a power of two. What is small
+    shares its page with others, and pages of a file cannot be pinned: these are read into memory first.
     """
     if (known := _registrations.get(tensor.data_ptr())) is not None or tensor.is_pinned():
         return tensor, known
-    if tensor.nbytes >= _LARGE and tensor.untyped_storage().filename is None:
+    if tensor.nbytes >= _LARGE:
+        tensor = tensor.clone() if is_mapped(tensor) else tensor
         if int(_cudart().cudaHostRegister(tensor.data_ptr(), tensor.nbytes, _MAPPED)) == 0:
             known = _registrations[tensor.data_ptr()] = _Registration(tensor)
             return tensor, known
@@ -148,9 +165,10 @@ def _budget_bytes(device: torch.device, gib: float | None) -> int | None:
     return None if free is None else int(SHARE * free)
 
 
-def _where(images: Images, kept: Kept, budget: int | None, split: str) -> str:
+def _where(images: Images, kept: Kept, budget: int | None, split: str, is_pinned: bool) -> str:
     on_host = images.colors.nbytes + (images.drawable.nbytes if kept.drawable and images.drawable is not None else 0)
+    place = "pinned host memory and are read from there" if is_pinned else "a mapped file, and rays are drawn on the host"
     return (
-        f"{split} pictures: {on_host / 2**30:.3g} GiB stay in pinned host memory and are read from there, "
+        f"{split} pictures: {on_host / 2**30:.3g} GiB stay in {place}, "
         f"since the device has {(budget or 0) / 2**30:.3g} GiB for them (device_budget)"
     )

@@ -33,6 +33,7 @@ class SyntheticScene(NeRFDataModule):
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
         device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[SyntheticSource]] = SyntheticSource
@@ -52,6 +53,7 @@ class SyntheticScene(NeRFDataModule):
         eval_background: str | None = None,
         contraction: str = "none",
         device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         source = self.source_class(resolution, n_train, n_test, n_val, seed, cache_dir)
         super().__init__(
@@ -63,9 +65,13 @@ class SyntheticScene(NeRFDataModule):
             eval_background,
             contraction,
             device_budget,
+            picture_cache,
         )
 
     @classmethod
     def arguments_of_file(cls, arguments: Plain) -> Plain:
         """As of :class:`~lightning_nerf.data.sources.SyntheticSource`: a recorded ``cache_dir`` is never written to."""
-        return arguments if cls.source_class.is_cached(arguments) else super().arguments_of_file(arguments)
+        kept = super().arguments_of_file(arguments)
+        if "cache_dir" in arguments and cls.source_class.is_cached(arguments):
+            kept["cache_dir"] = arguments["cache_dir"]
+        return kept

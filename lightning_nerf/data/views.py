@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_nerf.cameras.cameras import Cameras
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.frames import Frame, unique_names
-from lightning_nerf.data.images import picture_size, picture_turns, read_masks, read_pictures
+from lightning_nerf.data.images import picture_size, picture_turns, read_masks
 from lightning_nerf.data.lenses import lens_tensors
+from lightning_nerf.data.picture_files import open_pictures
 from lightning_nerf.data.scene import Images, Scene
 
 Intrinsics = Callable[[Frame, int, int], list[float]]  # fx, fy, cx, cy of a frame's picture of this width and height
@@ -20,7 +21,7 @@ Intrinsics = Callable[[Frame, int, int], list[float]]  # fx, fy, cx, cy of a fra
 
 def read_views(frames: Sequence[Frame], intrinsics: Intrinsics, downscale: int, root: Path) -> Scene:
     """The views of one frame or more, named by :func:`~lightning_nerf.data.frames.unique_names`."""
-    pictures, sizes = read_pictures([f.image for f in frames], downscale)
+    pictures, sizes = open_pictures([f.image for f in frames], downscale)
     masks = None
     if any(f.mask for f in frames):
         masks = read_masks([f.mask for f in frames], sizes, downscale)
