@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -16,10 +17,11 @@ from lightning_nerf.arguments import Recorded, build
 from lightning_nerf.cameras.cameras import check_bounds
 from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.checks import BadArgument, check_instance, check_number
+from lightning_nerf.data.depths import TrainingDepths, ray_depths
 from lightning_nerf.data.host_rays import HostRays, host_rays
 from lightning_nerf.data.loaders import StepNumbers, ViewIndices
 from lightning_nerf.data.picture_files import pictures_in
-from lightning_nerf.data.picture_memory import scene_on_device
+from lightning_nerf.data.picture_memory import scene_on_device, with_index
 from lightning_nerf.data.scene import Scene, checked_scene
 from lightning_nerf.data.seen_pixels import without_unseen_pixels
 from lightning_nerf.data.source import Source
@@ -103,6 +105,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         self.picture_cache = None if picture_cache is None else Path(os.path.expanduser(picture_cache))
         self._scenes: dict[str, Scene] = {}
         self._on_device: dict[str, Scene] = {}
+        self.depths = TrainingDepths()
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -204,10 +207,9 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
     def scene_on(self, device: torch.device | str, split: str = "train") -> Scene:
         """The views of a split on ``device``: copied there on first use and kept, for one device at a time.
 
-        Pixels that do not fit stay in pinned host memory; their tensors are of ``device`` all the same. Where the host's
-        memory does not hold them either, they stay on the CPU, in a mapped file.
+        Pixels that do not fit there stay on the host, see :func:`~lightning_nerf.data.picture_memory.scene_on_device`.
         """
-        there, device = self._on_device.get(split), _with_index(device)
+        there, device = self._on_device.get(split), with_index(device)
         if there is None or there.cameras.c2w.device != device:
             self._on_device.pop(split, None)  # before the other device's copy is made
             there = self._on_device[split] = scene_on_device(self.scene(split), device, self.device_budget, split)
@@ -219,14 +221,24 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         The first call on a device copies the pictures there. Call :meth:`scene_on` before capturing a CUDA graph.
         """
         if not self.draws_on_host(key.device):
-            return draw_rays(self.scene_on(key.device).pixels(), key, capacity, n_rays, open_views)
+            return self._drawn(self.scene_on(key.device), key, capacity, n_rays, open_views)
         n_rays, open_views = (None if value is None else value.cpu() for value in (n_rays, open_views))
-        drawn = draw_rays(self.scene("train").pixels(), key.cpu(), capacity, n_rays, open_views)
+        drawn = self._drawn(self.scene("train"), key.cpu(), capacity, n_rays, open_views)
         return drawn.map(lambda tensor: tensor.to(key.device))
+
+    def _drawn(
+        self, scene: Scene, key: Tensor, capacity: int, n_rays: Tensor | None = None, open_views: Tensor | None = None
+    ) -> RayBatch:
+        pixels = scene.pixels()
+        batch = draw_rays(pixels, key, capacity, n_rays, open_views)
+        depths = self.depths.on(key.device, self.scene("train"), self.device_budget)
+        if depths is None:
+            return batch
+        return batch._replace(depth=ray_depths(pixels, depths, batch.rays, key, capacity, open_views))
 
     def draws_on_host(self, device: torch.device) -> bool:
         """Whether training rays for ``device`` are drawn on the host, since no memory holds the pictures."""
-        return self.scene_on(device).images.colors.device != _with_index(device)
+        return self.scene_on(device).images.colors.device != with_index(device)
 
     def time_range(self) -> tuple[float, float] | None:
         """The first and the last time of the training views; None: they have no times."""
@@ -248,7 +260,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         if loop and loop.min_steps is not None and loop.min_epochs == 1:
             loop.min_epochs = 0  # Lightning's own addition to min_steps: nothing would ever stop the fit
         if self.trainer and self.draws_on_host(self.trainer.strategy.root_device):
-            return host_rays(self.trainer, self.scene("train").pixels(), self._steps_done)
+            return host_rays(self.trainer, partial(self._drawn, self.scene("train")), self._steps_done)
         return StepNumbers(self._steps_done)
 
     def val_dataloader(self) -> ViewIndices:
@@ -286,9 +298,3 @@ def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:
         raise BadArgument(f"aabb: expected a minimum corner and a maximum corner above it, got {aabb!r}")
     check_corners("aabb", box)
     return box
-
-
-def _with_index(device: torch.device | str) -> torch.device:
-    """ "cuda" as the current device's "cuda:i", which is what tensors carry."""
-    device = torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device

@@ -93,6 +93,7 @@ class CaptureData(NeRFDataModule):
         if any(not torch.equal(each, to_world.cpu().float()) for each in used):
             self._scenes.clear()
             self._on_device.clear()
+            self.depths.forget()
 
     def to_world(self) -> Tensor | None:
         """[4, 4] float64, from the scene's units to those of the capture's files; None with ``normalize=False``."""

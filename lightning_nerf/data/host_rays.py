@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lightning_nerf import lightning_names
-from lightning_nerf.ops.draw_rays import Pixels, draw_rays
 from lightning_nerf.ops.random import make_key
 from lightning_nerf.types import RayBatch
 
@@ -57,16 +56,16 @@ class HostRays:
         return batch.map(Tensor.pin_memory) if self.pin else batch
 
 
-def host_rays(trainer: L.Trainer, pixels: Pixels, start: Callable[[], int]) -> HostRays:
-    """The batches of a fit: the rays that its module would draw in each step, as a function of its key."""
+def host_rays(trainer: L.Trainer, draw: Callable[[Tensor, int], RayBatch], start: Callable[[], int]) -> HostRays:
+    """The batches of a fit: the rays that its module would draw in each step, as a function of its key and their number."""
     module: Any = trainer.lightning_module
     seed, repeated = int(module.key[0]), int(lightning_names.overfit_batches(trainer))
 
-    def draw(step: int) -> RayBatch:
+    def drawn(step: int) -> RayBatch:
         key = make_key(seed, trainer.global_rank, step % repeated if repeated else step)
-        return draw_rays(pixels, key, module.max_rays)
+        return draw(key, module.max_rays)
 
-    return HostRays(start, draw, pin=trainer.strategy.root_device.type == "cuda")
+    return HostRays(start, drawn, pin=trainer.strategy.root_device.type == "cuda")
 
 
 def limited(batch: RayBatch, n_rays: Tensor) -> RayBatch:

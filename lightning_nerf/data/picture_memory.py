@@ -17,7 +17,13 @@ from lightning_nerf.ops.memory import available_bytes
 SHARE = 0.75  # of the device's free memory for pictures, where no budget says how much; the rest is the training's
 _MAPPED = 1 | 2  # cudaHostRegisterPortable, cudaHostRegisterMapped
 _LARGE = 2**20  # bytes, from which on an allocation has pages of its own
-_TYPES = {torch.uint8: "|u1", torch.int64: "<i8"}
+_TYPES = {torch.uint8: "|u1", torch.int64: "<i8", torch.float32: "<f4"}
+
+
+def with_index(device: torch.device | str) -> torch.device:
+    """ "cuda" as the current device's "cuda:i", which is what tensors carry."""
+    device = torch.device(device)
+    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device
 
 
 class Kept(NamedTuple):
@@ -66,6 +72,12 @@ def scene_on_device(scene: Scene, device: torch.device, budget_gib: float | None
     return there._replace(images=there.images._replace(**views))
 
 
+def depths_on_device(depths: Tensor, device: torch.device, budget_gib: float | None) -> Tensor:
+    """Depths [P] for draws on ``device``, as :func:`scene_on_device` has pixels; call it after that."""
+    budget = _budget_bytes(device, budget_gib) if device.type == "cuda" else None
+    return depths.to(device) if budget is None or depths.nbytes <= budget else device_view(depths, device)
+
+
 def needs_host_draws(images: Images) -> bool:
     """Whether pixels are in a mapped file, and would not fit in the host's memory if they were read whole."""
     free = available_bytes(torch.device("cpu"))
@@ -83,7 +95,7 @@ def device_view(tensor: Tensor, device: torch.device) -> Tensor:
     The view keeps the memory alive and pinned. Its ``data_ptr()`` is the host's.
 
     Args:
-        tensor: contiguous, uint8 or int64.
+        tensor: contiguous, uint8, int64 or float32.
         device: a CUDA device.
 
     Raises:

@@ -78,7 +78,8 @@ class Scene(NamedTuple):
     names: list[str]
     box: SceneBox | None = None  # where the source knows what holds the scene
     to_world: Tensor | None = None  # [4, 4]: from the scene's units to those of the source's files; None: they are the same
-    depth_paths: list[Path | None] | None = None  # a file of distances per view, for losses that read them
+    depth_paths: list[Path | None] | None = None  # a file of depths per view, for losses that read them
+    depth_unit: float = 0.001  # of whole numbers in these files, in the files' units
 
     @property
     def n_views(self) -> int:

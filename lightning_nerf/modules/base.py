@@ -155,6 +155,7 @@ class NeRFModule(EvaluatedModule):
         self.estimator.bind(box)
         if stage == "fit":
             bind_times(self)
+            self.datamodule.depths.wanted = any(isinstance(loss, Loss) and loss.needs_depths for loss in self.losses)
         self._named = (-1, -1, -1)
         if stage == "fit":
             check_parts(self.field, self.estimator, self.losses, self.datamodule)
