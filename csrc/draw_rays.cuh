@@ -71,6 +71,21 @@ LN_HD float pinhole_ray(const float* pose, const float* intrinsics, float x, flo
   return 1.0f / sqrtf(fabsf(intrinsics[0] * intrinsics[1] * (1.0f + u * u + v * v)));
 }
 
+// Pictures may lie in the host's memory, where each read crosses the bus: one word where there are four channels, and all
+// bytes before the first store, which could alias them.
+LN_HD void read_color(const uint8_t* from, int64_t n_channels, uint8_t* color) {
+#ifdef __CUDA_ARCH__
+  if (n_channels == 4 && reinterpret_cast<uintptr_t>(from) % 4 == 0) {
+    const uchar4 all = *reinterpret_cast<const uchar4*>(from);
+    color[0] = all.x, color[1] = all.y, color[2] = all.z, color[3] = all.w;
+    return;
+  }
+#endif
+  for (int c = 0; c < 4; ++c)
+    if (c < n_channels) color[c] = from[c];
+}
+
+// An inactive ray is black: its color is not read.
 template <bool has_lenses>
 LN_HD void draw_ray(const Pixels& p, const Draw& draw, const Drawn& out, int64_t ray) {
   const int64_t index = draw_index(draw.key, ray, p.n_drawable);
@@ -98,7 +113,8 @@ LN_HD void draw_ray(const Pixels& p, const Draw& draw, const Drawn& out, int64_t
   if (out.times) out.times[ray] = p.times[view];
   out.camera[ray] = view;
 
-  const uint8_t* color = p.colors + pixel * p.n_channels;
+  uint8_t color[4] = {0, 0, 0, 0};
+  if (active) read_color(p.colors + pixel * p.n_channels, p.n_channels, color);
   for (int c = 0; c < 3; ++c) out.rgb[3 * ray + c] = float(color[c]) / 255.0f;
   if (out.alpha) out.alpha[ray] = float(color[3]) / 255.0f;
 }

@@ -50,6 +50,7 @@ _HOME = {
     "Photometric": "losses",
     "RoundPhotometric": "losses",
     "Interlevel": "losses",
+    "DepthSupervision": "losses",
     "Distortion": "losses",
     "WarpSize": "losses",
     "Sparsity": "losses",
@@ -108,6 +109,7 @@ if TYPE_CHECKING:
         WideMLP,
     )
     from lightning_nerf.losses import (
+        DepthSupervision,
         Distortion,
         Interlevel,
         Loss,

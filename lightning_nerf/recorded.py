@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 _RECORD = "_constructor_arguments"
 _NUMBERS = (bool, int, float)
+WRITTEN = ("cache_dir", "picture_cache")  # arguments that name places to write to
 Plain = dict[str, Any]  # plain data by name, as files and checkpoints hold them
 
 
@@ -53,11 +54,11 @@ class Recorded:
 
     @classmethod
     def arguments_of_file(cls, arguments: Plain) -> Plain:
-        """The arguments that a file may decide: all but ``cache_dir``, which would have this machine written to.
+        """The arguments that a file may decide: all but :data:`WRITTEN`, which would have this machine written to.
 
         Override it where other arguments name places to write to.
         """
-        return {name: value for name, value in arguments.items() if name != "cache_dir"}
+        return {name: value for name, value in arguments.items() if name not in WRITTEN}
 
 
 def described(value: Recorded) -> Plain:

@@ -229,6 +229,12 @@ class RayBatch(NamedTuple):
     rgb: Tensor  # [R, 3] in [0, 1]; with alpha, not yet composited (straight alpha)
     alpha: Tensor | None = None  # [R] in [0, 1], None where the images have none
     mask: Tensor | None = None  # [R] bool, False: not a training ray (inactive); None: all rays count
+    depth: Tensor | None = None  # [R] t at which the ray meets what was measured, 0: not known; only where a loss wants it
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> RayBatch:
+        """``function`` of each tensor, those of the rays too."""
+        rest = (None if value is None else function(value) for value in self[1:])
+        return RayBatch(self.rays.map(function), *rest)  # type: ignore[arg-type]
 
 
 # As torch's documentation of default_collate says. Here, so that a DataLoader's worker processes know it, too.

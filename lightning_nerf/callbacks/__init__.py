@@ -11,6 +11,7 @@ from lightning_nerf.callbacks.psnr import PSNRLogger
 from lightning_nerf.callbacks.quality_marks import QualityMarks
 from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.callbacks.results import RunResults
+from lightning_nerf.callbacks.round_histograms import RoundHistograms
 from lightning_nerf.callbacks.telemetry import Telemetry
 from lightning_nerf.callbacks.time_strip import TimeStrip
 from lightning_nerf.callbacks.turntable import Turntable
@@ -25,6 +26,7 @@ __all__ = [
     "Preview",
     "QualityMarks",
     "RayBudget",
+    "RoundHistograms",
     "RunResults",
     "Telemetry",
     "TimeStrip",

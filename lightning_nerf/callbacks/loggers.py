@@ -1,4 +1,4 @@
-"""Pictures and films for loggers."""
+"""Pictures, films and histograms for loggers."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from pathlib import Path
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lightning_nerf import lightning_names
 from lightning_nerf.callbacks.wandb_run import wandb_run_id
 
-__all__ = ["log_image", "log_video", "logged_step", "wandb_run_id", "warning_instead"]
+__all__ = ["log_histogram", "log_image", "log_video", "logged_step", "wandb_run_id", "warning_instead"]
 
 
 def logged_step(trainer: L.Trainer) -> int:
@@ -43,6 +44,24 @@ def log_video(trainer: L.Trainer, key: str, path: Path) -> None:
         if hasattr(logger, "log_video"):
             with warning_instead(f"{type(logger).__name__}: film {key!r}"):
                 logger.log_video(key, [str(path)], step=logged_step(trainer))  # type: ignore[attr-defined]
+
+
+def log_histogram(trainer: L.Trainer, key: str, counts: np.ndarray, step: int) -> None:
+    """Hand counts [B] of equal parts of [0, 1] to each logger that takes histograms; as :func:`log_image`.
+
+    Those are WandbLogger, and loggers whose ``experiment`` has TensorBoard's ``add_histogram_raw``.
+    """
+    edges = np.linspace(0, 1, len(counts) + 1)
+    for logger in trainer.loggers:
+        with warning_instead(f"{type(logger).__name__}: histogram {key!r}"):
+            if isinstance(logger, WandbLogger):
+                from wandb import Histogram  # the logger's own package
+
+                logger.experiment.log({key: Histogram(np_histogram=(counts, edges)), "trainer/global_step": step})
+            elif (add := getattr(getattr(logger, "experiment", None), "add_histogram_raw", None)) is not None:
+                middles = (edges[:-1] + edges[1:]) / 2
+                sums = float((counts * middles).sum()), float((counts * middles**2).sum())
+                add(key, 0.0, 1.0, float(counts.sum()), *sums, edges[1:].tolist(), counts.tolist(), step)
 
 
 @contextmanager

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -15,7 +17,11 @@ from lightning_nerf.arguments import Recorded, build
 from lightning_nerf.cameras.cameras import check_bounds
 from lightning_nerf.checkpoint_io import read_checkpoint
 from lightning_nerf.checks import BadArgument, check_instance, check_number
+from lightning_nerf.data.depths import TrainingDepths, ray_depths
+from lightning_nerf.data.host_rays import HostRays, host_rays
 from lightning_nerf.data.loaders import StepNumbers, ViewIndices
+from lightning_nerf.data.picture_files import pictures_in
+from lightning_nerf.data.picture_memory import scene_on_device, with_index
 from lightning_nerf.data.scene import Scene, checked_scene
 from lightning_nerf.data.seen_pixels import without_unseen_pixels
 from lightning_nerf.data.source import Source
@@ -52,6 +58,10 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         eval_background: the same for evaluation, "white" or "black". None: as ``background``, and white for "random".
         contraction: how the field sees space outside of the box, "none", "l2" or "linf", or "ndc" for cameras that look
             one way, see :class:`~lightning_nerf.SceneBox`.
+        device_budget: GiB of a CUDA device's memory for pictures; those that do not fit stay in the host's, and the device
+            reads them from there. None: three quarters of what is free. 0: all stay.
+        picture_cache: a folder. Pictures are decoded once, into a file there, and mapped; later runs find the file. None:
+            only those that the host's memory does not hold, in ``~/.cache/lightning-nerf/pictures``.
 
     >>> from lightning_nerf import NeRFDataModule
     >>> from lightning_nerf.data.sources import SyntheticSource
@@ -69,6 +79,8 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",
+        device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         super().__init__()
         check_instance("source", source, Source)
@@ -77,7 +89,7 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         if self._box is not None:
             check_front("aabb", self._box)
         self.contraction = contraction
-        for name, value in [("near", near), ("far", far)]:
+        for name, value in [("near", near), ("far", far), ("device_budget", device_budget)]:
             if value is not None:
                 check_number(name, value, "[0, inf)")
         if near is not None and far is not None and not near < far:
@@ -90,8 +102,12 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         self.source = source
         self.background = background
         self.eval_background = eval_background or (background if background in BACKGROUNDS else "white")
+        check_instance("picture_cache", picture_cache, str, os.PathLike, type(None))
+        self.device_budget = device_budget
+        self.picture_cache = None if picture_cache is None else Path(os.path.expanduser(picture_cache))
         self._scenes: dict[str, Scene] = {}
         self._on_device: dict[str, Scene] = {}
+        self.depths = TrainingDepths()
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -180,7 +196,9 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
             raise BadArgument(f"split: expected one of {', '.join(SPLITS)}, got {split!r}")
         if split not in self._scenes:
             self.source.prepare()
-            scene = checked_scene(f"{type(self.source).__name__}.read({split!r})", self.source.read(split))
+            with pictures_in(self.picture_cache):
+                scene = self.source.read(split)
+            scene = checked_scene(f"{type(self.source).__name__}.read({split!r})", scene)
             scene = without_unseen_pixels(scene)
             self._scenes[split] = scene  # where the box comes from, if it is not given
             if scene.cameras.bounds is None:
@@ -190,10 +208,14 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         return self._scenes[split]
 
     def scene_on(self, device: torch.device | str, split: str = "train") -> Scene:
-        """The views of a split on ``device``: copied there on first use and kept, for one device at a time."""
-        there = self._on_device.get(split)
-        if there is None or there.images.colors.device != _with_index(device):
-            there = self._on_device[split] = self.scene(split).to(device)
+        """The views of a split on ``device``: copied there on first use and kept, for one device at a time.
+
+        Pixels that do not fit there stay on the host, see :func:`~lightning_nerf.data.picture_memory.scene_on_device`.
+        """
+        there, device = self._on_device.get(split), with_index(device)
+        if there is None or there.cameras.c2w.device != device:
+            self._on_device.pop(split, None)  # before the other device's copy is made
+            there = self._on_device[split] = scene_on_device(self.scene(split), device, self.device_budget, split)
         return there
 
     def draw(self, key: Tensor, capacity: int, n_rays: Tensor | None = None, open_views: Tensor | None = None) -> RayBatch:
@@ -201,7 +223,25 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
 
         The first call on a device copies the pictures there. Call :meth:`scene_on` before capturing a CUDA graph.
         """
-        return draw_rays(self.scene_on(key.device).pixels(), key, capacity, n_rays, open_views)
+        if not self.draws_on_host(key.device):
+            return self._drawn(self.scene_on(key.device), key, capacity, n_rays, open_views)
+        n_rays, open_views = (None if value is None else value.cpu() for value in (n_rays, open_views))
+        drawn = self._drawn(self.scene("train"), key.cpu(), capacity, n_rays, open_views)
+        return drawn.map(lambda tensor: tensor.to(key.device))
+
+    def _drawn(
+        self, scene: Scene, key: Tensor, capacity: int, n_rays: Tensor | None = None, open_views: Tensor | None = None
+    ) -> RayBatch:
+        pixels = scene.pixels()
+        batch = draw_rays(pixels, key, capacity, n_rays, open_views)
+        depths = self.depths.on(key.device, self.scene("train"), self.device_budget)
+        if depths is None:
+            return batch
+        return batch._replace(depth=ray_depths(pixels, depths, batch.rays, key, capacity, open_views))
+
+    def draws_on_host(self, device: torch.device) -> bool:
+        """Whether training rays for ``device`` are drawn on the host, since no memory holds the pictures."""
+        return self.scene_on(device).images.colors.device != with_index(device)
 
     def time_range(self) -> tuple[float, float] | None:
         """The first and the last time of the training views; None: they have no times."""
@@ -217,11 +257,13 @@ class NeRFDataModule(Recorded, L.LightningDataModule):
         color = None if grey is None else (grey, grey, grey)
         return draw_background(key, n, color=color, random_steps=random_steps)
 
-    def train_dataloader(self) -> StepNumbers:
-        """Step numbers, without end."""
+    def train_dataloader(self) -> StepNumbers | HostRays:
+        """Step numbers, without end; the steps' rays where these are drawn on the host."""
         loop = self.trainer.fit_loop if self.trainer else None
         if loop and loop.min_steps is not None and loop.min_epochs == 1:
             loop.min_epochs = 0  # Lightning's own addition to min_steps: nothing would ever stop the fit
+        if self.trainer and self.draws_on_host(self.trainer.strategy.root_device):
+            return host_rays(self.trainer, partial(self._drawn, self.scene("train")), self._steps_done)
         return StepNumbers(self._steps_done)
 
     def val_dataloader(self) -> ViewIndices:
@@ -259,9 +301,3 @@ def _checked_aabb(aabb: Sequence[Sequence[float]]) -> Tensor:
         raise BadArgument(f"aabb: expected a minimum corner and a maximum corner above it, got {aabb!r}")
     check_corners("aabb", box)
     return box
-
-
-def _with_index(device: torch.device | str) -> torch.device:
-    """ "cuda" as the current device's "cuda:i", which is what tensors carry."""
-    device = torch.device(device)
-    return torch.device("cuda", torch.cuda.current_device()) if device == torch.device("cuda") else device

@@ -9,7 +9,7 @@ from lightning_nerf.checks import check_instance, check_same_device, check_tenso
 from lightning_nerf.types import RayBatch, Rays
 
 _COLORS = (torch.float32, torch.bfloat16, torch.float16)
-_OPTIONAL = ("batch.rays.times", "batch.rays.cameras", "batch.rays.footprint", "batch.alpha", "batch.mask")
+_OPTIONAL = ("batch.rays.times", "batch.rays.cameras", "batch.rays.footprint", "batch.alpha", "batch.mask", "batch.depth")
 _VECTORS = ("batch.rays.origins", "batch.rays.directions", "batch.rgb")
 
 
@@ -29,7 +29,7 @@ def checked_batch(batch: object) -> RayBatch:
     check_tensor("batch.rays.origins", batch.rays.origins, ("R", 3), torch.float32)
     n = len(batch.rays.origins)
     tensors: dict[str, Tensor | None] = {f"batch.rays.{name}": tensor for name, tensor in batch.rays._asdict().items()}
-    tensors |= {"batch.rgb": batch.rgb, "batch.alpha": batch.alpha, "batch.mask": batch.mask}
+    tensors |= {"batch.rgb": batch.rgb, "batch.alpha": batch.alpha, "batch.mask": batch.mask, "batch.depth": batch.depth}
     for name, tensor in tensors.items():
         if tensor is not None or name not in _OPTIONAL:
             check_tensor(name, tensor, (n, 3) if name in _VECTORS else (n,), _dtypes(name))
@@ -62,4 +62,4 @@ def _dtypes(name: str) -> torch.dtype | tuple[torch.dtype, ...]:
         return torch.bool
     if name == "batch.rays.cameras":
         return torch.int64
-    return torch.float32 if name.startswith("batch.rays") else _COLORS
+    return torch.float32 if name.startswith("batch.rays") or name == "batch.depth" else _COLORS

@@ -36,6 +36,8 @@ class BlenderData(NeRFDataModule):
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
+        device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[BlenderSource]] = BlenderSource
@@ -59,6 +61,8 @@ class BlenderData(NeRFDataModule):
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",
+        device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         source = self.source_class(
             root,
@@ -73,4 +77,4 @@ class BlenderData(NeRFDataModule):
             n_val,
             n_test,
         )
-        super().__init__(source, aabb, near, far, background, eval_background, contraction)
+        super().__init__(source, aabb, near, far, background, eval_background, contraction, device_budget, picture_cache)

@@ -44,6 +44,8 @@ class CaptureData(NeRFDataModule):
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`; or "ndc" for a forward-facing capture of LLFF or
             COLMAP, which is then turned: the cameras look along y from near the origin, and content begins at y = 1.
+        device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     def __init__(
@@ -64,6 +66,8 @@ class CaptureData(NeRFDataModule):
         background: str = "random",
         eval_background: str | None = None,
         contraction: str = "l2",
+        device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         self._found = FoundSource(
             root,
@@ -79,7 +83,9 @@ class CaptureData(NeRFDataModule):
             contraction == "ndc",
         )
         self._derives_box = aabb is None
-        super().__init__(self._found, aabb, near, far, background, eval_background, contraction)
+        super().__init__(
+            self._found, aabb, near, far, background, eval_background, contraction, device_budget, picture_cache
+        )
 
     def state_dict(self) -> dict[str, Tensor]:
         """``to_world`` [4, 4] float64; empty with ``normalize=False``. With contraction "ndc" also the box, ``aabb``."""
@@ -105,6 +111,7 @@ class CaptureData(NeRFDataModule):
         if any(not torch.equal(each, to_world.cpu().float()) for each in used):
             self._scenes.clear()
             self._on_device.clear()
+            self.depths.forget()
 
     def to_world(self) -> Tensor | None:
         """[4, 4] float64, from the scene's units to those of the capture's files; None with ``normalize=False``."""

@@ -34,6 +34,8 @@ class SyntheticDynamicScene(SyntheticScene):
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
+        device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[SyntheticSource]] = SyntheticDynamicSource
@@ -52,6 +54,8 @@ class SyntheticDynamicScene(SyntheticScene):
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",
+        device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         super().__init__(
             resolution,
@@ -66,4 +70,6 @@ class SyntheticDynamicScene(SyntheticScene):
             background,
             eval_background,
             contraction,
+            device_budget,
+            picture_cache,
         )

@@ -52,7 +52,8 @@ class Frame(NamedTuple):
     paths: tuple[str, ...] = ()  # names of the picture that a list of a split may give: with its suffix, and as written
     lens: Lens = Lens()
     split: str | None = None  # "train", "val" or "test", where the frame says so
-    depth: Path | None = None  # a picture of distances
+    depth: Path | None = None  # a picture of depths
+    depth_unit: float = 0.001  # of whole numbers in it
     bounds: tuple[float, float] | None = None  # near and far
 
 
@@ -174,6 +175,12 @@ class Transforms:
         depth_name = entry.get("depth_file_path", entry.get("depth_path"))
         if self._finder is not None and isinstance(depth_name, str) and depth_name:
             depth = self._found(depth_name)
+            unit = self._content.get("integer_depth_scale")  # as instant-ngp has it
+            if unit is not None and not (is_number(unit) and unit > 0):
+                raise BadArgument(
+                    f"{shown(self.path)}: expected a number > 0 for 'integer_depth_scale', got {shorten(unit)}"
+                )
+            frame = frame if unit is None else frame._replace(depth_unit=float(unit))
         paths = (listed_path(folder, name), os.path.normpath(image))
         return frame._replace(image=image, mask=mask, depth=depth, paths=paths)
 

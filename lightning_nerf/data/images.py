@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -83,6 +83,26 @@ def _shrunk(drawable: np.ndarray, width: int, height: int) -> np.ndarray:
     return np.asarray(picture.resize((width, height), Image.Resampling.BOX)) == 255
 
 
+class PictureKind(NamedTuple):
+    """What a picture's header says: sides in pixels, and whether the file itself has alpha."""
+
+    width: int
+    height: int
+    has_alpha: bool
+
+
+def picture_kind(path: Path) -> PictureKind:
+    """A picture's kind, without decoding it where that can be."""
+    try:
+        with Image.open(path) as picture:
+            if picture.mode == "P":
+                picture.load()  # a palette may get its alpha late
+            width, height = picture.size
+            return PictureKind(width, height, _has_alpha(picture))
+    except Exception as error:  # of many kinds, from any decoder
+        raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
+
+
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height of a picture, from its header."""
     try:
@@ -134,11 +154,15 @@ def _rgba(picture: Image.Image, is_deep: bool) -> tuple[np.ndarray, bool]:
         return rgba, transparent is not None
     if is_deep and transparent is not None:
         picture.info["transparency"] = tuple(value >> 8 for value in transparent)
-    palette = picture.palette.mode if picture.mode == "P" and picture.palette else ""
-    has_alpha = transparent is not None or (palette or picture.mode)[-1] in "Aa"
+    has_alpha = _has_alpha(picture)
     if picture.mode == "La":  # premultiplied; it converts to nothing else
         picture = picture.convert("LA")
     return np.array(picture.convert("RGBA")), has_alpha
+
+
+def _has_alpha(picture: Image.Image) -> bool:
+    palette = picture.palette.mode if picture.mode == "P" and picture.palette else ""
+    return picture.info.get("transparency") is not None or (palette or picture.mode)[-1] in "Aa"
 
 
 def shrink(rgba: np.ndarray, factor: int) -> np.ndarray:

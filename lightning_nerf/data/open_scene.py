@@ -32,6 +32,8 @@ class SyntheticUnboundedScene(SyntheticScene):
         background: "white", "black" or "random", see :class:`NeRFDataModule`; all pixels are covered.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "l2" or "linf"; with "none" only the box is seen, see :class:`NeRFDataModule`.
+        device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[SyntheticSource]] = SyntheticUnboundedSource
@@ -50,7 +52,22 @@ class SyntheticUnboundedScene(SyntheticScene):
         background: str = "black",
         eval_background: str | None = None,
         contraction: str = "l2",
+        device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         super().__init__(
-            resolution, n_train, n_test, n_val, seed, cache_dir, aabb, near, far, background, eval_background, contraction
+            resolution,
+            n_train,
+            n_test,
+            n_val,
+            seed,
+            cache_dir,
+            aabb,
+            near,
+            far,
+            background,
+            eval_background,
+            contraction,
+            device_budget,
+            picture_cache,
         )

@@ -49,7 +49,7 @@ class Images(NamedTuple):
         counts = torch.tensor([0, *(picture.shape[0] * picture.shape[1] for picture in pictures)])
         channels = pictures[0].shape[-1] if pictures else 3
         flat = [picture.reshape(-1, channels) for picture in pictures]
-        colors = torch.cat(flat) if len(flat) > 1 else flat[0] if flat else torch.empty(0, 3, dtype=torch.uint8)
+        colors = _joined(flat) if flat else torch.empty(0, 3, dtype=torch.uint8)
         if not masks:
             return cls(colors.contiguous(), counts.cumsum(0))
         for i, mask in enumerate(masks):
@@ -78,7 +78,8 @@ class Scene(NamedTuple):
     names: list[str]
     box: SceneBox | None = None  # where the source knows what holds the scene
     to_world: Tensor | None = None  # [4, 4]: from the scene's units to those of the source's files; None: they are the same
-    depth_paths: list[Path | None] | None = None  # a file of distances per view, for losses that read them
+    depth_paths: list[Path | None] | None = None  # a file of depths per view, for losses that read them
+    depth_unit: float = 0.001  # of whole numbers in these files, in the files' units
 
     @property
     def n_views(self) -> int:
@@ -171,6 +172,17 @@ def checked_scene(name: str, scene: Scene) -> Scene:
     if images.drawable is None or bool((images.drawable.diff() >= 0).all()):
         return scene
     return scene._replace(images=images._replace(drawable=images.drawable.sort().values))
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Parts [p, C] as one tensor. Those that follow each other in one storage, as in a mapped file, are not copied."""
+    first, at = parts[0], parts[0].data_ptr()
+    storage = first.untyped_storage().data_ptr()
+    for part in parts:
+        if part.untyped_storage().data_ptr() != storage or part.data_ptr() != at or not part.is_contiguous():
+            return torch.cat(list(parts))
+        at += part.nbytes
+    return first.as_strided((sum(map(len, parts)), first.shape[1]), (first.shape[1], 1))
 
 
 def _check_names(name: str, names: object, n: int) -> None:

@@ -32,6 +32,8 @@ class SyntheticScene(NeRFDataModule):
         background: "white", "black" or "random", see :class:`NeRFDataModule`.
         eval_background: "white" or "black", see :class:`NeRFDataModule`.
         contraction: "none", "l2" or "linf", see :class:`NeRFDataModule`.
+        device_budget: GiB of the device's memory for pictures, see :class:`NeRFDataModule`.
+        picture_cache: where pictures are decoded to and mapped from, see :class:`NeRFDataModule`.
     """
 
     source_class: ClassVar[type[SyntheticSource]] = SyntheticSource
@@ -50,11 +52,26 @@ class SyntheticScene(NeRFDataModule):
         background: str = "white",
         eval_background: str | None = None,
         contraction: str = "none",
+        device_budget: float | None = None,
+        picture_cache: str | Path | None = None,
     ) -> None:
         source = self.source_class(resolution, n_train, n_test, n_val, seed, cache_dir)
-        super().__init__(source, source.aabb if aabb is None else aabb, near, far, background, eval_background, contraction)
+        super().__init__(
+            source,
+            source.aabb if aabb is None else aabb,
+            near,
+            far,
+            background,
+            eval_background,
+            contraction,
+            device_budget,
+            picture_cache,
+        )
 
     @classmethod
     def arguments_of_file(cls, arguments: Plain) -> Plain:
         """As of :class:`~lightning_nerf.data.sources.SyntheticSource`: a recorded ``cache_dir`` is never written to."""
-        return arguments if cls.source_class.is_cached(arguments) else super().arguments_of_file(arguments)
+        kept = super().arguments_of_file(arguments)
+        if "cache_dir" in arguments and cls.source_class.is_cached(arguments):
+            kept["cache_dir"] = arguments["cache_dir"]
+        return kept

@@ -11,8 +11,9 @@ from torch import Tensor
 from lightning_nerf.cameras.cameras import Cameras
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.data.frames import Frame, unique_names
-from lightning_nerf.data.images import picture_size, picture_turns, read_masks, read_pictures
+from lightning_nerf.data.images import picture_size, picture_turns, read_masks
 from lightning_nerf.data.lenses import lens_tensors
+from lightning_nerf.data.picture_files import open_pictures
 from lightning_nerf.data.scene import Images, Scene
 
 Intrinsics = Callable[[Frame, int, int], list[float]]  # fx, fy, cx, cy of a frame's picture of this width and height
@@ -20,7 +21,7 @@ Intrinsics = Callable[[Frame, int, int], list[float]]  # fx, fy, cx, cy of a fra
 
 def read_views(frames: Sequence[Frame], intrinsics: Intrinsics, downscale: int, root: Path) -> Scene:
     """The views of one frame or more, named by :func:`~lightning_nerf.data.frames.unique_names`."""
-    pictures, sizes = read_pictures([f.image for f in frames], downscale)
+    pictures, sizes = open_pictures([f.image for f in frames], downscale)
     masks = None
     if any(f.mask for f in frames):
         masks = read_masks([f.mask for f in frames], sizes, downscale)
@@ -33,7 +34,9 @@ def read_views(frames: Sequence[Frame], intrinsics: Intrinsics, downscale: int, 
     ]
     depths = [f.depth for f in frames] if any(f.depth for f in frames) else None
     names = unique_names([f.image for f in frames], root)
-    return Scene(_cameras(frames, scaled, pictures), Images.from_pictures(pictures, masks), names, depth_paths=depths)
+    unit = frames[0].depth_unit if depths is None else next(f.depth_unit for f in frames if f.depth)
+    images = Images.from_pictures(pictures, masks)
+    return Scene(_cameras(frames, scaled, pictures), images, names, depth_paths=depths, depth_unit=unit)
 
 
 def no_views() -> Scene:

@@ -41,6 +41,9 @@ class Loss(Recorded, nn.Module, ABC):
     """Whether the loss reads ``step.rounds``; earlier rounds of samples are rendered only where a loss asks. Their weights,
     ``step.placement.rounds``, are there in any case."""
 
+    needs_depths: bool = False
+    """Whether the loss reads ``step.batch.depth``; the data module reads files of depths only where a loss asks."""
+
     def __init__(self, weight: float = 1.0, name: str | None = None) -> None:
         super().__init__()
         check_number("weight", weight, "[0, inf)")

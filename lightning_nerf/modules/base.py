@@ -21,6 +21,7 @@ from lightning_nerf.callbacks.ray_budget import RayBudget
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
+from lightning_nerf.data.host_rays import HostDrawn, limited
 from lightning_nerf.estimators.base import Estimator
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.losses.base import Loss, check_losses, weighted_sum
@@ -154,6 +155,7 @@ class NeRFModule(EvaluatedModule):
         self.estimator.bind(box)
         if stage == "fit":
             bind_times(self)
+            self.datamodule.depths.wanted = any(isinstance(loss, Loss) and loss.needs_depths for loss in self.losses)
         self._named = (-1, -1, -1)
         if stage == "fit":
             check_parts(self.field, self.estimator, self.losses, self.datamodule)
@@ -242,7 +244,10 @@ class NeRFModule(EvaluatedModule):
 
     def training_step(self, batch: object, batch_idx: int) -> dict[str, Tensor]:
         """One step; ``batch`` is a step number (rays are drawn here) or a RayBatch of the user's own loader."""
-        rays = None if isinstance(batch, (int, Tensor)) else checked_batch(batch)
+        if isinstance(batch, HostDrawn):
+            rays = limited(batch.batch, self.n_rays)
+        else:
+            rays = None if isinstance(batch, (int, Tensor)) else checked_batch(batch)
         executor = self.executor
         result: object = executor.step(self, rays)
         match result:

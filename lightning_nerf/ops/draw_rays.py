@@ -56,7 +56,7 @@ def draw_rays(
             synchronized, so a CUDA graph can capture the draw.
         capacity: R, 0 <= R < 2^31.
         n_rays: [] int32 or int64: rays from this one on are inactive (``near = far = 0``) and False in ``mask``. None: all
-            are active, and the batch has no mask.
+            are active, and the batch has no mask. Inactive rays are black: their pixels are not read.
         open_views: [V] bool, the views to draw from; read on the device. M is then their number of drawable pixels. If they
             have none, all rays are inactive; the batch has a mask. None: all views.
 
@@ -207,6 +207,8 @@ def reference(
     mask = torch.empty(0, dtype=torch.bool, device=key.device) if is_active is None else is_active.contiguous()
     ray_times = c2w.new_empty(0) if times is None else times[camera]
     drawn = colors[pixel].float()
+    if is_active is not None:
+        drawn = drawn * is_active[:, None]
     rgb = drawn[:, :3] / 255
     alpha = drawn[:, 3] / 255 if colors.shape[1] == 4 else rgb.new_empty(0)
     return origins, directions, near, far, ray_times, footprint, rgb, alpha, mask, camera

@@ -223,7 +223,7 @@ def test_a_fit_looks_at_the_files_of_all_splits_and_at_no_picture(
 ) -> None:
     for each in SPLITS:
         write_split(tmp_path, each, change=timed(change) if each == split else with_times)
-    monkeypatch.setattr("lightning_nerf.data.views.read_pictures", lambda *_: pytest.fail("reads pictures"))
+    monkeypatch.setattr("lightning_nerf.data.views.open_pictures", lambda *_: pytest.fail("reads pictures"))
     with pytest.raises(ValueError, match=f"transforms_{split}.json: {message.format(split=split)}"):
         DNeRFData(tmp_path).setup("fit")
 

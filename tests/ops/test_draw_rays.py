@@ -170,7 +170,7 @@ def test_each_pixel_of_pictures_of_any_size_has_its_own_camera_and_color(name: s
     torch.testing.assert_close(batch.rays.directions, directions[pixel], **TOLERANCE)
     footprint = pixel_footprint(intrinsics[camera], columns, rows, lens)
     torch.testing.assert_close(batch.rays.footprint, footprint[pixel], **TOLERANCE)
-    torch.testing.assert_close(batch.rgb, colors[pixel, :3] / 255, **TOLERANCE)
+    torch.testing.assert_close(batch.rgb, colors[pixel, :3] / 255 * active[:, None], **TOLERANCE)
     assert torch.equal(batch.rays.near, bounds[camera[pixel], 0] * active)
     assert torch.equal(batch.rays.far, bounds[camera[pixel], 1] * active)
     if times is not None:
