@@ -20,6 +20,7 @@ OPS = [
     "instant_ngp_field_backward",
     "instant_ngp_ray_densities",
     "instant_ngp_render",
+    "interlevel",
     "lens_rays",
     "march_count",
     "march_pack",
