@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_number
 from lightning_nerf.losses.base import Loss
 from lightning_nerf.ops.interlevel import interlevel
+from lightning_nerf.ops.rounds import round_counting
 from lightning_nerf.types import Step
 
 
@@ -65,7 +65,8 @@ class Interlevel(Loss):
             )
         k, n = len(last.edges), last.edges.shape[1] - 1
         fine = weights.detach()[: k * n].view(k, n)
-        counts = used_rows(step.counts, last.samples.ray_indices[: k * n : n], last.samples.offsets[-1] // n)
+        counts = step.counts
+        counting = round_counting(counts, last.samples.ray_indices, last.samples.offsets, k, n)
         widths = self.pulse_width if isinstance(self.pulse_width, (list, tuple)) else [self.pulse_width] * len(rounds)
         if len(widths) != len(rounds):
             raise BadArgument(
@@ -76,14 +77,5 @@ class Interlevel(Loss):
             coarse_edges = each.edges
             assert coarse_edges is not None
             coarse = each.weights.view(k, coarse_edges.shape[1] - 1)
-            total = total + interlevel(last.edges, fine, coarse_edges, coarse, counts, width=width).sum()
-        return total / step.counts.sum().clamp(min=1)
-
-
-def used_rows(counts: Tensor, rays: Tensor, n_used: Tensor) -> Tensor:
-    """[K] bool: rows that are of a ray that counts. ``counts``: [R] bool; ``rays``: [K], of each row; rows from ``n_used``
-    on are unused.
-    """
-    if len(counts) == 0:
-        return torch.zeros_like(rays, dtype=torch.bool)
-    return counts[rays] & (torch.arange(len(rays), device=rays.device) < n_used)
+            total = total + interlevel(last.edges, fine, coarse_edges, coarse, counting, width=width).sum()
+        return total / counts.sum().clamp(min=1)

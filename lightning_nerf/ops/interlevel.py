@@ -74,9 +74,9 @@ def interlevel(
         edges=edges, weights=weights, coarse_edges=coarse_edges, coarse_weights=coarse_weights, counting=counting
     )
     op = reference if is_transformed() else torch.ops.lightning_nerf.interlevel
-    fixed = (each.detach().contiguous() for each in (edges, weights, coarse_edges))
+    edges, weights, coarse_edges = (each.detach().contiguous() for each in (edges, weights, coarse_edges))
     radius = 0.0 if width is None else float(width)
-    return op(*fixed, coarse_weights.contiguous(), counting.contiguous(), radius)[0]
+    return op(edges, weights, coarse_edges, coarse_weights.contiguous(), counting.contiguous(), radius)[0]
 
 
 def reference(
