@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
-from lightning_nerf.estimators.stratified import Chosen, Spacing, StratifiedEstimator, packed, rays_that_fit, weights_of
+from lightning_nerf.estimators.stratified import Chosen, Spacing, StratifiedEstimator, rays_that_fit, weights_of
 from lightning_nerf.ops.importance import importance_sampling
 from lightning_nerf.ops.random import STREAM_PROPOSALS, random_uniform
+from lightning_nerf.ops.rounds import round_cdfs
 from lightning_nerf.scene_box import SceneBox
 from lightning_nerf.types import Placement, Query, Rays, Round, RoundField
 
@@ -132,39 +133,33 @@ class Proposal(StratifiedEstimator):
         most = rays_that_fit((capacity, self.n_fine), (march_capacity, max(self.counts)))
         chosen = self.choose(rays, most, exact=capacity is None)
         jitter = None if key is None else self._jitter(key, chosen)
-        unit = torch.arange(2.0, device=chosen.near.device).expand(len(chosen.near), 2)
+        unit = torch.arange(2.0, device=chosen.near.device).repeat(len(chosen.near), 1)
         edges, cdfs, rounds = unit, unit, list[Round]()
         for i, count in enumerate(self.counts):
-            edges = self._narrowed(edges, cdfs, count, None if jitter is None else jitter[:, i])
+            edges = importance_sampling(edges, cdfs, count, jitter=None if jitter is None else jitter[i]).edges
             rounds.append(self._round(i, rays, chosen, edges))
             cdfs = self._cdfs(rounds[-1].weights.detach().view(-1, count), key)
-        edges = self._narrowed(edges, cdfs, self.n_fine, None if jitter is None else jitter[:, -1])
-        samples = packed(chosen, self.at_shares(chosen, edges), capacity)
+        edges = importance_sampling(edges, cdfs, self.n_fine, jitter=None if jitter is None else jitter[-1]).edges
+        samples = self.packed_at(chosen, edges, capacity)
         return Placement(samples, tuple(rounds), edges=edges)
 
     @torch.no_grad()
     def _jitter(self, key: Tensor, chosen: Chosen) -> Tensor:
-        """[K, rounds] in [0, 1): one for all samples that a round puts on a ray."""
-        return random_uniform(key, STREAM_PROPOSALS, len(chosen.kept), len(self.counts) + 1)[chosen.rays]
-
-    @torch.no_grad()
-    def _narrowed(self, edges: Tensor, cdfs: Tensor, n: int, jitter: Tensor | None) -> Tensor:
-        return importance_sampling(edges, cdfs, n, jitter=None if jitter is None else jitter.contiguous()).edges
+        """[rounds, K] in [0, 1): one for all samples that a round puts on a ray."""
+        draws = random_uniform(key, STREAM_PROPOSALS, len(chosen.kept), len(self.counts) + 1)
+        return draws.t().index_select(1, chosen.rays)
 
     def _round(self, i: int, rays: Rays, chosen: Chosen, edges: Tensor) -> Round:
         """Samples between edges [K, n + 1], and their weights by the i-th field."""
-        samples = packed(chosen, self.at_shares(chosen, edges))
+        samples = self.packed_at(chosen, edges)
         field = self.fields[i]
         assert isinstance(field, RoundField)
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.is_learning):
             output = field.at_samples(rays, samples)
         return Round(samples, weights_of(output.density, samples), output, edges)
 
-    @torch.no_grad()
     def _cdfs(self, weights: Tensor, key: Tensor | None) -> Tensor:
         """CDFs [K, n + 1] of weights [K, n], padded, and flattened in the first steps of training."""
-        density = weights + self.padding
-        if key is not None and self.anneal_steps > 0:
-            share = (key[2] / self.anneal_steps).clamp(max=1.0)
-            density = density ** (self.anneal_slope * share / ((self.anneal_slope - 1) * share + 1))
-        return torch.nn.functional.pad(density.cumsum(1), (1, 0))
+        return round_cdfs(
+            weights, key, padding=self.padding, anneal_steps=self.anneal_steps, anneal_slope=self.anneal_slope
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,9 +13,11 @@ from lightning_nerf.checks import BadArgument, check_instance
 from lightning_nerf.estimators.base import Estimator, corners
 from lightning_nerf.ops.composite import composite
 from lightning_nerf.ops.importance import importance_sampling
-from lightning_nerf.ops.pack import check_capacity, pack
+from lightning_nerf.ops.pack import check_capacity
 from lightning_nerf.ops.random import random_uniform
 from lightning_nerf.ops.ray_aabb import ray_aabb
+from lightning_nerf.ops.rounds import SPACINGS as ROUND_SPACINGS
+from lightning_nerf.ops.rounds import Chosen, places_reference, round_rays, round_samples
 from lightning_nerf.scene_box import SceneBox, check_corners
 from lightning_nerf.types import PackedSamples, Rays
 
@@ -23,17 +25,6 @@ Spacing = Literal["uniform", "disparity", "power"]
 SPACINGS = ("uniform", "disparity", "power")
 POWER = -1.5  # lambda of Zip-NeRF's power transformation
 _NEAREST = 2.0**-10  # of far: where disparity spacing begins if near <= 0 cannot be refused without a wait
-
-
-class Chosen(NamedTuple):
-    """K rays that get samples, in the order of all R rays. The last entries may be unused: ray 0, near and far 0."""
-
-    rays: Tensor  # [K] int64, index of the ray
-    near: Tensor  # [K] float32, of the interval to sample
-    far: Tensor  # [K] float32
-    used: Tensor  # [K] bool
-    offsets: Tensor  # [R + 1] int32, CSR: ray r owns the entries ``offsets[r]`` to ``offsets[r + 1]``, one or none
-    kept: Tensor  # [R] bool, see PackedSamples
 
 
 class StratifiedEstimator(Estimator):
@@ -89,31 +80,29 @@ class StratifiedEstimator(Estimator):
 
         ``exact``: the host counts, and no entry is unused. Else nothing on CUDA synchronizes. ``most`` None: no limit.
         """
-        near, far, active = self._intervals(rays)
-        offsets, kept = pack(active.int(), most)
-        count = int(offsets[-1]) if exact else min(len(active) if most is None else most, len(active))
-        slots = torch.arange(count, dtype=torch.int32, device=near.device)
-        used = slots < offsets[-1]
-        index = torch.where(used, torch.searchsorted(offsets[1:], slots, right=True), 0)
-        near, far = torch.where(used, near[index], 0.0), torch.where(used, far[index], 0.0)
-        if self.spacing == "disparity":
-            behind = used & (near <= 0)
-            free = exact or near.device.type == "cpu"  # else looking would have the step wait for the device
-            if free and bool(behind.any()):
-                raise BadArgument(
-                    f"rays.near: expected > 0, since spacing='disparity' divides by it, got {float(near[behind].min()):g}"
-                )
-            near = torch.where(behind, _NEAREST * far, near)
-        return Chosen(index, near, far, used, offsets, kept)
+        near, far = self._intervals(rays)
+        free = exact or near.device.type == "cpu"  # else looking would have the step wait for the device
+        moves = self.spacing == "disparity" and not free
+        chosen = round_rays(near, far, most, nearest=_NEAREST if moves else 0.0)
+        if exact:
+            count = int(chosen.offsets[-1])
+            index, near, far, used = (each[:count] for each in chosen[:4])
+            chosen = Chosen(index, near, far, used, chosen.offsets, chosen.kept)
+        if self.spacing == "disparity" and free:
+            behind = chosen.used & (chosen.near <= 0)
+            if bool(behind.any()):
+                least = float(chosen.near[behind].min())
+                raise BadArgument(f"rays.near: expected > 0, since spacing='disparity' divides by it, got {least:g}")
+        return chosen
 
-    def _intervals(self, rays: Rays) -> tuple[Tensor, Tensor, Tensor]:
-        """near, far [R], and whether a ray is to be sampled between them [R]."""
-        near, far = rays.near.detach(), rays.far.detach()
+    def _intervals(self, rays: Rays) -> tuple[Tensor, Tensor]:
+        """near, far [R], to be sampled between; a miss has both at inf."""
+        near, far = rays.near.detach().float(), rays.far.detach().float()
         if (self.clip_to_box or self.spacing == "power") and self.is_clipping is None:
             raise RuntimeError(f"{type(self).__name__} is not bound to a scene: call bind(scene_box) first")
         if self.is_clipping:
             near, far, _ = (t[:, 0] for t in ray_aabb(rays.origins, rays.directions, self.aabb[None], near, far))
-        return near, far, (near < far) & near.isfinite() & far.isfinite()  # a miss has both at inf
+        return near, far
 
     @torch.no_grad()
     def strata(self, chosen: Chosen, n: int, key: Tensor | None, stream: int) -> Tensor:
@@ -133,40 +122,37 @@ class StratifiedEstimator(Estimator):
 
     def at_shares(self, chosen: Chosen, share: Tensor) -> Tensor:
         """Places [K, m] on each chosen ray: the given shares of the way from near (0) to far (1), in t or in 1 / t."""
-        if self.spacing == "uniform":
-            return torch.lerp(chosen.near[:, None], chosen.far[:, None], share)
+        if self.spacing != "power":
+            return places_reference(share, chosen.near, chosen.far, chosen.used, ROUND_SPACINGS.index(self.spacing))
         used, near, far = (t[:, None] for t in (chosen.used, chosen.near, chosen.far))
-        half_side = 0.5 * (self.aabb[1] - self.aabb[0]).amax().double() if self.spacing == "power" else 1.0
-        # float64: far may be a million times near. Each operation is monotone, and so are the edges.
-        first, last = (warp(torch.where(used, t, 1.0).double(), self.spacing, half_side) for t in (near, far))
-        t = unwarp(torch.addcmul(first, share.double(), last - first), self.spacing, half_side)
+        half_side = 0.5 * (self.aabb[1] - self.aabb[0]).amax().double()
+        first, last = (warp(torch.where(used, t, 1.0).double(), half_side) for t in (near, far))
+        t = unwarp(torch.addcmul(first, share.double(), last - first), half_side)
         return torch.where(used, t.float().clamp(near, far), 0.0)
 
+    def packed_at(self, chosen: Chosen, share: Tensor, capacity: int | None = None) -> PackedSamples:
+        """:func:`packed` between the places of :meth:`at_shares`, in one kernel where there is one."""
+        if self.spacing == "power":
+            return packed(chosen, self.at_shares(chosen, share), capacity)
+        return packed(chosen, share, capacity, self.spacing)
 
-def warp(t: Tensor, spacing: Spacing, half_side: Tensor | float = 1.0) -> Tensor:
-    r"""Distances t > 0, with "power" >= 0, as numbers of which strata of a spacing have equal shares.
 
-    "power" is P(2 x, -1.5), where x is t in half-sides of the scene's box, in which cameras lie within 1, and
+def warp(t: Tensor, half_side: Tensor | float) -> Tensor:
+    r"""Distances t >= 0 as numbers of which strata of the spacing "power" have equal shares.
+
+    P(2 x, -1.5), where x is t in half-sides of the scene's box, in which cameras lie within 1, and
 
     .. math:: P(x, \lambda) = \frac{|\lambda - 1|}{\lambda}
         \left(\left(\frac{x}{|\lambda - 1|} + 1\right)^\lambda - 1\right)
 
     Source: Barron, Mildenhall, Verbin, Srinivasan, Hedman, "Zip-NeRF", ICCV 2023, supplement.
     """
-    if spacing == "uniform":
-        return t
-    if spacing == "disparity":
-        return 1 / t
     scale = abs(POWER - 1)
     return scale / POWER * ((t.clamp(min=0) * (2 / scale) / half_side + 1) ** POWER - 1)
 
 
-def unwarp(s: Tensor, spacing: Spacing, half_side: Tensor | float = 1.0) -> Tensor:
+def unwarp(s: Tensor, half_side: Tensor | float) -> Tensor:
     """The inverse of :func:`warp`."""
-    if spacing == "uniform":
-        return s
-    if spacing == "disparity":
-        return 1 / s
     scale = abs(POWER - 1)
     return 0.5 * scale * half_side * ((s * (POWER / scale) + 1) ** (1 / POWER) - 1)
 
@@ -191,15 +177,9 @@ def weights_of(densities: Tensor, samples: PackedSamples) -> Tensor:
     return weights
 
 
-def packed(chosen: Chosen, edges: Tensor, capacity: int | None = None) -> PackedSamples:
-    """The intervals between edges [K, n + 1] as one list, of length K n or ``capacity``; the tail is zero."""
-    n = edges.shape[1] - 1
-    size = len(edges) * n
-    if size >= 2**31:
-        raise BadArgument(f"rays: expected fewer than 2**31 samples in all, got {len(edges)} rays of {n}")
-    rays = chosen.rays.int()[:, None].expand(-1, n)
-    tail = 0 if capacity is None else capacity - size
-    t_starts, t_ends, indices = (
-        torch.nn.functional.pad(each.reshape(size), (0, tail)) for each in (edges[:, :-1], edges[:, 1:], rays)
-    )
-    return PackedSamples(t_starts, t_ends, indices, chosen.offsets * n, chosen.kept)
+def packed(chosen: Chosen, edges: Tensor, capacity: int | None = None, spacing: str = "places") -> PackedSamples:
+    """The intervals between edges [K, n + 1] as one list, of length K n or ``capacity``; the tail is zero.
+
+    Edges are places, or shares of the way from near to far in a spacing.
+    """
+    return PackedSamples(*round_samples(chosen, edges, spacing, capacity), chosen.kept)

@@ -6,8 +6,8 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument
 from lightning_nerf.losses.base import Loss
-from lightning_nerf.losses.interlevel import used_rows
 from lightning_nerf.ops.distortion import distortion
+from lightning_nerf.ops.rounds import round_counting
 from lightning_nerf.types import MeasuredField, Step
 
 
@@ -43,7 +43,7 @@ class Distortion(Loss):
         if placement.edges is not None:
             k, n = len(placement.edges), placement.edges.shape[1] - 1
             each = distortion(weights[: k * n].view(k, n), placement.edges[:, :-1], placement.edges[:, 1:])
-            counting = used_rows(counts, samples.ray_indices[: k * n : n], samples.offsets[-1] // n)
+            counting = round_counting(counts, samples.ray_indices, samples.offsets, k, n)
         else:
             unit = 1 / step.field.unit_length if isinstance(step.field, MeasuredField) else 1.0
             each = unit * distortion(weights, samples.t_starts, samples.t_ends, offsets=samples.offsets)

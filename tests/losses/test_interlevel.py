@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lightning_nerf import Distortion, Interlevel
 from lightning_nerf.checks import BadArgument
-from lightning_nerf.losses.interlevel import blurred, outer_bound, resampled
+from lightning_nerf.ops.interlevel import blurred, outer_bound, resampled
 from lightning_nerf.types import FieldOutput, PackedSamples, Placement, RayBatch, Rays, Render, Round, Step
 from tests.ops.harness import DEVICES, rand
 
