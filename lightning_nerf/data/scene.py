@@ -79,6 +79,8 @@ class Scene(NamedTuple):
     box: SceneBox | None = None  # where the source knows what holds the scene
     to_world: Tensor | None = None  # [4, 4]: from the scene's units to those of the source's files; None: they are the same
     depth_paths: list[Path | None] | None = None  # a file of distances per view, for losses that read them
+    picture_paths: list[Path] | None = None  # the file of each picture, where there is one
+    mask_paths: list[Path | None] | None = None  # that of its mask
 
     @property
     def n_views(self) -> int:

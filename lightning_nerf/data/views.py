@@ -33,7 +33,14 @@ def read_views(frames: Sequence[Frame], intrinsics: Intrinsics, downscale: int, 
     ]
     depths = [f.depth for f in frames] if any(f.depth for f in frames) else None
     names = unique_names([f.image for f in frames], root)
-    return Scene(_cameras(frames, scaled, pictures), Images.from_pictures(pictures, masks), names, depth_paths=depths)
+    return Scene(
+        _cameras(frames, scaled, pictures),
+        Images.from_pictures(pictures, masks),
+        names,
+        depth_paths=depths,
+        picture_paths=[f.image for f in frames],
+        mask_paths=[f.mask for f in frames] if masks is not None else None,
+    )
 
 
 def no_views() -> Scene:
