@@ -18,6 +18,7 @@ _HOME = {
     "RayBatch": "types",
     "SceneBox": "scene_box",
     "Cameras": "cameras",
+    "CameraRefinement": "cameras",
     "Densities": "types",
     "Placement": "types",
     "Pruning": "types",
@@ -81,7 +82,7 @@ _HOME = {
 __all__ = [*_HOME, "__version__"]
 
 if TYPE_CHECKING:
-    from lightning_nerf.cameras import Cameras
+    from lightning_nerf.cameras import CameraRefinement, Cameras
     from lightning_nerf.capabilities import states
     from lightning_nerf.checks import BadArgument
     from lightning_nerf.data import (

@@ -10,6 +10,7 @@ from lightning_nerf.callbacks.progress import NeRFProgressBar
 from lightning_nerf.callbacks.psnr import PSNRLogger
 from lightning_nerf.callbacks.quality_marks import QualityMarks
 from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.callbacks.refined_cameras import WriteRefinedCameras
 from lightning_nerf.callbacks.results import RunResults
 from lightning_nerf.callbacks.round_histograms import RoundHistograms
 from lightning_nerf.callbacks.telemetry import Telemetry
@@ -32,4 +33,5 @@ __all__ = [
     "TimeStrip",
     "TrainingClock",
     "Turntable",
+    "WriteRefinedCameras",
 ]

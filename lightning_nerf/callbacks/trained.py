@@ -37,6 +37,7 @@ class TrainedModule(Protocol):
     def executor(self) -> Executor: ...  # noqa: D102
     def draw(self) -> RayBatch: ...  # noqa: D102
     def name_step(self, step: int | None = None, rank: int | None = None) -> None: ...  # noqa: D102
+    def view_cameras(self, split: str) -> Cameras: ...  # noqa: D102
     def eval_background(self) -> Tensor: ...  # noqa: D102
     def render_view(self, split: str, index: int) -> Render: ...  # noqa: D102
     def render_camera(self, cameras: Cameras, index: int, background: Tensor | None = None) -> Render: ...  # noqa: D102

@@ -80,6 +80,8 @@ class Scene(NamedTuple):
     to_world: Tensor | None = None  # [4, 4]: from the scene's units to those of the source's files; None: they are the same
     depth_paths: list[Path | None] | None = None  # a file of depths per view, for losses that read them
     depth_unit: float = 0.001  # of whole numbers in these files, in the files' units
+    picture_paths: list[Path] | None = None  # the file of each picture, where there is one
+    mask_paths: list[Path | None] | None = None  # that of its mask
 
     @property
     def n_views(self) -> int:

@@ -35,8 +35,15 @@ def read_views(frames: Sequence[Frame], intrinsics: Intrinsics, downscale: int, 
     depths = [f.depth for f in frames] if any(f.depth for f in frames) else None
     names = unique_names([f.image for f in frames], root)
     unit = frames[0].depth_unit if depths is None else next(f.depth_unit for f in frames if f.depth)
-    images = Images.from_pictures(pictures, masks)
-    return Scene(_cameras(frames, scaled, pictures), images, names, depth_paths=depths, depth_unit=unit)
+    return Scene(
+        _cameras(frames, scaled, pictures),
+        Images.from_pictures(pictures, masks),
+        names,
+        depth_paths=depths,
+        depth_unit=unit,
+        picture_paths=[f.image for f in frames],
+        mask_paths=[f.mask for f in frames] if masks is not None else None,
+    )
 
 
 def no_views() -> Scene:

@@ -18,6 +18,8 @@ from lightning_nerf.callbacks.clock import clock_of
 from lightning_nerf.callbacks.ema import EMAWeights
 from lightning_nerf.callbacks.occupancy import OccupancyGridUpdate
 from lightning_nerf.callbacks.ray_budget import RayBudget
+from lightning_nerf.callbacks.refined_cameras import WriteRefinedCameras
+from lightning_nerf.cameras.refinement import CameraRefinement
 from lightning_nerf.capabilities import has
 from lightning_nerf.checks import BadArgument, BadType, check_instance, check_integer, check_number
 from lightning_nerf.data.batches import checked_batch
@@ -72,6 +74,7 @@ class NeRFModule(EvaluatedModule):
         lr_scheduler: from an optimizer to a scheduler that is stepped every training step; default :class:`WarmupDecay`.
         seed: of all draws; default ``seed_everything``'s, else 0.
         eval_samples: samples rendered at once outside training; bounds the memory.
+        cameras: corrects the cameras of the training views while it trains; None: they are right.
     """
 
     n_rays: Tensor  # [] int32
@@ -92,12 +95,14 @@ class NeRFModule(EvaluatedModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         seed: int | None = None,
         eval_samples: int = 2**21,
+        cameras: CameraRefinement | None = None,
     ) -> None:
         super().__init__()
         field, estimator, renderer = unwrap_compiled(field), unwrap_compiled(estimator), unwrap_compiled(renderer)
         check_instance("field", field, RadianceField)
         check_instance("estimator", estimator, Estimator)
         check_instance("renderer", renderer, Renderer, type(None))
+        check_instance("cameras", cameras, CameraRefinement, type(None))
         for name, value in [("samples_per_step", samples_per_step), ("max_rays", max_rays), ("eval_samples", eval_samples)]:
             check_integer(name, value, 1, 2**31 - 1)
         check_integer("march_factor", march_factor, 1)
@@ -119,6 +124,7 @@ class NeRFModule(EvaluatedModule):
         self.field = field
         self.estimator = estimator
         self.renderer = VolumeRenderer() if renderer is None else renderer
+        self.cameras = cameras
         self.losses = nn.ModuleList([Photometric(huber_delta)] if losses is None else check_losses(losses))
         self.samples_per_step = samples_per_step
         self.march_factor = march_factor
@@ -156,6 +162,8 @@ class NeRFModule(EvaluatedModule):
         if stage == "fit":
             bind_times(self)
             self.datamodule.depths.wanted = any(isinstance(loss, Loss) and loss.needs_depths for loss in self.losses)
+            if self.cameras is not None:
+                self.cameras.bind(self.datamodule.scene("train").cameras, box)
         self._named = (-1, -1, -1)
         if stage == "fit":
             check_parts(self.field, self.estimator, self.losses, self.datamodule)
@@ -186,6 +194,7 @@ class NeRFModule(EvaluatedModule):
             (OccupancyGridUpdate, self.estimator.needs_update),
             (RayBudget, self.estimator.fixed_count is None),
             (EMAWeights, has(self._make_optimizer, "averages")),
+            (WriteRefinedCameras, self.cameras is not None),
             *((kind, True) for kind in ALWAYS),
         ]
         given = lightning_names.callbacks(self.trainer)
@@ -193,7 +202,13 @@ class NeRFModule(EvaluatedModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """See :func:`lightning_nerf.modules.optimizers.configure`."""
-        parts = [("field", self.field), ("estimator", self.estimator), ("losses", self.losses)]
+        parts: list[tuple[str, nn.Module]] = [
+            ("field", self.field),
+            ("estimator", self.estimator),
+            ("losses", self.losses),
+        ]
+        if self.cameras is not None:
+            parts.append(("cameras", self.cameras))
         return configure(self.trainer, parameter_groups(parts), self._make_optimizer, self._make_scheduler)
 
     def on_load_checkpoint(self, checkpoint: Plain) -> None:
@@ -201,6 +216,8 @@ class NeRFModule(EvaluatedModule):
         if isinstance(weights := checkpoint.get("state_dict"), dict) and "field.aabb" in weights:
             weights.setdefault("field.contraction", torch.zeros((), dtype=torch.int8))
             complete_times(self, weights)
+            if self.cameras is not None:
+                self.cameras.make_room_for(weights)
         super().on_load_checkpoint(checkpoint)
         if self.strict_loading:
             refuse_other_times(self, checkpoint["state_dict"])
@@ -223,6 +240,10 @@ class NeRFModule(EvaluatedModule):
         Tensors in, tensors out, no host synchronization: this is what execution strategies run.
         """
         batch = self.draw() if batch is None else batch
+        rays = batch.rays
+        if self.cameras is not None:  # samples and losses are of corrected rays, corrections learn from what the field says
+            rays = self.cameras(rays, self.datamodule.scene_on(self.device).cameras)
+            batch = batch._replace(rays=rays.map(Tensor.detach))
         exact = batch.rays.origins.device.type == "cpu"  # there a count is free, on CUDA it would stall the step
         placement = self.estimator.place(
             batch.rays,
@@ -233,9 +254,9 @@ class NeRFModule(EvaluatedModule):
         )
         placement = checked_placement(placement, len(batch.rays.origins), type(self.estimator).__name__)
         samples, background = placement.samples, self.background(batch)
-        output = self.field.at_samples(batch.rays, samples, placement.evaluated)
+        output = self.field.at_samples(rays, samples, placement.evaluated)
         render = rendered(self.renderer, self.losses, output, samples, background)
-        rounds = rendered_rounds(self.renderer, self.losses, self.field, batch.rays, placement, background)
+        rounds = rendered_rounds(self.renderer, self.losses, self.field, rays, placement, background)
         step = Step(batch, background, placement, output, render, logs={}, rounds=rounds, field=self.field, key=self.key)
         loss = weighted_sum(self.losses, step)
         if "n_rays" not in step.logs:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lightning_nerf import lightning_names
 from lightning_nerf.cameras.cameras import Cameras
+from lightning_nerf.cameras.refinement import CameraRefinement
 from lightning_nerf.checks import BadArgument, BadType, check_instance
 from lightning_nerf.data.base import BACKGROUNDS, NeRFDataModule
 from lightning_nerf.estimators.base import Estimator
@@ -47,6 +48,7 @@ class EvaluatedModule(SteppedModule):
     estimator: Estimator
     renderer: Renderer
     eval_samples: int
+    cameras: CameraRefinement | None
 
     @property
     def datamodule(self) -> NeRFDataModule:
@@ -85,7 +87,17 @@ class EvaluatedModule(SteppedModule):
         """
         check_instance("datamodule", datamodule, NeRFDataModule, type(None))
         data = self.datamodule if datamodule is None else datamodule
-        return self.render_camera(data.scene(split).cameras, index, self._background_of(data))
+        return self.render_camera(self.view_cameras(split, data), index, self._background_of(data))
+
+    def view_cameras(self, split: str, datamodule: NeRFDataModule | None = None) -> Cameras:
+        """The cameras of a split's views, as :meth:`render_view` sees them: those trained on with what was learned of them.
+
+        Args:
+            split: "train", "val" or "test".
+            datamodule: whose views they are; None: the Trainer's.
+        """
+        cameras = (self.datamodule if datamodule is None else datamodule).scene(split).cameras
+        return cameras if self.cameras is None or split != "train" else self.cameras.refined(cameras)
 
     def _background_of(self, data: NeRFDataModule) -> Tensor:
         return torch.full((3,), BACKGROUNDS[data.eval_background], dtype=torch.float32, device=self.device)

@@ -44,7 +44,7 @@ def _cameras(options: argparse.Namespace, scene: TrainedScene, times: Times | No
     if path in SPLITS or is_view(path):
         split, _, view = path.partition(":")
         views = data.scene(split)
-        cameras, names = views.cameras, views.names
+        cameras, names = scene.module.view_cameras(split, data), views.names
         if view:
             i = _index(path, split, view, names)
             cameras, names = cameras.chosen([i]), [names[i]]

@@ -132,6 +132,7 @@ CONSTRUCTORS = {
     "TrainingClock": case(callbacks.TrainingClock),
     "TimeStrip": case(callbacks.TimeStrip, "n_times", "view"),
     "Turntable": case(callbacks.Turntable, "n_frames", "elevation", "fps"),
+    "WriteRefinedCameras": case(callbacks.WriteRefinedCameras),
 }  # fmt: skip
 
 
