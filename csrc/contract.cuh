@@ -16,8 +16,8 @@ LN_HD void contract_unit(float (&x)[3], int contraction) {
     y[a] = half_sides > kFarthest ? kFarthest : half_sides < -kFarthest ? -kFarthest : half_sides;
   }
   const float a = std::fabs(y[0]), b = std::fabs(y[1]), c = std::fabs(y[2]);
-  const float norm = contraction == kL2 ? std::sqrt(y[0] * y[0] + y[1] * y[1] + y[2] * y[2])
-                                        : std::fmax(a, std::fmax(b, c));
+  const float norm =
+      contraction == kL2 ? std::sqrt(y[0] * y[0] + y[1] * y[1] + y[2] * y[2]) : std::fmax(a, std::fmax(b, c));
   const float scale = norm > 1.0f ? (2.0f - 1.0f / norm) / norm : 1.0f;
   for (int i = 0; i < 3; ++i) x[i] = 0.25f * (y[i] * scale) + 0.5f;
 }

@@ -19,5 +19,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
       "instant_ngp_render(Tensor origins, Tensor directions, Tensor t_starts, Tensor t_ends, Tensor offsets, Tensor "
       "working, "
       "Tensor levels, Tensor density1, Tensor density2, Tensor color1, Tensor color2, Tensor color3, Tensor to_unit, float "
-      "density_bias, float early_stop_eps, Tensor alpha_thre, bool bfloat16, int contraction=0) -> (Tensor, Tensor, Tensor, Tensor)");
+      "density_bias, float early_stop_eps, Tensor alpha_thre, bool bfloat16, int contraction=0) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
 }

@@ -324,10 +324,20 @@ RaySamples ray_samples(
   STD_TORCH_CHECK(origins.numel() == 3 * origins.size(0) && directions.numel() == origins.numel(), "rays must be [R, 3]");
   STD_TORCH_CHECK(t_ends.numel() == t_starts.numel(), "t_starts and t_ends must be equally long");
   STD_TORCH_CHECK(to_unit.numel() == 6, "to_unit must be [2, 3]");
-  STD_TORCH_CHECK(contraction >= kNoContraction && contraction <= kLinf, "contraction must be 0, 1 or 2, got ", contraction);
-  return {data<float>(origins),          data<float>(directions),     data<float>(t_starts), data<float>(t_ends),
-          data<int32_t>(offsets),        data<float>(to_unit),        origins.size(0),       t_starts.size(0),
-          int(contraction),              largest_depth(early_stop_eps), mutable_data<int32_t>(taken)};
+  STD_TORCH_CHECK(
+      contraction >= kNoContraction && contraction <= kLinf, "contraction must be 0, 1 or 2, got ", contraction);
+  return {
+      data<float>(origins),
+      data<float>(directions),
+      data<float>(t_starts),
+      data<float>(t_ends),
+      data<int32_t>(offsets),
+      data<float>(to_unit),
+      origins.size(0),
+      t_starts.size(0),
+      int(contraction),
+      largest_depth(early_stop_eps),
+      mutable_data<int32_t>(taken)};
 }
 
 std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
@@ -336,7 +346,8 @@ std::tuple<Tensor, Tensor> instant_ngp_ray_densities(
     double density_bias, double early_stop_eps, bool bfloat16, bool keep_features, int64_t contraction) {
   const Launch launch(origins);
   Tensor taken = torch::stable::new_zeros(offsets, {1}, ScalarType::Int);
-  const RaySamples s = ray_samples(origins, directions, t_starts, t_ends, offsets, to_unit, contraction, early_stop_eps, taken);
+  const RaySamples s =
+      ray_samples(origins, directions, t_starts, t_ends, offsets, to_unit, contraction, early_stop_eps, taken);
   const Encoding e = encoding(working, levels);
   const FieldWeights w = density_weights(density1, density2);
   Tensor densities = torch::stable::new_zeros(origins, {s.n}, ScalarType::Float);
@@ -364,7 +375,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> instant_ngp_render(
     const Tensor& alpha_thre, bool bfloat16, int64_t contraction) {
   const Launch launch(origins);
   Tensor taken = torch::stable::new_zeros(offsets, {1}, ScalarType::Int);
-  const RaySamples s = ray_samples(origins, directions, t_starts, t_ends, offsets, to_unit, contraction, early_stop_eps, taken);
+  const RaySamples s =
+      ray_samples(origins, directions, t_starts, t_ends, offsets, to_unit, contraction, early_stop_eps, taken);
   const Encoding e = encoding(working, levels);
   const FieldWeights w = field_weights(density1, density2, color1, color2, color3);
   check_float(alpha_thre, "alpha_thre");

@@ -16,7 +16,8 @@ void sample_all(const Tensor&, const Arguments& a) {
 STABLE_TORCH_LIBRARY_FRAGMENT(lightning_nerf, m) {
   m.def(
       "sample_points(Tensor origins, Tensor directions, Tensor? times, Tensor t_starts, Tensor t_ends, "
-      "Tensor ray_indices, Tensor? to_unit, int contraction=0) -> (Tensor positions, Tensor sample_directions, Tensor sample_times)");
+      "Tensor ray_indices, Tensor? to_unit, int contraction=0) -> (Tensor positions, Tensor sample_directions, Tensor "
+      "sample_times)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(lightning_nerf, CPU, m) { m.impl("sample_points", TORCH_BOX(&sample_points<sample_all>)); }

@@ -9,8 +9,7 @@ namespace lightning_nerf::sample_points {
 template <void (*run)(const Tensor& like, const Arguments&)>
 std::tuple<Tensor, Tensor, Tensor> sample_points(
     const Tensor& origins, const Tensor& directions, const std::optional<Tensor>& times, const Tensor& t_starts,
-    const Tensor& t_ends, const Tensor& ray_indices, const std::optional<Tensor>& to_unit,
-    int64_t contraction) {
+    const Tensor& t_ends, const Tensor& ray_indices, const std::optional<Tensor>& to_unit, int64_t contraction) {
   check_float(origins, "origins");
   check_float(directions, "directions");
   if (times.has_value()) check_float(*times, "times");
@@ -30,7 +29,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_points(
     STD_TORCH_CHECK(to_unit->numel() == 6, "to_unit must be [2, 3]");
     a.to_unit = data<float>(*to_unit);
   }
-  STD_TORCH_CHECK(contraction >= kNoContraction && contraction <= kLinf, "contraction must be 0, 1 or 2, got ", contraction);
+  STD_TORCH_CHECK(
+      contraction >= kNoContraction && contraction <= kLinf, "contraction must be 0, 1 or 2, got ", contraction);
   STD_TORCH_CHECK(contraction == kNoContraction || to_unit.has_value(), "contraction without to_unit");
   a.contraction = int(contraction);
   a.n_rays = origins.size(0);
