@@ -126,6 +126,7 @@ CONSTRUCTORS = {
     "PSNRLogger": case(callbacks.PSNRLogger, "ssim"),
     "QualityMarks": case(callbacks.QualityMarks, "marks_seconds", "views_every", "split"),
     "RayBudget": case(callbacks.RayBudget, "every_n_steps", "fill"),
+    "RoundHistograms": case(callbacks.RoundHistograms, "every_n_steps", "n_rays", "n_bins"),
     "RunResults": case(callbacks.RunResults, "recipe"),
     "Telemetry": case(callbacks.Telemetry, "every_n_steps"),
     "Interruption": case(callbacks.Interruption),
