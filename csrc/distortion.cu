@@ -1,26 +1,9 @@
 #include "cuda.cuh"
 #include "distortion.h"
+#include "warp_sums.cuh"
 
 namespace lightning_nerf::distortion {
 namespace {
-
-constexpr int kWarp = 32;
-
-// A value's sum over the lanes up to this one.
-__device__ float inclusive(float value, int lane) {
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    const float other = __shfl_up_sync(kFullWarp, value, step);
-    if (lane >= step) value += other;
-  }
-  return value;
-}
-
-__device__ float total(float value) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step);
-  return value;
-}
 
 struct Entry {
   float weight, middle, length;

@@ -1,5 +1,5 @@
 // The field along rays that end early. A warp holds four or eight rays and evaluates the next eight or four samples of each.
-#include "contract.cuh"
+#include "contract.h"
 #include "instant_ngp.h"
 #include "ray_queue.cuh"
 
@@ -324,8 +324,6 @@ RaySamples ray_samples(
   STD_TORCH_CHECK(origins.numel() == 3 * origins.size(0) && directions.numel() == origins.numel(), "rays must be [R, 3]");
   STD_TORCH_CHECK(t_ends.numel() == t_starts.numel(), "t_starts and t_ends must be equally long");
   STD_TORCH_CHECK(to_unit.numel() == 6, "to_unit must be [2, 3]");
-  STD_TORCH_CHECK(
-      contraction >= kNoContraction && contraction <= kLinf, "contraction must be 0, 1 or 2, got ", contraction);
   return {
       data<float>(origins),
       data<float>(directions),
@@ -335,7 +333,7 @@ RaySamples ray_samples(
       data<float>(to_unit),
       origins.size(0),
       t_starts.size(0),
-      int(contraction),
+      checked_contraction(contraction),
       largest_depth(early_stop_eps),
       mutable_data<int32_t>(taken)};
 }

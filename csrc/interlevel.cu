@@ -1,28 +1,12 @@
 #include "cuda.cuh"
 #include "interlevel.h"
+#include "warp_sums.cuh"
 
 namespace lightning_nerf::interlevel {
 namespace {
 
-constexpr int kWarp = 32;
 constexpr int kRowThreads = 128;  // a warp per row
 constexpr int64_t kSharedBytes = 48 << 10;
-
-// A value's sum over the lanes up to this one.
-__device__ double inclusive(double value, int lane) {
-#pragma unroll
-  for (int step = 1; step < kWarp; step *= 2) {
-    const double other = __shfl_up_sync(kFullWarp, value, step);
-    if (lane >= step) value += other;
-  }
-  return value;
-}
-
-__device__ double total(double value) {
-#pragma unroll
-  for (int step = kWarp / 2; step > 0; step /= 2) value += __shfl_xor_sync(kFullWarp, value, step);
-  return value;
-}
 
 // Where this warp keeps doubles of its row: in shared memory, or where rows are too long in `scratch`.
 __device__ double* own_space(double* scratch, int64_t row, int64_t size) {

@@ -1,12 +1,11 @@
 #include "cuda.cuh"
 #include "rounds.h"
+#include "warp_sums.cuh"
 
 #include <algorithm>
 
 namespace lightning_nerf::rounds {
 namespace {
-
-constexpr int kWarp = 32;
 
 __global__ void mark_kernel(
     const float* __restrict__ near,  // [R]
@@ -43,13 +42,7 @@ __global__ void __launch_bounds__(kThreads) accumulate_kernel(const Cdfs c) {
   double carried = 0.0;
   for (int64_t base = 0; base < c.n; base += kWarp) {
     const int64_t i = base + lane;
-    double sum = i < c.n ? double(c.density(row * c.n + i, power)) : 0.0;
-#pragma unroll
-    for (int step = 1; step < kWarp; step *= 2) {
-      const double other = __shfl_up_sync(kFullWarp, sum, step);
-      if (lane >= step) sum += other;
-    }
-    sum += carried;
+    const double sum = inclusive(i < c.n ? double(c.density(row * c.n + i, power)) : 0.0, lane) + carried;
     if (i < c.n) cdf[i + 1] = float(sum);
     carried = __shfl_sync(kFullWarp, sum, kWarp - 1);
   }

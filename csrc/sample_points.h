@@ -1,7 +1,7 @@
 // Arguments and results of the sample_points op, the same for both launchers.
 #pragma once
+#include "contract.h"
 #include "sample_points.cuh"
-#include "stable.h"
 
 namespace lightning_nerf::sample_points {
 
@@ -29,10 +29,8 @@ std::tuple<Tensor, Tensor, Tensor> sample_points(
     STD_TORCH_CHECK(to_unit->numel() == 6, "to_unit must be [2, 3]");
     a.to_unit = data<float>(*to_unit);
   }
-  STD_TORCH_CHECK(
-      contraction >= kNoContraction && contraction <= kLinf, "contraction must be 0, 1 or 2, got ", contraction);
   STD_TORCH_CHECK(contraction == kNoContraction || to_unit.has_value(), "contraction without to_unit");
-  a.contraction = int(contraction);
+  a.contraction = checked_contraction(contraction);
   a.n_rays = origins.size(0);
   a.n = t_starts.size(0);
   Tensor positions = empty(origins, {a.n, 3}, ScalarType::Float);
