@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -91,25 +92,31 @@ class PictureKind(NamedTuple):
     has_alpha: bool
 
 
-def picture_kind(path: Path) -> PictureKind:
-    """A picture's kind, without decoding it where that can be."""
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """A picture's file; whatever a decoder says of it becomes one error."""
     try:
         with Image.open(path) as picture:
-            if picture.mode == "P":
-                picture.load()  # a palette may get its alpha late
-            width, height = picture.size
-            return PictureKind(width, height, _has_alpha(picture))
+            yield picture
+    except BadArgument:
+        raise
     except Exception as error:  # of many kinds, from any decoder
         raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
+
+
+def picture_kind(path: Path) -> PictureKind:
+    """A picture's kind, without decoding it where that can be."""
+    with _opened(path) as picture:
+        if picture.mode == "P":
+            picture.load()  # a palette may get its alpha late
+        width, height = picture.size
+        return PictureKind(width, height, _has_alpha(picture))
 
 
 def picture_size(path: Path) -> tuple[int, int]:
     """Width and height of a picture, from its header."""
-    try:
-        with Image.open(path) as picture:
-            return picture.size
-    except Exception as error:  # of many kinds, from any decoder
-        raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
+    with _opened(path) as picture:
+        return picture.size
 
 
 def picture_turns(path: Path) -> int:
@@ -127,22 +134,17 @@ def read_rgba(path: Path) -> tuple[np.ndarray, bool]:
     Alpha is a channel, a palette's, or the one color that a PNG calls transparent. CMYK becomes RGB. An EXIF orientation
     is not applied, as tools that write camera files do not apply it.
     """
-    try:
-        with Image.open(path) as picture:
-            if picture.format in _ANIMATED and getattr(picture, "is_animated", False):
-                raise BadArgument(f"{path}: expected one picture, got {getattr(picture, 'n_frames', 'several')}")
-            # Of 16 bits per channel Pillow keeps the upper 8 in RGB, but leaves the transparent color as it is.
-            is_deep = picture.mode == "RGB" and "16" in str(getattr(picture, "tile", None))
-            picture.load()
-            if picture.mode in ("I", "F") and picture.format != "PNG":
-                raise BadArgument(f"{path}: expected 8 or 16 bits per channel, got {np.asarray(picture).dtype}")
-            if picture.mode == "LAB":  # Pillow would take its channels for red, green and blue
-                raise BadArgument(f"{path}: expected RGB, grey, CMYK or a palette, got LAB")
-            return _rgba(picture, is_deep)
-    except BadArgument:
-        raise
-    except Exception as error:  # of many kinds, from any decoder
-        raise BadArgument(f"{path}: cannot be read as an image ({error})") from error
+    with _opened(path) as picture:
+        if picture.format in _ANIMATED and getattr(picture, "is_animated", False):
+            raise BadArgument(f"{path}: expected one picture, got {getattr(picture, 'n_frames', 'several')}")
+        # Of 16 bits per channel Pillow keeps the upper 8 in RGB, but leaves the transparent color as it is.
+        is_deep = picture.mode == "RGB" and "16" in str(getattr(picture, "tile", None))
+        picture.load()
+        if picture.mode in ("I", "F") and picture.format != "PNG":
+            raise BadArgument(f"{path}: expected 8 or 16 bits per channel, got {np.asarray(picture).dtype}")
+        if picture.mode == "LAB":  # Pillow would take its channels for red, green and blue
+            raise BadArgument(f"{path}: expected RGB, grey, CMYK or a palette, got LAB")
+        return _rgba(picture, is_deep)
 
 
 def _rgba(picture: Image.Image, is_deep: bool) -> tuple[np.ndarray, bool]:
