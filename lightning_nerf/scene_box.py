@@ -10,7 +10,7 @@ from torch import Tensor
 from lightning_nerf.checks import BadArgument, check_instance, check_tensor
 
 CONTRACTIONS = ("none", "l2", "linf", "ndc")
-_BALLS = ("l2", "linf")
+BALLS = ("l2", "linf")  # those that have all of space in the unit cube
 HALF_SIDE = 1.5  # of the box, as frequencies encode positions: the box of the NeRF-Synthetic scenes
 _FARTHEST = 1e15  # half-sides; beyond it a square overflows float32
 _NEAREST = 1e-6  # of the distance of a frustum's front face: what lies nearer, or behind, is taken to lie there
@@ -74,8 +74,7 @@ class SceneBox(NamedTuple):
             shrink = front / positions[..., 1:2].clamp(max=_FARTHEST).maximum(_NEAREST * front)
             across = torch.addcmul(summand, positions.clamp(-_FARTHEST, _FARTHEST) * shrink, factor)
             return torch.cat([across[..., :1], 1 - shrink, across[..., 2:]], -1)
-        unit = torch.addcmul(summand, positions, factor)
-        return unit if self.contraction == "none" else 0.25 * contract(2 * unit - 1, self.contraction) + 0.5
+        return contract_unit(torch.addcmul(summand, positions, factor), self.contraction)
 
     @torch.no_grad()
     def unit_scale(self, positions: Tensor, affine: Tensor | None = None) -> Tensor:
@@ -112,13 +111,18 @@ class SceneBox(NamedTuple):
 
 def encoded_reach(contraction: str) -> float:
     """Where the unit cube ends in positions as frequencies encode them: at 1.5, with "l2" or "linf" at 3."""
-    return 2 * HALF_SIDE if contraction in _BALLS else HALF_SIDE
+    return 2 * HALF_SIDE if contraction in BALLS else HALF_SIDE
 
 
 def encodable(unit: Tensor, contraction: str) -> Tensor:
     """Positions of the unit cube as frequencies encode them: it goes from minus :func:`encoded_reach` to plus that."""
     reach = encoded_reach(contraction)
     return 2 * reach * unit - reach
+
+
+def contract_unit(unit: Tensor, contraction: str) -> Tensor:
+    """Positions [..., 3] in which the box is the unit cube, as those in which with "l2" or "linf" all of space is."""
+    return unit if contraction == "none" else 0.25 * contract(2 * unit - 1, contraction) + 0.5
 
 
 def contract(x: Tensor, contraction: str) -> Tensor:
@@ -171,8 +175,8 @@ def check_corners(name: str, corners: Tensor) -> None:
 
 def _check_ball(contraction: str) -> None:
     check_contraction("contraction", contraction)
-    if contraction not in _BALLS:
-        raise BadArgument(f"contraction: expected one of {', '.join(_BALLS)}, got {contraction!r}")
+    if contraction not in BALLS:
+        raise BadArgument(f"contraction: expected one of {', '.join(BALLS)}, got {contraction!r}")
 
 
 def _norm(x: Tensor, contraction: str) -> Tensor:

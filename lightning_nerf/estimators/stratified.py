@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -17,7 +18,7 @@ from lightning_nerf.ops.pack import check_capacity
 from lightning_nerf.ops.random import random_uniform
 from lightning_nerf.ops.ray_aabb import ray_aabb
 from lightning_nerf.ops.rounds import SPACINGS as ROUND_SPACINGS
-from lightning_nerf.ops.rounds import Chosen, places_reference, round_rays, round_samples
+from lightning_nerf.ops.rounds import Chosen, even_places, places_reference, round_rays, round_samples
 from lightning_nerf.scene_box import SceneBox, check_corners
 from lightning_nerf.types import PackedSamples, Rays
 
@@ -126,9 +127,8 @@ class StratifiedEstimator(Estimator):
             return places_reference(share, chosen.near, chosen.far, chosen.used, ROUND_SPACINGS.index(self.spacing))
         used, near, far = (t[:, None] for t in (chosen.used, chosen.near, chosen.far))
         half_side = 0.5 * (self.aabb[1] - self.aabb[0]).amax().double()
-        first, last = (warp(torch.where(used, t, 1.0).double(), half_side) for t in (near, far))
-        t = unwarp(torch.addcmul(first, share.double(), last - first), half_side)
-        return torch.where(used, t.float().clamp(near, far), 0.0)
+        ways = (partial(each, half_side=half_side) for each in (warp, unwarp))
+        return torch.where(used, even_places(share, near, far, used, *ways), 0.0)
 
     def packed_at(self, chosen: Chosen, share: Tensor, capacity: int | None = None) -> PackedSamples:
         """:func:`packed` between the places of :meth:`at_shares`, in one kernel where there is one."""

@@ -12,6 +12,7 @@ from lightning_nerf.fields.activations import truncated_exp
 from lightning_nerf.fields.base import RadianceField
 from lightning_nerf.fields.mlp import mlp
 from lightning_nerf.ops.sample_points import CONTRACTIONS_OF_POINTS, sample_points
+from lightning_nerf.scene_box import BALLS
 from lightning_nerf.types import Evaluated, FieldOutput, PackedSamples, Rays
 
 
@@ -81,7 +82,7 @@ class ProposalField(RadianceField):
     def _density(self, unit: Tensor, *widths: Tensor) -> Tensor:
         logits = self.density_net(self.position_encoding(unit, *widths))[:, 0]
         density = truncated_exp(logits + self.density_bias) / self.unit_length
-        if self.scene_box.contraction in ("l2", "linf"):  # all of space is in the cube
+        if self.scene_box.contraction in BALLS:  # all of space is in the cube
             return density
         return density * (unit.clamp(0, 1) == unit).all(-1)
 

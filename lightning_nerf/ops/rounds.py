@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -169,11 +170,25 @@ def places_reference(edges: Tensor, near: Tensor, far: Tensor, used: Tensor, spa
     elif SPACINGS[spacing] == "uniform":
         places = torch.lerp(near, far, edges)
     else:
-        # float64: far may be a million times near. Each operation is monotone, and so are the places.
-        nearest, farthest = (1 / torch.where(used, t, 1.0).double() for t in (near, far))
-        t = 1 / torch.addcmul(nearest, edges.double(), farthest - nearest)
-        places = t.float().clamp(near, far)
+        places = even_places(edges, near, far, used, torch.reciprocal, torch.reciprocal)
     return torch.where(used, places, 0.0)
+
+
+def even_places(
+    edges: Tensor,
+    near: Tensor,
+    far: Tensor,
+    used: Tensor,
+    number: Callable[[Tensor], Tensor],
+    place: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """Places [K, m] float32 whose ``number`` goes evenly from near to far [K, 1] with the edges; ``place`` is its inverse.
+
+    Both take float64 and are monotone. Rows that are not used [K, 1] hold anything.
+    """
+    # float64: far may be a million times near. Each operation is monotone, and so are the places.
+    first, last = (number(torch.where(used, t, 1.0).double()) for t in (near, far))
+    return place(torch.addcmul(first, edges.double(), last - first)).float().clamp(near, far)
 
 
 def samples_reference(

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from lightning_nerf.checks import BadArgument, check_same_device, check_tensor, needs_grad
 from lightning_nerf.ops import library
-from lightning_nerf.scene_box import CONTRACTIONS, check_contraction, contract
+from lightning_nerf.scene_box import BALLS, CONTRACTIONS, contract_unit
 from lightning_nerf.types import PackedSamples, Rays
 
-CONTRACTIONS_OF_POINTS = ("none", "l2", "linf")  # what kernels know; of another one positions are mapped op by op
+CONTRACTIONS_OF_POINTS = ("none", *BALLS)  # what kernels know; of another one positions are mapped op by op
 
 
 def sample_points(
@@ -51,7 +51,8 @@ def sample_points(
     check_tensor("samples.ray_indices", ray_indices, (n,), torch.int32)
     if to_unit is not None:
         check_tensor("to_unit", to_unit, (2, 3), torch.float32)
-    check_contraction("contraction", contraction)
+    if contraction not in CONTRACTIONS_OF_POINTS:
+        raise BadArgument(f"contraction: expected one of {', '.join(CONTRACTIONS_OF_POINTS)}, got {contraction!r}")
     if to_unit is None and contraction != "none":
         raise BadArgument(f"contraction: expected 'none' without to_unit, got {contraction!r}")
     check_same_device(
@@ -92,19 +93,18 @@ def reference(
     n = t_starts.shape[0]
     if origins.shape[0] == 0:  # a capacity without rays: there is no ray 0 to read
         positions = origins.new_zeros(n, 3) if to_unit is None else to_unit[1].repeat(n, 1)
-        return contracted(positions, contraction), origins.new_zeros(n, 3), origins.new_zeros(0 if times is None else n)
+        return (
+            contract_unit(positions, CONTRACTIONS[contraction]),
+            origins.new_zeros(n, 3),
+            origins.new_zeros(0 if times is None else n),
+        )
     sample_directions = directions.index_select(0, ray_indices)
     middle = (t_starts + t_ends) * 0.5
     positions = origins.index_select(0, ray_indices).addcmul(sample_directions, middle[:, None])
     if to_unit is not None:
         positions = torch.addcmul(to_unit[1], positions, to_unit[0])
-    positions = contracted(positions, contraction)
+    positions = contract_unit(positions, CONTRACTIONS[contraction])
     return positions, sample_directions, origins.new_empty(0) if times is None else times.index_select(0, ray_indices)
-
-
-def contracted(unit: Tensor, contraction: int) -> Tensor:
-    """Positions [N, 3] in which the box is the unit cube, as those in which all of space is; an index in CONTRACTIONS."""
-    return unit if contraction == 0 else 0.25 * contract(2 * unit - 1, CONTRACTIONS[contraction]) + 0.5
 
 
 def fake(

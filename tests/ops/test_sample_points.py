@@ -74,6 +74,8 @@ def test_contracted_positions_are_those_of_the_box(device: str, contraction: str
     assert ((unit >= 0) & (unit <= 1)).all()
     with pytest.raises(ValueError, match="contraction: expected 'none' without to_unit"):
         sample_points(rays, samples, contraction=contraction)
+    with pytest.raises(ValueError, match="contraction: expected one of none, l2, linf, got 'ndc'"):
+        sample_points(rays, samples, to_unit=box.affine(), contraction="ndc")
 
 
 def test_only_positions_are_mapped() -> None:
